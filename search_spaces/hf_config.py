@@ -1,0 +1,61 @@
+"""A Hugging Face `config.json` as a `ModelSpec`: known architectures only, and never a guess."""
+
+from pathlib import Path
+
+from search_spaces.documents import read_json
+from search_spaces.errors import InvalidSpec, UnknownName
+from search_spaces.hf_architectures import ARCHITECTURES, GEMMA3_OUTER, MPT_ATTENTION
+from search_spaces.hf_fields import Values, read_values
+from search_spaces.model import ModelSpec
+
+
+def model_types() -> list[str]:
+    """Every `model_type` that can be read, sorted."""
+    return sorted([*ARCHITECTURES, "gemma3"])
+
+
+def load_hf_config(path: Path) -> ModelSpec:
+    """The model that a `config.json` describes."""
+    return model_from_hf_config(read_json(path), str(path))
+
+
+def model_from_hf_config(config: Values, where: str) -> ModelSpec:
+    """The model that a Hugging Face config describes; of a multimodal Gemma 3 its text model.
+
+    Raises
+    ------
+    UnknownName
+        An architecture that is not known; the nearest one is suggested.
+    InvalidSpec
+        A key that may change the cost and is not understood, a missing key, or a value that cannot be true.
+    """
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str):
+        raise InvalidSpec(f"{where} must have the key model_type, a word", repr(model_type))
+    if model_type == "gemma3":
+        return model_from_hf_config(_gemma3_text(config, where), f"{where} (text_config)")
+    if model_type not in ARCHITECTURES:
+        raise UnknownName(f"model_type of {where}", model_type, model_types())
+    architecture = ARCHITECTURES[model_type]
+    values = read_values(config, architecture.keys, where)
+    if model_type == "mpt":
+        values["attn_config"] = read_values(
+            values["attn_config"] or {}, MPT_ATTENTION, f"{where}: attn_config"
+        )
+    try:
+        return ModelSpec(name=_name(config, where), source=where, **architecture.read(values))
+    except InvalidSpec as error:
+        raise InvalidSpec(f"{where}: {error.must}", error.given, hint=error.hint) from None
+
+
+def _gemma3_text(config: Values, where: str) -> Values:
+    """The text model's own config, tied as its surroundings say."""
+    outer = read_values(config, GEMMA3_OUTER, where)
+    tied = {"tie_word_embeddings": outer["tie_word_embeddings"]}
+    return {**tied, **(outer["text_config"] or {}), "model_type": "gemma3_text"}
+
+
+def _name(config: Values, where: str) -> str:
+    """The name that the config states, or else where it came from."""
+    stated = config.get("_name_or_path")
+    return stated if isinstance(stated, str) and stated else where
