@@ -1,0 +1,168 @@
+"""What the machine is: a device, its node, and the tiers of network around it."""
+
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from itertools import pairwise
+
+from search_spaces.errors import check
+from search_spaces.workload import Precision
+
+
+class Origin(StrEnum):
+    """Where a constant comes from, weakest last."""
+
+    MEASURED = "measured"
+    FITTED = "fitted"
+    DATASHEET = "datasheet"
+    ASSUMED = "assumed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Constant:
+    """A number that knows its origin; `spread` is a relative standard deviation."""
+
+    value: float
+    origin: Origin
+    source: str = ""
+    spread: float = 0.0
+
+    def __post_init__(self) -> None:
+        check(0 <= self.value < float("inf"), "a constant must be finite and not negative", self.value)
+        must = "a constant's spread must be finite and not negative"
+        check(0 <= self.spread < float("inf"), must, self.spread)
+
+
+def assumed(value: float, source: str = "", spread: float = 0.2) -> Constant:
+    """A constant that nobody measured: the weakest origin."""
+    return Constant(value=value, origin=Origin.ASSUMED, source=source, spread=spread)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceSpec:
+    """One accelerator (on MI250X: one GCD), with its peaks and how much of them programs reach."""
+
+    name: str
+    source: str
+    memory_bytes: float
+    memory_bandwidth_bytes_per_s: float
+    peak_flops_per_s: dict[Precision, float]
+    host_bandwidth_bytes_per_s: float
+    power_w: float
+    gemm_efficiency: Constant
+    attention_efficiency: Constant
+    memory_efficiency: Constant
+    kernel_launch_s: Constant
+
+    def __post_init__(self) -> None:
+        positive = ("memory_bytes", "memory_bandwidth_bytes_per_s", "host_bandwidth_bytes_per_s", "power_w")
+        for name in positive:
+            value = getattr(self, name)
+            check(0 < value < float("inf"), f"DeviceSpec.{name} must be positive and finite", value)
+        peaks = self.peak_flops_per_s
+        check(bool(peaks), "DeviceSpec.peak_flops_per_s must name at least one precision", "none")
+        for precision, peak in peaks.items():
+            check(0 < peak < float("inf"), f"the {precision} peak must be positive and finite", peak)
+        for name in ("gemm_efficiency", "attention_efficiency", "memory_efficiency"):
+            _check_share(f"DeviceSpec.{name}", getattr(self, name))
+
+    def peak(self, precision: Precision) -> float:
+        """Dense peak FLOP/s of a precision; an absent one is an error that lists those that exist."""
+        check(
+            precision in self.peak_flops_per_s,
+            f"the precision must be one that {self.name} has: {', '.join(self.peak_flops_per_s)}",
+            precision,
+        )
+        return self.peak_flops_per_s[precision]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TierSpec:
+    """One level of the network: all devices within `size` reach each other at its speed.
+
+    `bandwidth_bytes_per_s` is one direction, per device, when every device of the domain sends at once (a
+    link shared by several devices is already divided by them); `pair_bandwidth_bytes_per_s` is what one
+    device gets towards one other (a mesh of links gives a pair less than the sum of a device's links).
+    `size` is the number of devices in one domain; the outermost tier has `size` None: the whole cluster.
+    A domain need not divide the cluster: 512 devices fill seven NVL72 racks and a part of the eighth.
+    """
+
+    name: str
+    size: int | None
+    bandwidth_bytes_per_s: float
+    pair_bandwidth_bytes_per_s: float
+    devices_per_link: int
+    latency_s: Constant
+    efficiency: Constant
+
+    def __post_init__(self) -> None:
+        check(self.size is None or self.size > 1, f"tier {self.name}: size must be above 1", self.size)
+        for name in ("bandwidth_bytes_per_s", "pair_bandwidth_bytes_per_s"):
+            value = getattr(self, name)
+            check(0 < value < float("inf"), f"tier {self.name}: {name} must be positive and finite", value)
+        must = f"tier {self.name}: devices_per_link must be at least 1"
+        check(self.devices_per_link >= 1, must, self.devices_per_link)
+        _check_share(f"tier {self.name}: efficiency", self.efficiency)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterSpec:
+    """Devices, nodes and tiers, innermost tier first."""
+
+    name: str
+    source: str
+    device: DeviceSpec
+    n_devices: int
+    devices_per_node: int
+    tiers: tuple[TierSpec, ...]
+    max_devices: int | None
+    step_fixed_s: Constant
+    straggler_per_log2: Constant
+    memory_reserve_bytes: Constant
+    device_hour_price: Constant | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("n_devices", "devices_per_node"):
+            check(getattr(self, name) > 0, f"ClusterSpec.{name} must be positive", getattr(self, name))
+        check(
+            self.max_devices is None or self.n_devices <= self.max_devices,
+            f"cluster {self.name} has {self.max_devices} devices at most",
+            self.n_devices,
+            hint="ask for fewer with --devices",
+        )
+        self._check_tiers()
+        whole = self.n_devices // self.devices_per_node * self.devices_per_node
+        check(
+            self.n_devices <= self.devices_per_node or self.n_devices == whole,
+            f"cluster {self.name}: --devices must fill whole nodes of {self.devices_per_node}",
+            self.n_devices,
+            hint=f"{whole} or {whole + self.devices_per_node} would",
+        )
+
+    def _check_tiers(self) -> None:
+        check(bool(self.tiers), "ClusterSpec.tiers must name at least one tier", "none")
+        sizes = [tier.size for tier in self.tiers]
+        inner = [size for size in sizes[:-1] if size is not None]
+        check(
+            sizes[-1] is None and len(inner) == len(sizes) - 1,
+            f"cluster {self.name}: the outermost tier, and only it, must have no size",
+            sizes,
+        )
+        check(
+            all(b % a == 0 and b > a for a, b in pairwise(inner)),
+            f"cluster {self.name}: every tier's size must be a multiple of the one inside it",
+            sizes,
+        )
+
+    @property
+    def n_nodes(self) -> int:
+        """Nodes the devices fill."""
+        return -(-self.n_devices // self.devices_per_node)
+
+    def with_devices(self, n_devices: int) -> "ClusterSpec":
+        """The same machine with another number of devices."""
+        return replace(self, n_devices=n_devices)
+
+
+def _check_share(name: str, constant: Constant) -> None:
+    hint = "0.8 means 80 %" if constant.value > 1 else ""
+    check(0 < constant.value <= 1, f"{name} must be above 0 and at most 1", constant.value, hint=hint)
