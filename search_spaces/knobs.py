@@ -1,0 +1,148 @@
+"""The values each knob may take for a job: the source of grids and of Optuna's distributions.
+
+A default choice list is every value that could be legal, up to a bound that is stated here; a user may name others.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from search_spaces.errors import InvalidSpec, UnknownName, check
+from search_spaces.plan import ENUMS, FLAGS, KNOB_NAMES, parse_value
+from search_spaces.rules import Context
+
+MAX_MICRO_BATCH = 64
+LAYER_BYTES_PER_ENTRY = 34  # one layer's activations, Korthikanti et al. (2022), arXiv:2205.05198, equation 1
+MAX_CHUNKS = 8
+MAX_STAGE_GAP = 2
+MIN_SEQUENCE_SHARD_TOKENS = 512
+SCALE_UP_BANDWIDTH_SHARE = 0.5
+
+# The order of enumeration: knobs that many rules need come first, so that illegal branches die early.
+ORDER = (
+    "tp", "cp", "pp", "dp", "cp_kind", "micro_batch", "ep", "etp", "split", "vpp", "schedule", "sequence_parallel",
+    "recompute", "recompute_every", "rank_order", "zero", "overlap_tp", "overlap_pp", "overlap_dp",
+    "offload_optimizer",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Knob:
+    """A searchable dimension and its values, in rising order of cost or degree."""
+
+    name: str
+    choices: tuple[Any, ...]
+
+
+def divisors(n: int) -> list[int]:
+    """Whole numbers that divide n."""
+    small = [i for i in range(1, int(n**0.5) + 1) if n % i == 0]
+    return small + [n // i for i in reversed(small) if i * i != n]
+
+
+def scale_up_devices(context: Context) -> int:
+    """Devices of the largest domain whose links keep a fair share of the innermost tier's bandwidth.
+
+    Tensor parallelism is tried up to twice as far: a group over two domains is slow, a wider one hopeless.
+    """
+    tiers = context.cluster.tiers
+    fair = [t for t in tiers if t.bandwidth_bytes_per_s >= SCALE_UP_BANDWIDTH_SHARE * tiers[0].bandwidth_bytes_per_s]
+    return max(context.cluster.n_devices if tier.size is None else tier.size for tier in fair)
+
+
+def powers_of_two(n: int) -> list[int]:
+    """Powers of two that divide n, from 1."""
+    return [1 << i for i in range((n & -n).bit_length())]
+
+
+def largest_micro_batch(context: Context) -> int:
+    """Sequences whose activations of a single layer, split over one node, still fit in a device; at least 1."""
+    layer_bytes = LAYER_BYTES_PER_ENTRY * context.workload.seq_len * context.model.d_model
+    devices = min(context.cluster.devices_per_node, context.cluster.n_devices)
+    fit = int(context.cluster.device.memory_bytes * devices / 2 / layer_bytes)
+    return min(max(fit, 1), MAX_MICRO_BATCH)
+
+
+def default_choices(context: Context, name: str) -> tuple[Any, ...]:
+    """What a knob may be when nobody narrows it."""
+    model, n, batch = context.model, context.cluster.n_devices, context.workload.global_batch
+    experts = model.moe.n_experts if model.moe else 1
+    if name in FLAGS:
+        return (False, True)
+    if name in ENUMS:
+        return tuple(ENUMS[name])
+    shards = max(context.workload.seq_len // MIN_SEQUENCE_SHARD_TOKENS, 1)
+    tensor = [d for d in divisors(n) if d <= min(model.attention.n_heads, 2 * scale_up_devices(context))]
+    table: dict[str, Sequence[int]] = {
+        "tp": tensor,
+        "pp": [d for d in divisors(n) if d <= model.n_layers],
+        "cp": [d for d in divisors(n) if d <= shards],
+        "dp": divisors(n),
+        "ep": divisors(experts),
+        "etp": [d for d in tensor if d <= scale_up_devices(context)] if model.moe else [1],
+        "vpp": range(1, min(MAX_CHUNKS, model.n_layers) + 1),
+        "micro_batch": [b for b in powers_of_two(batch) if b <= largest_micro_batch(context)],
+        "zero": (0, 1, 2, 3),
+        "recompute_every": (1, 2, 4),
+    }
+    return tuple(table[name])
+
+
+def default_splits(n_layers: int, pp: int) -> list[tuple[int, int]]:
+    """(first_layers, last_layers) worth trying for pp stages: even, or ends up to MAX_STAGE_GAP layers lighter.
+
+    The embedding and the head weigh on the ends; (0, 0) is the even split.
+    """
+    if pp == 1:
+        return [(0, 0)]
+    splits = [(0, 0)] if n_layers % pp == 0 else []
+    gaps = range(MAX_STAGE_GAP + 1)
+    for first_gap in gaps:
+        for last_gap in gaps:
+            middle, remainder = divmod(n_layers + first_gap + last_gap, pp)
+            named = (first_gap or last_gap) and remainder == 0 and middle > max(first_gap, last_gap)
+            if named:
+                splits.append((middle - first_gap if first_gap else 0, middle - last_gap if last_gap else 0))
+    return splits or [(0, 0)]
+
+
+def asked_choices(name: str, values: object) -> tuple[Any, ...]:
+    """A user's values for a knob, from TOML or text, checked one by one.
+
+    Raises
+    ------
+    UnknownName
+        No such knob, or an enum value that does not exist.
+    InvalidSpec
+        An empty list, a repeated value, or one of the wrong kind.
+    """
+    if name not in KNOB_NAMES:
+        raise UnknownName("a knob of [space]", name, KNOB_NAMES)
+    items = values if isinstance(values, list | tuple) else [values]
+    check(len(items) > 0, f"[space] {name} must list at least one value", "an empty list")
+    parsed = tuple(_one(name, item) for item in items)
+    check(len(set(parsed)) == len(parsed), f"[space] {name} must not repeat a value", list(items))
+    return parsed
+
+
+def _one(name: str, item: object) -> int | bool | StrEnum:
+    if isinstance(item, bool):
+        if name not in FLAGS:
+            raise InvalidSpec(f"[space] {name} must be {_kind(name)}", str(item).lower())
+        return item
+    if not isinstance(item, str | int):
+        raise InvalidSpec(f"[space] {name} must be {_kind(name)}", repr(item))
+    value = parse_value(name, str(item))
+    lowest = 0 if name in ("zero", "first_layers", "last_layers") else 1
+    highest = 3 if name == "zero" else None
+    if isinstance(value, int) and not isinstance(value, bool):
+        in_range = value >= lowest and (highest is None or value <= highest)
+        check(in_range, f"[space] {name} must be at least {lowest}" + (" and at most 3" if highest else ""), value)
+    return value
+
+
+def _kind(name: str) -> str:
+    if name in ENUMS:
+        return f"one of {', '.join(ENUMS[name])}"
+    return "true or false" if name in FLAGS else "a whole number"

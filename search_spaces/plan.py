@@ -1,0 +1,254 @@
+"""A plan: one layout of a training job over the devices; and plans as columns.
+
+    world = tp * cp * dp * pp                 the dense mesh
+    world = etp * ep * edp * pp               the expert mesh, over the same devices
+    global_batch = micro_batch * n_microbatches * dp
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from enum import StrEnum
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from search_spaces.errors import InvalidSpec, UnknownName, check
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+
+
+class CpKind(StrEnum):
+    """How attention runs over a sequence split between devices."""
+
+    RING = "ring"
+    ULYSSES = "ulysses"
+
+
+class Schedule(StrEnum):
+    """Order of forward and backward passes on a pipeline."""
+
+    GPIPE = "gpipe"
+    ONE_F_ONE_B = "1f1b"
+    INTERLEAVED = "interleaved"
+    ZB_H1 = "zb-h1"
+
+
+class Recompute(StrEnum):
+    """What the backward pass computes again: nothing, the attention core, or whole layers."""
+
+    NONE = "none"
+    SELECTIVE = "selective"
+    FULL = "full"
+
+
+class RankOrder(StrEnum):
+    """Mesh axes from the innermost (neighbouring ranks) to the outermost."""
+
+    TP_CP_DP_PP = "tp-cp-dp-pp"
+    TP_CP_PP_DP = "tp-cp-pp-dp"
+
+
+ENUMS: dict[str, type[StrEnum]] = {
+    "cp_kind": CpKind,
+    "schedule": Schedule,
+    "recompute": Recompute,
+    "rank_order": RankOrder,
+}
+FLAGS = ("sequence_parallel", "offload_optimizer", "overlap_dp", "overlap_tp", "overlap_pp")
+
+
+def code(value: StrEnum) -> int:
+    """Position of an enum's value among its class: what a column stores."""
+    return list(type(value)).index(value)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """One layout of a job.
+
+    `zero` is the ZeRO stage (0-3; 3 shards parameters as FSDP does). `first_layers` and `last_layers` are the
+    layers of the first and last pipeline stage (0: even split). `recompute_every` n > 1 recomputes only every n-th
+    layer; it needs recompute=full. `vpp` counts model chunks per stage.
+    """
+
+    tp: int = 1
+    pp: int = 1
+    dp: int = 1
+    cp: int = 1
+    ep: int = 1
+    etp: int = 1
+    vpp: int = 1
+    micro_batch: int = 1
+    zero: int = 0
+    first_layers: int = 0
+    last_layers: int = 0
+    recompute_every: int = 1
+    cp_kind: CpKind = CpKind.RING
+    schedule: Schedule = Schedule.ONE_F_ONE_B
+    recompute: Recompute = Recompute.NONE
+    rank_order: RankOrder = RankOrder.TP_CP_DP_PP
+    sequence_parallel: bool = False
+    offload_optimizer: bool = False
+    overlap_dp: bool = False
+    overlap_tp: bool = False
+    overlap_pp: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("tp", "pp", "dp", "cp", "ep", "etp", "vpp", "micro_batch", "recompute_every"):
+            check(getattr(self, name) >= 1, f"Plan.{name} must be at least 1", getattr(self, name))
+        check(0 <= self.zero <= 3, "Plan.zero must be a ZeRO stage from 0 to 3", self.zero)
+        for name in ("first_layers", "last_layers"):
+            check(getattr(self, name) >= 0, f"Plan.{name} must not be negative", getattr(self, name))
+
+    @property
+    def world_size(self) -> int:
+        """Devices the plan occupies."""
+        return self.tp * self.cp * self.dp * self.pp
+
+    @property
+    def key(self) -> str:
+        """The plan as `knob=value` words, default values left out; two plans are the same iff their keys are."""
+        words = []
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if value != field.default or field.name in ("tp", "pp", "dp", "micro_batch"):
+                words.append(f"{field.name}={_word(value)}")
+        return " ".join(words)
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read `tp=8 pp=4 recompute=full`; a knob left out keeps its default.
+
+        Raises
+        ------
+        UnknownName
+            A knob or an enum's value that does not exist.
+        InvalidSpec
+            A word that is not `knob=value`, a knob given twice, or a value of the wrong kind.
+        """
+        values: dict[str, Any] = {}
+        for word in text.replace(",", " ").split():
+            name, equals, value = word.partition("=")
+            check(bool(equals), "a plan is written as knob=value words", repr(word))
+            check(name not in values, "a plan names each knob once", repr(word))
+            values[name] = parse_value(name, value)
+        return cls(**values)
+
+
+def _word(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def parse_value(name: str, value: str) -> int | bool | StrEnum:
+    """A knob's value from its text."""
+    names = [field.name for field in fields(Plan)]
+    if name not in names:
+        raise UnknownName("a knob of a plan", name, names)
+    if name in ENUMS:
+        choices = [str(choice) for choice in ENUMS[name]]
+        if value not in choices:
+            raise UnknownName(name, value, choices)
+        return ENUMS[name](value)
+    if name in FLAGS:
+        check(value in ("true", "false"), f"{name} must be true or false", repr(value))
+        return value == "true"
+    check(value.isascii() and value.isdigit(), f"{name} must be a whole number", repr(value))
+    return int(value)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Plans:
+    """Many plans as columns: every field has shape (n_plans,), row i is plan i.
+
+    Degrees are int64; enums are int8 codes (position in their class, see `code`); flags are bool.
+    """
+
+    tp: Ints
+    pp: Ints
+    dp: Ints
+    cp: Ints
+    ep: Ints
+    etp: Ints
+    vpp: Ints
+    micro_batch: Ints
+    zero: Ints
+    first_layers: Ints
+    last_layers: Ints
+    recompute_every: Ints
+    cp_kind: NDArray[np.int8]
+    schedule: NDArray[np.int8]
+    recompute: NDArray[np.int8]
+    rank_order: NDArray[np.int8]
+    sequence_parallel: Bools
+    offload_optimizer: Bools
+    overlap_dp: Bools
+    overlap_tp: Bools
+    overlap_pp: Bools
+
+    def __len__(self) -> int:
+        return len(self.tp)
+
+    def __iter__(self) -> Iterator[Plan]:
+        return (self.row(i) for i in range(len(self)))
+
+    @classmethod
+    def of(cls, plans: Iterable[Plan]) -> Self:
+        """Columns from single plans."""
+        rows = list(plans)
+        return cls(**{name: column([getattr(plan, name) for plan in rows], name) for name in KNOB_NAMES})
+
+    @classmethod
+    def concatenate(cls, parts: Sequence["Plans"]) -> Self:
+        """Plans of all parts, in order."""
+        return cls(**{name: np.concatenate([getattr(p, name) for p in parts]) for name in KNOB_NAMES})
+
+    def row(self, i: int) -> Plan:
+        """Plan i."""
+        values: dict[str, Any] = {}
+        for name in KNOB_NAMES:
+            item = getattr(self, name)[i].item()
+            values[name] = list(ENUMS[name])[item] if name in ENUMS else item
+        return Plan(**values)
+
+    def take(self, index: NDArray[Any] | slice) -> "Plans":
+        """Plans at the given positions (or where a mask is true)."""
+        return Plans(**{name: getattr(self, name)[index] for name in KNOB_NAMES})
+
+    def keys(self) -> list[str]:
+        """Key of every plan."""
+        return [plan.key for plan in self]
+
+    @property
+    def edp(self) -> Ints:
+        """Data-parallel replicas of an expert: tp cp dp / (etp ep)."""
+        return self.tp * self.cp * self.dp // (self.etp * self.ep)
+
+    def is_schedule(self, schedule: Schedule) -> Bools:
+        """Where the plan runs this schedule."""
+        return self.schedule == code(schedule)
+
+    def is_recompute(self, recompute: Recompute) -> Bools:
+        """Where the plan recomputes this much."""
+        return self.recompute == code(recompute)
+
+    def is_cp(self, kind: CpKind) -> Bools:
+        """Where the sequence is split, and in this way."""
+        return (self.cp > 1) & (self.cp_kind == code(kind))
+
+
+KNOB_NAMES: tuple[str, ...] = tuple(field.name for field in fields(Plan))
+
+
+def column(values: Sequence[Any], name: str) -> NDArray[Any]:
+    """Values of one knob as the column `Plans` stores."""
+    if name in ENUMS:
+        choices = list(ENUMS[name])
+        return np.array([choices.index(ENUMS[name](value)) for value in values], dtype=np.int8)
+    if name in FLAGS:
+        return np.array(values, dtype=np.bool_)
+    if any(isinstance(value, bool) or int(value) != value for value in values):
+        raise InvalidSpec(f"{name} must be whole numbers", str(list(values)))
+    return np.array(values, dtype=np.int64)

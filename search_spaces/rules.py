@@ -1,0 +1,174 @@
+"""What makes a plan legal: named rules, vectorised; a rule's name is the sentence a user reads.
+
+A rule tells which knobs it needs, so that it can be applied as soon as those are set.  Two kinds: what must hold
+(`must`), and what keeps every plan from appearing twice under other names (`once`): a knob that does nothing in a
+plan keeps its neutral value there.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from search_spaces.cluster import ClusterSpec
+from search_spaces.framework import FrameworkProfile, framework_named
+from search_spaces.model import ModelSpec
+from search_spaces.plan import Bools, CpKind, Ints, RankOrder, Recompute, Schedule, code
+from search_spaces.workload import Workload
+
+Columns = Mapping[str, Ints]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Context:
+    """What rules are asked about: the job without its plan."""
+
+    model: ModelSpec
+    cluster: ClusterSpec
+    workload: Workload
+
+    @property
+    def framework(self) -> FrameworkProfile:
+        """The trainer's profile."""
+        return framework_named(self.workload.framework)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rule:
+    """A named condition over some knobs; `holds(context, columns)` has shape (n_plans,)."""
+
+    name: str
+    knobs: tuple[str, ...]
+    holds: Callable[[Context, Columns], Bools | bool]
+
+
+def _rule(name: str, knobs: str, holds: Callable[[Context, Columns], Bools | bool]) -> Rule:
+    return Rule(name=name, knobs=tuple(knobs.split()), holds=holds)
+
+
+def _is(p: Columns, value: Schedule | Recompute | CpKind | RankOrder, knob: str) -> Bools:
+    return p[knob] == code(value)
+
+
+def _kv_heads_fit(c: Context, p: Columns) -> Bools:
+    kv = c.model.attention.n_kv_heads
+    return (kv % p["tp"] == 0) | (p["tp"] % kv == 0)
+
+
+def _mlp_width(c: Context, p: Columns) -> Bools:
+    shared = c.model.moe.shared_width if c.model.moe else 0
+    has_dense = c.model.n_moe_layers < c.model.n_layers
+    dense_fits = (c.model.mlp.width % p["tp"] == 0) | (not has_dense)
+    return dense_fits & (shared % p["tp"] == 0)
+
+
+def _split_exists(c: Context, p: Columns) -> Bools:
+    named = (p["first_layers"] > 0).astype(np.int64) + (p["last_layers"] > 0)
+    rest = c.model.n_layers - p["first_layers"] - p["last_layers"]
+    middle = np.maximum(p["pp"] - named, 1)
+    return np.where(p["pp"] > named, (rest >= middle) & (rest % middle == 0), rest == 0)
+
+
+def _layers_of_stages(c: Context, p: Columns) -> tuple[Ints, Ints, Ints]:
+    named = (p["first_layers"] > 0).astype(np.int64) + (p["last_layers"] > 0)
+    middle = (c.model.n_layers - p["first_layers"] - p["last_layers"]) // np.maximum(p["pp"] - named, 1)
+    first = np.where(p["first_layers"] > 0, p["first_layers"], middle)
+    return first, middle, np.where(p["last_layers"] > 0, p["last_layers"], middle)
+
+
+def _chunks_are_whole(c: Context, p: Columns) -> Bools:
+    first, middle, last = _layers_of_stages(c, p)
+    v = p["vpp"]
+    return (first % v == 0) & (middle % v == 0) & (last % v == 0) & (np.minimum(first, last) >= v)
+
+
+def _ulysses_heads(c: Context, p: Columns) -> Bools:
+    return ~_is(p, CpKind.ULYSSES, "cp_kind") | (c.model.attention.n_heads % (p["tp"] * p["cp"]) == 0)
+
+
+def _experts(c: Context) -> int:
+    return c.model.moe.n_experts if c.model.moe else 1
+
+
+def _expert_width(c: Context) -> int:
+    return c.model.moe.expert_width if c.model.moe else 1
+
+
+def _n_microbatches(c: Context, p: Columns) -> Ints:
+    return c.workload.global_batch // (p["micro_batch"] * p["dp"])
+
+
+def _recompute_every(c: Context, p: Columns) -> Bools:
+    layers = -(-c.model.n_layers // (p["pp"] * p["vpp"]))
+    return (p["recompute_every"] == 1) | (_is(p, Recompute.FULL, "recompute") & (p["recompute_every"] <= layers))
+
+
+RULES: tuple[Rule, ...] = (
+    _rule("tp divides n_heads", "tp", lambda c, p: c.model.attention.n_heads % p["tp"] == 0),
+    _rule("tp divides n_kv_heads or is a multiple of it", "tp", _kv_heads_fit),
+    _rule("tp divides d_model", "tp", lambda c, p: c.model.d_model % p["tp"] == 0),
+    _rule("tp divides the mlp width", "tp", _mlp_width),
+    _rule("pp is at most n_layers", "pp", lambda c, p: p["pp"] <= c.model.n_layers),
+    _rule("stages hold whole layers", "pp first_layers last_layers", _split_exists),
+    _rule("2 * cp divides seq_len", "cp", lambda c, p: (p["cp"] == 1) | (c.workload.seq_len % (2 * p["cp"]) == 0)),
+    _rule("the framework splits sequences", "cp", lambda c, p: (p["cp"] == 1) | c.framework.context_parallel),
+    _rule("cp_kind is set only with cp above 1", "cp cp_kind",
+          lambda c, p: (p["cp"] > 1) | _is(p, CpKind.RING, "cp_kind")),
+    _rule("tp * cp divides n_heads with ulysses", "tp cp cp_kind", _ulysses_heads),
+    _rule("tp * cp * dp * pp is the number of devices", "tp pp cp dp",
+          lambda c, p: p["tp"] * p["pp"] * p["cp"] * p["dp"] == c.cluster.n_devices),
+    _rule("micro_batch * dp divides the global batch", "dp micro_batch",
+          lambda c, p: c.workload.global_batch % (p["micro_batch"] * p["dp"]) == 0),
+    _rule("ep divides n_experts", "ep", lambda c, p: _experts(c) % p["ep"] == 0),
+    _rule("etp divides the expert width", "etp", lambda c, p: _expert_width(c) % p["etp"] == 0),
+    _rule("the framework splits experts' matrices by their own degree", "tp etp",
+          lambda c, p: (p["etp"] == 1) | (p["etp"] == p["tp"]) | c.framework.expert_tensor_parallel),
+    _rule("etp is at most tp", "tp etp", lambda c, p: p["etp"] <= p["tp"]),
+    _rule("etp * ep divides tp * cp * dp", "tp cp dp ep etp",
+          lambda c, p: (p["tp"] * p["cp"] * p["dp"]) % (p["etp"] * p["ep"]) == 0),
+    _rule("vpp divides the layers of every stage", "pp vpp first_layers last_layers", _chunks_are_whole),
+    _rule("vpp above 1 and the interleaved schedule go together", "vpp schedule",
+          lambda c, p: (p["vpp"] > 1) == _is(p, Schedule.INTERLEAVED, "schedule")),
+    _rule("a schedule other than 1f1b needs pp above 1", "pp schedule",
+          lambda c, p: (p["pp"] > 1) | _is(p, Schedule.ONE_F_ONE_B, "schedule")),
+    _rule("the framework runs the schedule", "schedule",
+          lambda c, p: np.isin(p["schedule"], [code(schedule) for schedule in c.framework.schedules])),
+    _rule("interleaving needs pp to divide the micro-batches", "pp dp micro_batch schedule",
+          lambda c, p: ~_is(p, Schedule.INTERLEAVED, "schedule") | (_n_microbatches(c, p) % p["pp"] == 0)),
+    _rule("the framework runs the zero stage", "pp zero",
+          lambda c, p: p["zero"] <= np.where(p["pp"] > 1, c.framework.max_zero_with_pipeline, c.framework.max_zero)),
+    _rule("zero above 0 needs dp * cp above 1", "dp cp zero",
+          lambda c, p: (p["zero"] == 0) | (p["dp"] * p["cp"] > 1)),
+    _rule("sequence_parallel needs tp above 1", "tp sequence_parallel",
+          lambda c, p: (p["tp"] > 1) | ~p["sequence_parallel"].astype(bool)),
+    _rule("tp * cp divides seq_len with sequence_parallel", "tp cp sequence_parallel",
+          lambda c, p: ~p["sequence_parallel"].astype(bool) | (c.workload.seq_len % (p["tp"] * p["cp"]) == 0)),
+    _rule("experts with tp above 1 need sequence_parallel", "tp sequence_parallel",
+          lambda c, p: p["sequence_parallel"].astype(bool) | (p["tp"] == 1) | (c.model.moe is None)),
+    _rule("recompute_every above 1 needs recompute=full and as many layers", "pp vpp recompute recompute_every",
+          _recompute_every),
+    _rule("the framework recomputes every n-th layer", "recompute_every",
+          lambda c, p: (p["recompute_every"] == 1) | c.framework.recompute_every),
+    _rule("zb-h1 does not recompute whole layers", "schedule recompute",
+          lambda c, p: ~_is(p, Schedule.ZB_H1, "schedule") | ~_is(p, Recompute.FULL, "recompute")),
+    _rule("the framework offloads the optimizer", "offload_optimizer",
+          lambda c, p: ~p["offload_optimizer"].astype(bool) | c.framework.offload_optimizer),
+    _rule("overlap_dp needs dp * cp above 1", "dp cp overlap_dp",
+          lambda c, p: ~p["overlap_dp"].astype(bool) | (p["dp"] * p["cp"] > 1)),
+    _rule("overlap_tp needs sequence_parallel", "sequence_parallel overlap_tp",
+          lambda c, p: ~p["overlap_tp"].astype(bool) | p["sequence_parallel"].astype(bool)),
+    _rule("overlap_pp needs the interleaved schedule", "schedule overlap_pp",
+          lambda c, p: ~p["overlap_pp"].astype(bool) | _is(p, Schedule.INTERLEAVED, "schedule")),
+    _rule("rank_order is set only with dp and pp above 1", "pp dp rank_order",
+          lambda c, p: ((p["pp"] > 1) & (p["dp"] > 1)) | _is(p, RankOrder.TP_CP_DP_PP, "rank_order")),
+)  # fmt: skip
+
+
+def broken_rules(context: Context, columns: Columns) -> list[str]:
+    """Names of the rules that the first plan of the columns breaks."""
+    broken = []
+    for rule in RULES:
+        held = rule.holds(context, columns)
+        if not (held if isinstance(held, bool) else bool(np.broadcast_to(held, (1,))[0])):
+            broken.append(rule.name)
+    return broken
