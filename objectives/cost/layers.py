@@ -1,0 +1,291 @@
+"""One layer, one micro-batch, one device: seconds of its passes and bytes it keeps for the backward pass.
+
+    T  tokens = b s / c      b  micro_batch    c  cp      t  tp      e  ep      t_e  etp
+    h  d_model               a, g, d  query heads, key-value heads, head width
+    f  width of an MLP       m  its matrices (2 or 3)       k  top_k      E  n_experts
+
+A pass has three pieces: forward, backward to the input, backward to the weights; each product of the forward pass
+appears once in each of the others.  Communication is counted where it is exposed.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from objectives.cost import mesh
+from objectives.cost.collectives import all_gather_s, all_reduce_s, all_to_all_s, reduce_scatter_s
+from objectives.cost.flops import attention_score_flops
+from objectives.cost.kernels import (
+    BYTES_16_BIT,
+    KERNELS_PER_LAYER,
+    attention_s,
+    gemm_s,
+    grouped_gemm_s,
+    memory_bound_s,
+)
+from objectives.metrics import Job
+from search_spaces.framework import framework_named
+from search_spaces.model import MlpSpec
+from search_spaces.plan import CpKind, Floats, Plans
+from search_spaces.workload import AttentionFlops
+
+ATTENTION_BACKWARD_OVER_FORWARD = 2.5  # five products for two: Dao (2023), arXiv:2307.08691, section 3.1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class LayerCost:
+    """Seconds and bytes of one layer; every array has shape (n_plans,)."""
+
+    forward_s: Floats
+    backward_input_s: Floats
+    backward_weight_s: Floats
+    core_forward_s: Floats
+    tp_forward_s: Floats
+    tp_backward_s: Floats
+    cp_forward_s: Floats
+    cp_backward_s: Floats
+    ep_forward_s: Floats
+    ep_backward_s: Floats
+    kept_bytes: Floats
+    core_kept_bytes: Floats
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Block:
+    """Seconds of one half of a layer, and what it keeps."""
+
+    gemm_s: Floats
+    other_s: Floats
+    kept_bytes: Floats
+
+
+def tokens_per_device(job: Job, plans: Plans) -> Floats:
+    """Tokens of one micro-batch on one context-parallel rank: b s / c."""
+    return plans.micro_batch * (job.workload.seq_len / plans.cp)
+
+
+def sequence_shards(plans: Plans) -> Floats:
+    """Ways in which sequence parallelism splits what tensor parallelism leaves whole: t, or 1 without it."""
+    return np.where(plans.sequence_parallel, plans.tp, 1).astype(np.float64)
+
+
+def layer_cost(job: Job, plans: Plans, kind: str) -> LayerCost:
+    """Cost of a dense or an expert layer.
+
+    Source
+    ------
+    Kept bytes: Korthikanti et al. (2022), arXiv:2205.05198, section 4 (34 s b h without dropout's masks 32).
+    """
+    attention = _attention_block(job, plans)
+    mlp = _mlp_block(job, plans, job.model.mlp) if kind == "dense" else _expert_block(job, plans)
+    core_s, core_kept = _attention_core(job, plans)
+    tp_forward, tp_backward = _tp_comm(job, plans, kind, attention.gemm_s + mlp.gemm_s)
+    cp_forward, cp_backward = _cp_comm(job, plans, core_s)
+    ep_forward = _ep_comm(job, plans) if kind == "moe" else np.zeros(len(plans))
+    gemm = attention.gemm_s + mlp.gemm_s
+    other = attention.other_s + mlp.other_s
+    launch = KERNELS_PER_LAYER * job.cluster.device.kernel_launch_s.value
+    return LayerCost(
+        forward_s=np.maximum(gemm + core_s + other, launch),
+        backward_input_s=np.maximum(gemm + ATTENTION_BACKWARD_OVER_FORWARD * core_s + 2 * other, launch),
+        backward_weight_s=np.maximum(gemm, launch / 2),
+        core_forward_s=core_s,
+        tp_forward_s=tp_forward,
+        tp_backward_s=tp_backward,
+        cp_forward_s=cp_forward,
+        cp_backward_s=cp_backward,
+        ep_forward_s=ep_forward,
+        ep_backward_s=ep_forward,
+        kept_bytes=attention.kept_bytes + mlp.kept_bytes + core_kept,
+        core_kept_bytes=core_kept,
+    )
+
+
+def _attention_block(job: Job, plans: Plans) -> _Block:
+    """Projections, norms, rotary embedding and residual around the attention core."""
+    device, precision = job.cluster.device, job.workload.precision
+    attention, h = job.model.attention, job.model.d_model
+    tokens, shards = tokens_per_device(job, plans), sequence_shards(plans)
+    heads = np.ceil(attention.n_heads / plans.tp)
+    kv_heads = np.ceil(attention.n_kv_heads / plans.tp)
+    value_width = heads * attention.v_head_dim
+    qkv_width = heads * attention.head_dim + kv_heads * (attention.head_dim + attention.v_head_dim)
+    gemm = _qkv_s(job, plans, tokens, qkv_width) + gemm_s(
+        device, precision, tokens, np.full(len(plans), float(h)), value_width
+    )
+    moved = BYTES_16_BIT * tokens * (5 * h / shards + 2 * qkv_width)
+    masks = tokens * h / shards * framework_named(job.workload.framework).dropout
+    kept = BYTES_16_BIT * tokens * (2 * h / shards + qkv_width + value_width) + masks
+    return _Block(gemm_s=gemm, other_s=memory_bound_s(device, moved), kept_bytes=kept)
+
+
+def _qkv_s(job: Job, plans: Plans, tokens: Floats, qkv_width: Floats) -> Floats:
+    """Query, key and value projections; latent attention goes down to its ranks and up per head."""
+    device, precision, h = job.cluster.device, job.workload.precision, float(job.model.d_model)
+    latent = job.model.attention.latent
+    if latent is None:
+        return gemm_s(device, precision, tokens, qkv_width, h)
+    heads = np.ceil(job.model.attention.n_heads / plans.tp)
+    down = np.full(len(plans), float((latent.q_lora_rank or 0) + latent.kv_lora_rank + latent.qk_rope_head_dim))
+    query = heads * (latent.qk_nope_head_dim + latent.qk_rope_head_dim)
+    key_value = heads * (latent.qk_nope_head_dim + latent.v_head_dim)
+    seconds = gemm_s(device, precision, tokens / sequence_shards(plans), down, h)
+    seconds += gemm_s(device, precision, tokens, query, float(latent.q_lora_rank or h))
+    return seconds + gemm_s(device, precision, tokens, key_value, float(latent.kv_lora_rank))
+
+
+def _attention_core(job: Job, plans: Plans) -> tuple[Floats, Floats]:
+    """Seconds of the scores and their product with the values, and the bytes they keep.
+
+    A fused kernel does only the causal half and keeps one fp32 statistic a row; an unfused one does the whole
+    square and keeps softmax, mask and dropout: 5 a s² b / t bytes.
+
+    Source
+    ------
+    Korthikanti et al. (2022), arXiv:2205.05198, section 4.1; Dao et al. (2022), arXiv:2205.14135, algorithm 1.
+    """
+    model, workload, device = job.model, job.workload, job.cluster.device
+    s = workload.seq_len
+    counting = AttentionFlops.CAUSAL if workload.flash_attention else AttentionFlops.FULL
+    per_layer = [attention_score_flops(model, s, window, counting) for window in model.window_of_layer]
+    share = plans.micro_batch / (plans.tp * plans.cp)
+    seconds = attention_s(device, workload.precision, share * (sum(per_layer) / model.n_layers))
+    rows = share * model.attention.n_heads * float(s)
+    if workload.flash_attention:
+        return seconds, 4.0 * rows
+    scores = rows * s
+    return seconds + memory_bound_s(device, 8.0 * scores), 5.0 * scores
+
+
+def _mlp_block(job: Job, plans: Plans, mlp: MlpSpec) -> _Block:
+    """A feed-forward block every token passes: m products, its activation function, norm and residual."""
+    device, precision, h = job.cluster.device, job.workload.precision, float(job.model.d_model)
+    tokens, shards = tokens_per_device(job, plans), sequence_shards(plans)
+    width = np.ceil(mlp.width / plans.tp)
+    up = gemm_s(device, precision, tokens, (mlp.n_matrices - 1) * width, h)
+    down = gemm_s(device, precision, tokens, np.full(len(plans), h), width)
+    moved = BYTES_16_BIT * tokens * (5 * h / shards + mlp.n_matrices * width)
+    masks = tokens * h / shards * framework_named(job.workload.framework).dropout
+    kept = BYTES_16_BIT * tokens * (2 * h / shards + mlp.n_matrices * width) + masks
+    return _Block(gemm_s=up + down, other_s=memory_bound_s(device, moved), kept_bytes=kept)
+
+
+def routed_tokens(job: Job, plans: Plans) -> Floats:
+    """Token copies that the hottest device's experts compute: k T / s_p times etp, imbalance or capacity."""
+    moe = job.model.moe
+    assert moe is not None
+    load = job.workload.expert_imbalance if moe.capacity_factor is None else moe.capacity_factor
+    return tokens_per_device(job, plans) / sequence_shards(plans) * moe.top_k * plans.etp * load
+
+
+def _expert_block(job: Job, plans: Plans) -> _Block:
+    """Routed experts as one grouped product each way, shared experts as a dense MLP, and the permutations.
+
+    Kept: routed tokens before and after the experts (2 k T h bytes each), and the experts' inner activations.
+
+    Source
+    ------
+    X-MoE, arXiv:2508.13337, section 2.3 of its analysis: 2 bytes (2 k S H + 2 k S f).
+    """
+    device, precision, h = job.cluster.device, job.workload.precision, float(job.model.d_model)
+    moe = job.model.moe
+    assert moe is not None
+    local = moe.n_experts / plans.ep
+    routed, width = routed_tokens(job, plans), np.ceil(moe.expert_width / plans.etp)
+    rows = np.maximum(routed / local, 1.0)
+    up = grouped_gemm_s(device, precision, (rows, (moe.n_matrices - 1) * width, h), local)
+    down = grouped_gemm_s(device, precision, (rows, np.full(len(plans), h), width), local)
+    moved = BYTES_16_BIT * routed * (4 * h + moe.n_matrices * width)
+    kept = BYTES_16_BIT * routed * (2 * h / plans.etp + moe.n_matrices * width)
+    shared = _shared_block(job, plans)
+    return _Block(
+        gemm_s=up + down + shared.gemm_s,
+        other_s=memory_bound_s(device, moved) + shared.other_s,
+        kept_bytes=kept + shared.kept_bytes,
+    )
+
+
+def _shared_block(job: Job, plans: Plans) -> _Block:
+    """What every token passes beside the routed experts: norm, router, residual, and shared experts if any."""
+    moe = job.model.moe
+    assert moe is not None
+    if moe.shared_width:
+        return _mlp_block(job, plans, MlpSpec(width=moe.shared_width, n_matrices=moe.n_matrices))
+    tokens = tokens_per_device(job, plans) / sequence_shards(plans) * job.model.d_model
+    moved = memory_bound_s(job.cluster.device, BYTES_16_BIT * 5 * tokens)
+    return _Block(gemm_s=np.zeros(len(plans)), other_s=moved, kept_bytes=BYTES_16_BIT * 2 * tokens)
+
+
+def _tp_comm(job: Job, plans: Plans, kind: str, gemm: Floats) -> tuple[Floats, Floats]:
+    """Exposed seconds of tensor-parallel collectives, forward and backward.
+
+        without sequence parallelism    2 all-reduces each way
+        with it                         2 (all-gather + reduce-scatter) forward; one more all-gather per pair back
+
+    An expert layer without shared experts has one such pair, its attention's.  Overlapped plans hide up to the
+    framework's share of it behind the products it feeds.
+
+    Source
+    ------
+    Korthikanti et al. (2022), arXiv:2205.05198, section 4.2.2.
+    """
+    cluster, n = job.cluster, plans.tp
+    members = mesh.tp_members(cluster, plans)
+    message = BYTES_16_BIT * tokens_per_device(job, plans) * job.model.d_model
+    moe = job.model.moe
+    pairs = 2.0 if kind == "dense" or (moe is not None and moe.shared_width) else 1.0
+    reduce_s = all_reduce_s(cluster, n, members, message)
+    gather_s = all_gather_s(cluster, n, members, message)
+    scatter_s = reduce_scatter_s(cluster, n, members, message)
+    forward = pairs * np.where(plans.sequence_parallel, gather_s + scatter_s, reduce_s)
+    backward = pairs * np.where(plans.sequence_parallel, 2 * gather_s + scatter_s, reduce_s)
+    hides = framework_named(job.workload.framework).tp_overlap * plans.overlap_tp
+    return forward - np.minimum(hides * forward, gemm), backward - np.minimum(hides * backward, 2 * gemm)
+
+
+def _cp_comm(job: Job, plans: Plans, core_s: Floats) -> tuple[Floats, Floats]:
+    """Exposed seconds of context-parallel communication, forward and backward.
+
+        ring      every device sees all keys and values: their whole length through a ring, the framework's share of it beside the core
+        ulysses   all-to-alls of queries, keys, values and outputs, nothing beside them
+
+    Keys and values are replicated where Ulysses needs more heads than there are.
+
+    Source
+    ------
+    Liu et al. (2023), arXiv:2310.01889 (ring); Jacobs et al. (2023), arXiv:2309.14509, section 3.2 (Ulysses).
+    """
+    if int(plans.cp.max(initial=1)) == 1:
+        return np.zeros(len(plans)), np.zeros(len(plans))
+    cluster, attention = job.cluster, job.model.attention
+    members = mesh.cp_members(cluster, plans)
+    tokens = tokens_per_device(job, plans)
+    heads, kv_heads = np.ceil(attention.n_heads / plans.tp), np.ceil(attention.n_kv_heads / plans.tp)
+    both_widths = attention.head_dim + attention.v_head_dim
+    kv_bytes = BYTES_16_BIT * tokens * kv_heads * both_widths
+    ring_s = all_gather_s(cluster, plans.cp, members, kv_bytes * plans.cp)
+    share = framework_named(job.workload.framework).cp_overlap
+    ring_forward = ring_s - np.minimum(share * ring_s, core_s)
+    ring_backward = 2 * ring_s - np.minimum(2 * share * ring_s, ATTENTION_BACKWARD_OVER_FORWARD * core_s)
+    sent = BYTES_16_BIT * tokens * (heads + np.maximum(kv_heads, np.minimum(plans.cp, heads))) * both_widths
+    ulysses_s = all_to_all_s(cluster, plans.cp, members, sent)
+    is_ulysses = plans.is_cp(CpKind.ULYSSES)
+    return np.where(is_ulysses, ulysses_s, ring_forward), np.where(is_ulysses, ulysses_s, ring_backward)
+
+
+def _ep_comm(job: Job, plans: Plans) -> Floats:
+    """Seconds of one expert layer's dispatch and combine, forward; backward costs the same again.
+
+        2 all-to-alls of 2 k T h / s_p bytes over ep, 1 all-gather and 1 reduce-scatter over etp
+
+    Source
+    ------
+    Lepikhin et al. (2020), arXiv:2006.16668, section 3.3; two per pass: X-MoE, arXiv:2508.13337.
+    """
+    cluster = job.cluster
+    here = routed_tokens(job, plans) / plans.etp
+    sent = BYTES_16_BIT * here * job.model.d_model
+    exchange = all_to_all_s(cluster, plans.ep, mesh.ep_members(cluster, plans), sent)
+    etp_members = mesh.etp_members(cluster, plans)
+    gather = all_gather_s(cluster, plans.etp, etp_members, sent * plans.etp)
+    return 2 * exchange + gather + reduce_scatter_s(cluster, plans.etp, etp_members, sent * plans.etp)

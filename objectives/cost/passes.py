@@ -1,0 +1,214 @@
+"""One micro-batch through a pipeline stage: seconds by part, bytes kept, and what its worst stage needs.
+
+    F  forward     B_i  backward to the input (with recomputation)     W  backward to the weights
+"""
+
+from dataclasses import dataclass, fields
+
+import numpy as np
+
+from objectives.cost import mesh
+from objectives.cost.collectives import all_gather_s, send_s
+from objectives.cost.factored import factored
+from objectives.cost.kernels import BYTES_16_BIT, gemm_s, memory_bound_s
+from objectives.cost.layers import LayerCost, layer_cost, sequence_shards, tokens_per_device
+from objectives.cost.stages import Stages, representatives, stages_of, weights_of_representatives
+from objectives.metrics import Job
+from search_spaces.framework import framework_named
+from search_spaces.plan import Floats, Plans, Recompute
+
+PASS_KNOBS = (
+    "tp", "pp", "dp", "cp", "ep", "etp", "vpp", "micro_batch", "first_layers", "last_layers", "recompute_every",
+    "cp_kind", "recompute", "rank_order", "sequence_parallel", "overlap_tp",
+)  # fmt: skip
+LAYER_KNOBS = (
+    "tp", "pp", "dp", "cp", "ep", "etp", "micro_batch", "cp_kind", "rank_order", "sequence_parallel", "overlap_tp",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class StagePass:
+    """One micro-batch through given stages; every array has shape (n_stages, n_plans).
+
+    Compute is without communication; `recompute_s` is everything done again, its communication included.
+    """
+
+    forward_s: Floats
+    backward_input_s: Floats
+    backward_weight_s: Floats
+    recompute_s: Floats
+    tp_comm_s: Floats
+    cp_comm_s: Floats
+    ep_comm_s: Floats
+    forward_comm_s: Floats
+    kept_bytes: Floats
+    transient_bytes: Floats
+    logits_bytes: Floats
+
+    @property
+    def compute_s(self) -> Floats:
+        """Both passes' computation, nothing twice."""
+        return self.forward_s + self.backward_input_s + self.backward_weight_s
+
+    @property
+    def full_forward_s(self) -> Floats:
+        """F: forward computation and its exposed communication."""
+        return self.forward_s + self.forward_comm_s
+
+    @property
+    def full_backward_input_s(self) -> Floats:
+        """B_i: backward computation, recomputation and their exposed communication."""
+        comm = self.tp_comm_s + self.cp_comm_s + self.ep_comm_s - self.forward_comm_s
+        return self.backward_input_s + self.recompute_s + comm
+
+    @property
+    def total_s(self) -> Floats:
+        """F + B_i + W."""
+        return self.full_forward_s + self.full_backward_input_s + self.backward_weight_s
+
+
+def stage_pass(job: Job, plans: Plans, stages: Stages) -> StagePass:
+    """Seconds and bytes of one micro-batch through each of the given stages."""
+    dense = _layers(_layer_cost(job, plans, "dense"), stages.n_layers - stages.n_moe)
+    total = dense
+    if job.model.moe is not None:
+        n_moe = stages.n_moe + stages.is_last * job.model.n_predict_layers
+        total = _add(dense, _layers(_layer_cost(job, plans, "moe"), n_moe))
+    head_s, head_comm_s = _head(job, plans)
+    heads = stages.is_last * (1 + job.model.n_predict_layers)
+    embedding_comm_s = stages.is_first * _embedding_comm(job, plans)
+    again_s, kept, transient = _recomputation(job, plans, total, stages)
+    forward_comm = total.tp_forward_s + total.cp_forward_s + total.ep_forward_s
+    return StagePass(
+        forward_s=total.forward_s + heads * head_s,
+        backward_input_s=total.backward_input_s + heads * head_s,
+        backward_weight_s=total.backward_weight_s + heads * head_s,
+        recompute_s=again_s,
+        tp_comm_s=total.tp_forward_s + total.tp_backward_s + 2 * (heads * head_comm_s + embedding_comm_s),
+        cp_comm_s=total.cp_forward_s + total.cp_backward_s,
+        ep_comm_s=total.ep_forward_s + total.ep_backward_s,
+        forward_comm_s=forward_comm + heads * head_comm_s + embedding_comm_s,
+        kept_bytes=kept,
+        transient_bytes=transient,
+        logits_bytes=heads * logits_bytes(job, plans),
+    )
+
+
+def _layer_cost(job: Job, plans: Plans, kind: str) -> LayerCost:
+    return factored(plans, LAYER_KNOBS, lambda rows: layer_cost(job, rows, kind))
+
+
+def _layers(layer: LayerCost, n: Floats | np.ndarray) -> LayerCost:  # type: ignore[type-arg]
+    return LayerCost(**{field.name: n * getattr(layer, field.name) for field in fields(LayerCost)})
+
+
+def _add(a: LayerCost, b: LayerCost) -> LayerCost:
+    return LayerCost(**{f.name: getattr(a, f.name) + getattr(b, f.name) for f in fields(LayerCost)})
+
+
+def logits_bytes(job: Job, plans: Plans) -> Floats:
+    """Logits of one micro-batch and their gradient on the last stage: T V / t entries."""
+    per_entry = framework_named(job.workload.framework).logits_bytes_per_entry
+    return tokens_per_device(job, plans) * np.ceil(job.model.embedding.vocab_size / plans.tp) * per_entry
+
+
+def _head(job: Job, plans: Plans) -> tuple[Floats, Floats]:
+    """Seconds of the output projection and loss (each of F, B_i, W has one such product), and their gather."""
+    device, h = job.cluster.device, float(job.model.d_model)
+    tokens = tokens_per_device(job, plans)
+    columns = np.ceil(job.model.embedding.vocab_size / plans.tp)
+    product = gemm_s(device, job.workload.precision, tokens, columns, h)
+    gather = all_gather_s(job.cluster, plans.tp, mesh.tp_members(job.cluster, plans), BYTES_16_BIT * tokens * h)
+    return product + memory_bound_s(device, logits_bytes(job, plans) / 3), gather
+
+
+def _embedding_comm(job: Job, plans: Plans) -> Floats:
+    """Seconds of the vocabulary-parallel embedding's reduction, once each way."""
+    message = BYTES_16_BIT * tokens_per_device(job, plans) * job.model.d_model
+    return all_gather_s(job.cluster, plans.tp, mesh.tp_members(job.cluster, plans), message)
+
+
+def boundary_bytes(job: Job, plans: Plans) -> Floats:
+    """One layer's input on one device: 2 T h bytes, split over tp with sequence parallelism."""
+    return BYTES_16_BIT * tokens_per_device(job, plans) * job.model.d_model / sequence_shards(plans)
+
+
+def _recomputation(job: Job, plans: Plans, total: LayerCost, stages: Stages) -> tuple[Floats, Floats, Floats]:
+    """Seconds done again, bytes kept for the backward pass, and bytes that live only while a layer is redone.
+
+        full         every r-th layer keeps its input (2 T h) and runs forward again
+        selective    the attention core runs again and keeps nothing
+
+    Source
+    ------
+    Korthikanti et al. (2022), arXiv:2205.05198, sections 4 and 5.
+    """
+    n_layers = np.maximum(stages.n_layers, 1)
+    share = np.ceil(stages.n_layers / plans.recompute_every) / n_layers * plans.is_recompute(Recompute.FULL)
+    forward = total.forward_s + total.tp_forward_s + total.cp_forward_s + total.ep_forward_s
+    selective = plans.is_recompute(Recompute.SELECTIVE)
+    again_s = share * forward + selective * total.core_forward_s
+    boundary = boundary_bytes(job, plans)
+    kept = (1 - share) * total.kept_bytes - selective * total.core_kept_bytes + share * stages.n_layers * boundary
+    if framework_named(job.workload.framework).keeps_stage_input:
+        kept = kept + np.where(stages.is_first & (plans.pp == 1), 0, BYTES_16_BIT) * (
+            tokens_per_device(job, plans) * job.model.d_model / plans.tp
+        )
+    transient = np.where(share > 0, total.kept_bytes, selective * total.core_kept_bytes) / n_layers
+    return again_s, kept, transient
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class PassTable:
+    """What a plan's pipeline needs of its passes; times have shape (n_plans,), bytes (n_representatives, n_plans).
+
+    The worst stage is the one with the longest F + B; its parts are those a step is made of.
+    """
+
+    compute_s: Floats
+    recompute_s: Floats
+    tp_comm_s: Floats
+    cp_comm_s: Floats
+    ep_comm_s: Floats
+    worst_s: Floats
+    forward_s: Floats
+    backward_s: Floats
+    all_stages_s: Floats
+    weight_pass_s: Floats
+    send_s: Floats
+    kept_bytes: Floats
+    transient_bytes: Floats
+    logits_bytes: Floats
+    boundary_bytes: Floats
+
+
+def pass_table(job: Job, plans: Plans) -> PassTable:
+    """Passes of the representative stages, reduced to what the pipeline's closed forms use."""
+    stages = stages_of(job.model, plans, representatives(plans))
+    passes = stage_pass(job, plans, stages)
+    total = passes.total_s
+    worst = np.argmax(total, axis=0)[None]
+
+    def of_worst(part: Floats) -> Floats:
+        picked: Floats = np.take_along_axis(part, worst, axis=0)[0]
+        return picked
+
+    weights = weights_of_representatives(plans)
+    boundary = boundary_bytes(job, plans)
+    return PassTable(
+        compute_s=of_worst(passes.compute_s),
+        recompute_s=of_worst(passes.recompute_s),
+        tp_comm_s=of_worst(passes.tp_comm_s),
+        cp_comm_s=of_worst(passes.cp_comm_s),
+        ep_comm_s=of_worst(passes.ep_comm_s),
+        worst_s=of_worst(total),
+        forward_s=of_worst(passes.full_forward_s),
+        backward_s=of_worst(passes.full_backward_input_s + passes.backward_weight_s),
+        all_stages_s=np.sum(weights * total, axis=0),
+        weight_pass_s=np.sum(weights * passes.backward_weight_s, axis=0) - of_worst(passes.backward_weight_s),
+        send_s=send_s(job.cluster, mesh.pp_tier(job.cluster, plans), boundary),
+        kept_bytes=passes.kept_bytes,
+        transient_bytes=passes.transient_bytes,
+        logits_bytes=passes.logits_bytes,
+        boundary_bytes=boundary,
+    )

@@ -1,0 +1,121 @@
+"""Which layers a pipeline stage holds, and how many parameters one of its devices.
+
+    L  n_layers     p  pp     v  vpp     i  stage
+
+A stage without a number of its own holds the middle share (L - first - last) / (p - those named).
+With v chunks, chunk c of stage i follows chunk c of stage i - 1, and chunk c + 1 of stage 0 follows them all.
+Arrays over stages have shape (n_stages, n_plans).
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from objectives.metrics import Job
+from search_spaces.framework import framework_named
+from search_spaces.model import ModelSpec
+from search_spaces.parameters import (
+    embedding_rank_parameters,
+    expert_rank_parameters,
+    head_rank_parameters,
+    layer_rank_parameters,
+    predict_rank_parameters,
+)
+from search_spaces.plan import Bools, Floats, Ints, Plans
+
+N_REPRESENTATIVES = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Stages:
+    """Some stages of every plan; every array has shape (n_stages, n_plans)."""
+
+    index: Ints
+    n_layers: Ints
+    n_moe: Ints
+    is_first: Bools
+    is_last: Bools
+
+
+def representatives(plans: Plans) -> Ints:
+    """Four stages that bound all: the first, the second, the one before the last, the last.
+
+    Middle stages hold equally many layers; the second has the most micro-batches in flight, the one before the
+    last has no leading dense layers.
+    """
+    last = plans.pp - 1
+    return np.stack([np.zeros_like(last), np.minimum(1, last), np.maximum(last - 1, 0), last])
+
+
+def weights_of_representatives(plans: Plans) -> Floats:
+    """How many stages each representative stands for; columns sum to pp."""
+    middle = np.maximum(plans.pp - 2, 0) / 2
+    one = np.ones(len(plans))
+    return np.stack([one, middle, middle, np.minimum(plans.pp - 1, 1) * one])
+
+
+def stages_of(model: ModelSpec, plans: Plans, index: Ints) -> Stages:
+    """Layers of the given stages of every plan."""
+    last = plans.pp - 1
+    named = (plans.first_layers > 0).astype(np.int64) + (plans.last_layers > 0)
+    rest = model.n_layers - plans.first_layers - plans.last_layers
+    middle = rest // np.maximum(plans.pp - named, 1)
+    first = np.where(plans.first_layers > 0, plans.first_layers, middle)
+    final = np.where(plans.last_layers > 0, plans.last_layers, middle)
+    n_layers = np.where(index == 0, first, np.where(index == last, final, middle))
+    before = np.where(index > 0, first + (index - 1) * middle, 0)
+    return Stages(
+        index=index,
+        n_layers=n_layers,
+        n_moe=_moe_layers(model, plans, before, n_layers),
+        is_first=index == 0,
+        is_last=index == last,
+    )
+
+
+def _moe_layers(model: ModelSpec, plans: Plans, before: Ints, n_layers: Ints) -> Ints:
+    """Expert layers of a stage, over all its chunks."""
+    if model.moe is None:
+        return np.zeros_like(n_layers)
+    so_far = np.concatenate(([0], np.cumsum(model.is_moe_layer)))
+    total = np.zeros_like(n_layers)
+    for chunk in range(int(plans.vpp.max(initial=1))):
+        start = np.minimum((chunk * model.n_layers + before) // plans.vpp, model.n_layers)
+        end = np.minimum(start + n_layers // plans.vpp, model.n_layers)
+        total += np.where(chunk < plans.vpp, so_far[end] - so_far[start], 0)
+    return total
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class RankParameters:
+    """Parameters one device holds: the dense ones, and those of routed experts (sharded over other groups)."""
+
+    dense: Floats
+    expert: Floats
+
+    @property
+    def total(self) -> Floats:
+        """All of them."""
+        return self.dense + self.expert
+
+
+def rank_parameters(job: Job, plans: Plans, stages: Stages) -> RankParameters:
+    """Parameters on one device of each stage; arrays have shape (n_stages, n_plans).
+
+    Source
+    ------
+    Per-rank integers of a 175B GPT on Frontier (tp 4, pp 16): 2,718,480,384 on a middle stage.
+    """
+    model, tp = job.model, plans.tp
+    n_dense = stages.n_layers - stages.n_moe
+    dense = n_dense * layer_rank_parameters(model, tp).astype(np.float64)
+    expert = np.zeros_like(dense)
+    if model.moe is not None:
+        per_layer = expert_rank_parameters(model, plans.ep, plans.etp)
+        dense += stages.n_moe * layer_rank_parameters(model, tp, "moe")
+        expert += (stages.n_moe + stages.is_last * model.n_predict_layers) * per_layer
+    dense += stages.is_last * predict_rank_parameters(model, tp)
+    dense += stages.is_first * embedding_rank_parameters(model, tp)
+    copies = framework_named(job.workload.framework).keeps_stage_input
+    dense += stages.is_last * head_rank_parameters(model, tp, plans.pp, copies_positions=copies)
+    return RankParameters(dense=dense, expert=expert)

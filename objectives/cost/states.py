@@ -1,0 +1,156 @@
+"""Weights, gradients and optimizer state: the bytes a device holds and the seconds a step spends on them.
+
+    phi    parameters on one device (dense; expert)     D, D_e   devices that share one dense / expert gradient
+    w, g, o  bytes a parameter of weights, gradients, optimizer state (Workload.state)
+
+        stage 0    phi (w + g + o)          stage 2    phi (w + (g + o) / D)
+        stage 1    phi (w + g + o / D)      stage 3    phi (w + g + o) / D
+
+Source: Rajbhandari et al. (2020), arXiv:1910.02054, section 5; expert groups: Singh et al. (2023), arXiv:2303.06318.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from objectives.cost import mesh
+from objectives.cost.collectives import all_gather_s, all_reduce_s, reduce_scatter_s
+from objectives.cost.kernels import memory_bound_s
+from objectives.cost.stages import RankParameters, rank_parameters, representatives, stages_of
+from objectives.metrics import Job
+from search_spaces.cluster import assumed
+from search_spaces.framework import framework_named
+from search_spaces.plan import Floats, Plans
+from search_spaces.units import GB
+
+STATE_KNOBS = (
+    "tp", "pp", "dp", "cp", "ep", "etp", "vpp", "first_layers", "last_layers", "zero", "offload_optimizer",
+    "rank_order",
+)  # fmt: skip
+
+HOST_OPTIMIZER_BYTES_PER_S = assumed(
+    25 * GB, "one device's share of a server's memory bandwidth while its cores run Adam", spread=0.5
+)
+OFFLOAD_BUFFER_BYTES_PER_BUCKET_PARAMETER = 4.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class StateBytes:
+    """Bytes of training state on one device of each given stage; shape (n_stages, n_plans)."""
+
+    weights_bytes: Floats
+    gradients_bytes: Floats
+    optimizer_bytes: Floats
+    gathered_bytes: Floats
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class StateTable:
+    """Bytes per representative stage (n_representatives, n_plans), and seconds on the fullest, (n_plans,).
+
+    `reduce_s` and `gather_s` are one reduction of all gradients and one gather of all weights.
+    """
+
+    weights_bytes: Floats
+    gradients_bytes: Floats
+    optimizer_bytes: Floats
+    gathered_bytes: Floats
+    reduce_s: Floats
+    gather_s: Floats
+    optimizer_s: Floats
+    offload_s: Floats
+
+
+def state_bytes(job: Job, plans: Plans, parameters: RankParameters, n_layers: Floats) -> StateBytes:
+    """Bytes of weights, gradients and optimizer state, and of the layers that ZeRO-3 holds gathered.
+
+    Two layers are gathered at a time: the one that runs and the one prefetched.
+    """
+    state, zero = job.workload.state, plans.zero
+    sharded = _sharded(plans, parameters)
+    weights = np.where(zero >= 3, sharded, parameters.total) * state.weight_bytes
+    gradients = np.where(zero >= 2, sharded, parameters.total) * state.gradient_bytes
+    optimizer = np.where(zero >= 1, sharded, parameters.total) * state.optimizer_bytes
+    per_layer = parameters.total / np.maximum(n_layers, 1)
+    bucket = framework_named(job.workload.framework).bucket_parameters
+    offloaded = np.minimum(bucket, parameters.total) * OFFLOAD_BUFFER_BYTES_PER_BUCKET_PARAMETER
+    return StateBytes(
+        weights_bytes=weights,
+        gradients_bytes=gradients,
+        optimizer_bytes=np.where(plans.offload_optimizer, offloaded, optimizer),
+        gathered_bytes=np.where(zero >= 3, 2 * per_layer * state.weight_bytes, 0.0),
+    )
+
+
+def _sharded(plans: Plans, parameters: RankParameters) -> Floats:
+    """Parameters on one device once split over the devices that share them."""
+    return parameters.dense / (plans.dp * plans.cp) + parameters.expert / plans.edp
+
+
+def state_table(job: Job, plans: Plans) -> StateTable:
+    """State of the representative stages and the seconds of moving and updating it."""
+    stages = stages_of(job.model, plans, representatives(plans))
+    parameters = rank_parameters(job, plans, stages)
+    table = state_bytes(job, plans, parameters, stages.n_layers.astype(np.float64))
+    fullest = np.argmax(parameters.total, axis=0)[None]
+    dense = np.take_along_axis(parameters.dense, fullest, axis=0)[0]
+    expert = np.take_along_axis(parameters.expert, fullest, axis=0)[0]
+    one = RankParameters(dense=dense, expert=expert)
+    reduce_s, gather_s = _sharing_s(job, plans, one)
+    optimizer_s, offload_s = _update_s(job, plans, one)
+    return StateTable(
+        weights_bytes=table.weights_bytes,
+        gradients_bytes=table.gradients_bytes,
+        optimizer_bytes=table.optimizer_bytes,
+        gathered_bytes=table.gathered_bytes,
+        reduce_s=reduce_s,
+        gather_s=gather_s,
+        optimizer_s=optimizer_s,
+        offload_s=offload_s,
+    )
+
+
+def _sharing_s(job: Job, plans: Plans, parameters: RankParameters) -> tuple[Floats, Floats]:
+    """Seconds of one gradient reduction (an all-reduce, or a reduce-scatter from stage 1) and one weight gather.
+
+    Dense parameters go over dp x cp, routed experts over edp; one after the other.
+    """
+    cluster, state = job.cluster, job.workload.state
+    reduce_s, gather_s = np.zeros(len(plans)), np.zeros(len(plans))
+    groups = (
+        (parameters.dense, plans.dp * plans.cp, mesh.dp_members(cluster, plans)),
+        (parameters.expert, plans.edp, mesh.edp_members(cluster, plans)),
+    )
+    for held, n, members in groups:
+        gradients, weights = held * state.gradient_bytes, held * state.weight_bytes
+        whole = all_reduce_s(cluster, n, members, gradients)
+        reduce_s += np.where(plans.zero == 0, whole, reduce_scatter_s(cluster, n, members, gradients))
+        gather_s += all_gather_s(cluster, n, members, weights)
+    return reduce_s, gather_s
+
+
+def _update_s(job: Job, plans: Plans, parameters: RankParameters) -> tuple[Floats, Floats]:
+    """Seconds of the optimizer on the device, and of an offloaded one: transfers both ways and the host's update.
+
+        update reads and writes o bytes, reads g, writes w, per parameter it owns
+    """
+    state, device = job.workload.state, job.cluster.device
+    owned = np.where(plans.zero >= 1, _sharded(plans, parameters), parameters.total)
+    moved = owned * (2 * state.optimizer_bytes + state.gradient_bytes + state.weight_bytes)
+    on_device = memory_bound_s(device, moved)
+    transfer = owned * (state.gradient_bytes + state.weight_bytes) / device.host_bandwidth_bytes_per_s
+    on_host = transfer + moved / HOST_OPTIMIZER_BYTES_PER_S.value
+    zero = np.zeros(len(plans))
+    return np.where(plans.offload_optimizer, zero, on_device), np.where(plans.offload_optimizer, on_host, zero)
+
+
+def deepspeed_bytes_after_step(n_parameters: Floats, dp: Floats) -> Floats:
+    """Bytes DeepSpeed's fp16 ZeRO-1 keeps between steps: phi (2 + 14 / D).
+
+    Weights whole; fp32 master, two moments and the averaged fp16 gradient sharded.
+
+    Source
+    ------
+    Log gpt175b_megatron_16N of the Frontier study (23,361 MiB on a middle stage at D = 2).
+    """
+    return n_parameters * (2 + 14 / dp)

@@ -1,0 +1,204 @@
+"""One optimizer step: every part's exposed seconds and live bytes, for many plans at once."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from objectives.cost import pipeline
+from objectives.cost.factored import factored
+from objectives.cost.passes import PASS_KNOBS, PassTable, boundary_bytes, pass_table, stage_pass
+from objectives.cost.result import Estimate, StageProfile, StepMemory, StepTime
+from objectives.cost.stages import rank_parameters, representatives, stages_of
+from objectives.cost.states import STATE_KNOBS, StateTable, state_bytes, state_table
+from objectives.metrics import Job
+from search_spaces.framework import framework_named
+from search_spaces.plan import Floats, Ints, Plan, Plans
+
+CHUNK_PLANS = 32_768  # a chunk's columns stay in the processor's cache
+
+
+def estimate(job: Job, plans: Plans) -> Estimate:
+    """Seconds and bytes of one step of every plan.
+
+    Assumes the plans are legal (`search_spaces.space`); memory does not grow with more than one result per plan.
+
+    Returns
+    -------
+    Estimate, columns of shape (n_plans,)
+    """
+    return join_estimates([estimate_chunk(job, part) for part in chunks(plans)])
+
+
+def chunks(plans: Plans) -> Iterator[Plans]:
+    """The plans in pieces that fit the cache."""
+    for start in range(0, max(len(plans), 1), CHUNK_PLANS):
+        yield plans.take(slice(start, start + CHUNK_PLANS))
+
+
+def join_estimates(parts: list[Estimate]) -> Estimate:
+    """Estimates of consecutive pieces as one."""
+    if len(parts) == 1:
+        return parts[0]
+    return Estimate(
+        time=StepTime(**_joined([part.time for part in parts], StepTime)),
+        memory=StepMemory(**_joined([part.memory for part in parts], StepMemory)),
+        peak_stage=np.concatenate([part.peak_stage for part in parts]),
+    )
+
+
+def _joined(parts: list[StepTime] | list[StepMemory], kind: type) -> dict[str, Floats]:
+    return {name: np.concatenate([getattr(part, name) for part in parts]) for name in kind.__dataclass_fields__}
+
+
+def estimate_chunk(job: Job, plans: Plans) -> Estimate:
+    """One piece of `estimate`."""
+    passes = factored(plans, PASS_KNOBS, lambda rows: pass_table(job, rows))
+    states = factored(plans, STATE_KNOBS, lambda rows: state_table(job, rows))
+    n_microbatches = microbatches(job, plans)
+    memory, peak_stage = _memory(job, plans, passes, states, n_microbatches)
+    return Estimate(time=_time(job, plans, passes, states, n_microbatches), memory=memory, peak_stage=peak_stage)
+
+
+def microbatches(job: Job, plans: Plans) -> Ints:
+    """Micro-batches of a step on one data-parallel replica: B / (b D)."""
+    return job.workload.global_batch // (plans.micro_batch * plans.dp)
+
+
+def _time(job: Job, plans: Plans, passes: PassTable, states: StateTable, m: Ints) -> StepTime:
+    """m micro-batches on the worst stage, the bubble around them, and what follows them.
+
+    Stragglers stretch all of it: the slowest of n nodes sets the pace, a little more with every doubling.
+    """
+    cluster = job.cluster
+    bubble = pipeline.bubble_s(plans, passes)
+    send = pipeline.send_s(plans, m, passes)
+    dp_comm = exposed_dp_comm_s(job, plans, passes, states, m)
+    slow = cluster.straggler_per_log2.value * np.log2(max(cluster.n_nodes, 1))
+    busy = m * passes.worst_s + bubble + send
+    return StepTime(
+        compute_s=m * passes.compute_s,
+        recompute_s=m * passes.recompute_s,
+        tp_comm_s=m * passes.tp_comm_s,
+        cp_comm_s=m * passes.cp_comm_s,
+        ep_comm_s=m * passes.ep_comm_s,
+        pp_comm_s=send,
+        bubble_s=bubble,
+        dp_comm_s=dp_comm,
+        optimizer_s=states.optimizer_s,
+        offload_s=states.offload_s,
+        fixed_s=cluster.step_fixed_s.value + slow * busy,
+    )
+
+
+def exposed_dp_comm_s(job: Job, plans: Plans, passes: PassTable, states: StateTable, m: Ints) -> Floats:
+    """Exposed seconds of gradient reduction and parameter gather.
+
+        stage 0    one all-reduce                     stage 2    m reduce-scatters, one gather
+        stage 1    one reduce-scatter, one gather     stage 3    m reduce-scatters, 2 m gathers
+
+    Overlap hides up to the framework's share, behind the last backward and the first forward pass (stages 0 and
+    1) or behind every pass (2 and 3).
+
+    Source
+    ------
+    Rajbhandari et al. (2020), arXiv:1910.02054, section 7; Zhao et al. (2023), arXiv:2304.11277, section 3.
+    """
+    zero = plans.zero
+    every = zero >= 2
+    reductions = np.where(every, m, 1) * states.reduce_s
+    gathers = np.where(zero >= 3, 2 * m, np.where(zero >= 1, 1, 0)) * states.gather_s
+    passes_behind = np.where(every, m, 1)
+    hidden_reduce = np.minimum(reductions, passes_behind * passes.backward_s)
+    gather_room = np.where(zero >= 3, m * passes.worst_s - hidden_reduce, passes.forward_s)
+    hidden_gather = np.minimum(gathers, np.maximum(gather_room, 0))
+    share = framework_named(job.workload.framework).dp_overlap * plans.overlap_dp
+    return reductions + gathers - share * (hidden_reduce + hidden_gather)
+
+
+def _memory(
+    job: Job, plans: Plans, passes: PassTable, states: StateTable, m: Ints
+) -> tuple[StepMemory, Ints]:
+    """Bytes of the fullest of the representative stages, by part."""
+    index = representatives(plans)
+    activations = pipeline.in_flight(plans, m, index) * passes.kept_bytes
+    buffers = buffer_bytes(job, plans, passes.boundary_bytes) + passes.transient_bytes + states.gathered_bytes
+    total = states.weights_bytes + states.gradients_bytes
+    total += states.optimizer_bytes
+    total += activations
+    total += passes.logits_bytes
+    total += buffers
+    fullest = np.argmax(total, axis=0)
+    flat = fullest * len(plans) + np.arange(len(plans))
+
+    def at_peak(part: Floats) -> Floats:
+        return part.ravel()[flat]
+
+    memory = StepMemory(
+        weights_bytes=at_peak(states.weights_bytes),
+        gradients_bytes=at_peak(states.gradients_bytes),
+        optimizer_bytes=at_peak(states.optimizer_bytes),
+        activations_bytes=at_peak(activations),
+        logits_bytes=at_peak(passes.logits_bytes),
+        buffers_bytes=at_peak(buffers),
+        reserve_bytes=np.full(len(plans), job.cluster.memory_reserve_bytes.value),
+    )
+    return memory, index.ravel()[flat]
+
+
+def buffer_bytes(job: Job, plans: Plans, boundary: Floats) -> Floats:
+    """Communication buffers: two messages each way between stages, the gathered sequence, gradient buckets.
+
+    Overlapped gradient reduction holds two buckets of the framework's size; sequence parallelism gathers one
+    layer's input whole.
+    """
+    profile = framework_named(job.workload.framework)
+    between = np.where(plans.pp > 1, 4 * boundary, 0.0)
+    gathered = np.where(plans.sequence_parallel, boundary * plans.tp, 0.0)
+    bucket = 2 * profile.bucket_parameters * job.workload.state.gradient_bytes
+    return between + gathered + np.where(plans.overlap_dp, bucket, 0.0)
+
+
+def stage_profile(job: Job, plan: Plan) -> StageProfile:
+    """One plan, every stage: pass times, message time, the step's end, memory.
+
+    Returns
+    -------
+    StageProfile, arrays of shape (pp,)
+    """
+    one = Plans.of([plan])
+    index = np.arange(plan.pp)[:, None]
+    stages = stages_of(job.model, one, index)
+    passes, table = stage_pass(job, one, stages), pass_table(job, one)
+    time = estimate_chunk(job, one).time
+    step_end = time.dp_comm_s + time.optimizer_s + time.offload_s + job.cluster.step_fixed_s.value
+    flights = pipeline.in_flight(one, microbatches(job, one), index)
+    ones = np.ones(plan.pp)
+    return StageProfile(
+        n_layers=stages.n_layers[:, 0],
+        forward_s=passes.full_forward_s[:, 0],
+        backward_input_s=passes.full_backward_input_s[:, 0],
+        backward_weight_s=passes.backward_weight_s[:, 0],
+        send_s=np.where(plan.pp > 1, table.send_s[0], 0.0) * ones,
+        step_end_s=step_end[0] * ones,
+        memory=_stage_memory(job, one, index, flights * passes.kept_bytes),
+        activation_bytes=passes.kept_bytes[:, 0],
+        in_flight=flights[:, 0],
+    )
+
+
+def _stage_memory(job: Job, one: Plans, index: Ints, activations: Floats) -> StepMemory:
+    """Bytes of every stage of one plan, by part."""
+    stages = stages_of(job.model, one, index)
+    passes = stage_pass(job, one, stages)
+    held = state_bytes(job, one, rank_parameters(job, one, stages), stages.n_layers.astype(np.float64))
+    buffers = buffer_bytes(job, one, boundary_bytes(job, one)) + passes.transient_bytes + held.gathered_bytes
+    reserve = np.full(len(index), job.cluster.memory_reserve_bytes.value)
+    return StepMemory(
+        weights_bytes=held.weights_bytes[:, 0],
+        gradients_bytes=held.gradients_bytes[:, 0],
+        optimizer_bytes=held.optimizer_bytes[:, 0],
+        activations_bytes=activations[:, 0],
+        logits_bytes=np.broadcast_to(passes.logits_bytes, index.shape)[:, 0],
+        buffers_bytes=np.broadcast_to(buffers, index.shape)[:, 0],
+        reserve_bytes=reserve,
+    )

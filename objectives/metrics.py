@@ -1,0 +1,94 @@
+"""Metrics of a step and their direction; every one follows from step seconds and peak bytes.
+
+    MFU = model FLOPs / (step seconds * devices * dense peak)          recomputation not counted
+    HFU = hardware FLOPs / (step seconds * devices * dense peak)       recomputation counted
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from types import MappingProxyType
+
+from objectives.cost.flops import model_flops_per_step
+from search_spaces.cluster import ClusterSpec
+from search_spaces.errors import InvalidSpec, UnknownName
+from search_spaces.model import ModelSpec
+from search_spaces.plan import Floats
+from search_spaces.units import HOUR_S
+from search_spaces.workload import Workload
+
+
+class Goal(StrEnum):
+    """Which way is better."""
+
+    MINIMIZE = "minimize"
+    MAXIMIZE = "maximize"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Metric:
+    """A figure of merit, its unit and its direction."""
+
+    name: str
+    unit: str
+    goal: Goal
+
+
+METRICS: Mapping[str, Metric] = MappingProxyType(
+    {
+        metric.name: metric
+        for metric in (
+            Metric(name="step_time", unit="s", goal=Goal.MINIMIZE),
+            Metric(name="tokens_per_s_per_device", unit="tokens/s/device", goal=Goal.MAXIMIZE),
+            Metric(name="mfu", unit="fraction of dense peak", goal=Goal.MAXIMIZE),
+            Metric(name="peak_memory", unit="bytes", goal=Goal.MINIMIZE),
+            Metric(name="cost", unit="currency/million tokens", goal=Goal.MINIMIZE),
+        )
+    }
+)
+
+
+def metric_named(name: str) -> Metric:
+    """The metric of that name."""
+    if name not in METRICS:
+        raise UnknownName("a metric", name, METRICS)
+    return METRICS[name]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """Model, cluster and workload: everything about a job but its plan."""
+
+    model: ModelSpec
+    cluster: ClusterSpec
+    workload: Workload
+
+    def values(self, metric: str, step_s: Floats, peak_memory_bytes: Floats) -> Floats:
+        """A metric of many plans from their step seconds and peak bytes; shape (n_plans,)."""
+        match metric_named(metric).name:
+            case "step_time":
+                return step_s
+            case "peak_memory":
+                return peak_memory_bytes
+            case "tokens_per_s_per_device":
+                return self.workload.tokens_per_step / step_s / self.cluster.n_devices
+            case "mfu":
+                return self.mfu(step_s)
+            case _:
+                return self.cost_per_million_tokens(step_s)
+
+    def mfu(self, step_s: Floats) -> Floats:
+        """Model FLOPs utilisation, attention counted as the workload says."""
+        peak = self.cluster.device.peak(self.workload.precision)
+        return model_flops_per_step(self.model, self.workload) / (step_s * self.cluster.n_devices * peak)
+
+    def cost_per_million_tokens(self, step_s: Floats) -> Floats:
+        """Price of a million tokens: device-hours of a step times their price, over its tokens."""
+        price = self.workload.device_hour_price
+        if price is None and self.cluster.device_hour_price is not None:
+            price = self.cluster.device_hour_price.value
+        if price is None:
+            raise InvalidSpec("the metric cost needs a price per device-hour", "none",
+                              hint="set [workload] device_hour_price or the cluster's device_hour_price")
+        device_hours = step_s * self.cluster.n_devices / HOUR_S
+        return device_hours * price / (self.workload.tokens_per_step / 1_000_000)

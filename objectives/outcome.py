@@ -1,0 +1,102 @@
+"""What came of trying a plan: a measurement, or a failure with its cause."""
+
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from typing import Any
+
+from search_spaces.errors import InvalidSpec, check
+
+LOG_TAIL_LINES = 40
+
+
+class OutcomeOrigin(StrEnum):
+    """How an outcome came about; figures of different origins are never mixed silently."""
+
+    ANALYTIC = "analytic"
+    SIMULATED = "simulated"
+    MEASURED = "measured"
+
+
+class Cause(StrEnum):
+    """Why a plan has no step time.
+
+    The plan's own fault: out of memory, hang, crash, timeout, invalid.  The machine's: lost machine.
+    """
+
+    OUT_OF_MEMORY = "out of memory"
+    TIMEOUT = "timeout"
+    HANG = "hang"
+    CRASH = "crash"
+    INVALID = "invalid"
+    LOST_MACHINE = "lost machine"
+
+    @property
+    def is_machine_fault(self) -> bool:
+        """Whether trying the same plan again may succeed."""
+        return self is Cause.LOST_MACHINE
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """A plan that ran: median step seconds, their spread (standard deviation), and the worst device's peak."""
+
+    step_s: float
+    step_spread_s: float
+    peak_memory_bytes: float
+    origin: OutcomeOrigin
+    n_steps: int = 1
+    log_tail: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("step_s", "peak_memory_bytes"):
+            value = getattr(self, name)
+            check(0 < value < float("inf"), f"Measured.{name} must be positive and finite", value)
+        check(0 <= self.step_spread_s < float("inf"), "Measured.step_spread_s must be finite", self.step_spread_s)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failed:
+    """A plan that did not run, why, and the log's last lines.
+
+    `short_bytes` is, for an out-of-memory plan, by how much the memory fell short (0: unknown).
+    """
+
+    cause: Cause
+    message: str
+    origin: OutcomeOrigin
+    short_bytes: float = 0.0
+    log_tail: str = ""
+
+
+Outcome = Measured | Failed
+
+
+def tail(log: str) -> str:
+    """Last lines of a log: what an outcome keeps."""
+    return "\n".join(log.splitlines()[-LOG_TAIL_LINES:])
+
+
+def outcome_to_dict(outcome: Outcome) -> dict[str, Any]:
+    """JSON-ready form of an outcome."""
+    return {"kind": "measured" if isinstance(outcome, Measured) else "failed", **asdict(outcome)}
+
+
+def outcome_from_dict(document: dict[str, Any]) -> Outcome:
+    """An outcome from its JSON form.
+
+    Raises
+    ------
+    InvalidSpec
+        A document that `outcome_to_dict` did not write.
+    """
+    fields = dict(document)
+    kind = fields.pop("kind", None)
+    try:
+        fields["origin"] = OutcomeOrigin(fields["origin"])
+        if kind == "measured":
+            return Measured(**fields)
+        if kind == "failed":
+            return Failed(**{**fields, "cause": Cause(fields["cause"])})
+    except (KeyError, TypeError, ValueError) as error:
+        raise InvalidSpec("a stored outcome must have the fields of Measured or Failed", str(error)) from None
+    raise InvalidSpec("a stored outcome must be of kind measured or failed", repr(kind))

@@ -1,0 +1,136 @@
+"""The whole legal space priced, what fits kept: the candidates a study chooses from."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from objectives.cost.result import Estimate
+from objectives.cost.step import CHUNK_PLANS, estimate_chunk, join_estimates
+from objectives.metrics import Goal, Job, metric_named
+from search_spaces.cluster import ClusterSpec
+from search_spaces.errors import NothingFits
+from search_spaces.plan import Floats, Ints, Plans
+from search_spaces.space import SearchSpace, SpaceSpec, Tally
+from search_spaces.units import gib
+
+DEFAULT_KEEP = 10_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Candidates:
+    """Plans that fit in memory, best predicted first; every column has shape (n_candidates,).
+
+    `score` is the metric, negated where larger is better, so that the smallest is the best.
+    """
+
+    plans: Plans
+    estimate: Estimate
+    score: Floats
+
+    def __len__(self) -> int:
+        return len(self.plans)
+
+    def take(self, index: Ints | slice) -> "Candidates":
+        """Candidates at the given positions."""
+        return Candidates(plans=self.plans.take(index), estimate=self.estimate.take(index), score=self.score[index])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ledger:
+    """Where the plans went: enumerated = sum(removed) + too_large + feasible."""
+
+    enumerated: int
+    removed: dict[str, int]
+    too_large: int
+    feasible: int
+    smallest_shortfall_bytes: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Ranking:
+    """What `rank` answers: the ledger and the best candidates."""
+
+    ledger: Ledger
+    candidates: Candidates
+
+
+def rank(job: Job, space: SpaceSpec, *, metric: str = "step_time", keep: int = DEFAULT_KEEP) -> Ranking:
+    """Price every legal plan, drop what does not fit, keep the best `keep`.
+
+    Ties go to the plan enumerated first, so the answer does not depend on chunk sizes.
+
+    Raises
+    ------
+    NoLegalPlan
+        The rules leave no plan.
+    NothingFits
+        Legal plans exist, and the leanest is too large for the devices.
+    """
+    sign = 1.0 if metric_named(metric).goal is Goal.MINIMIZE else -1.0
+    tally, best = Tally(), _Best(keep)
+    limit, too_large, shortfall = job.cluster.device.memory_bytes, 0, np.inf
+    for plans in SearchSpace(job.model, job.cluster, job.workload, space).chunks(tally):
+        priced = estimate_chunk(job, plans)
+        memory = priced.peak_memory_bytes
+        fits = memory <= limit
+        too_large += int(len(plans) - fits.sum())
+        shortfall = min(shortfall, float(memory.min()) - limit)
+        score = sign * job.values(metric, priced.step_s, memory)
+        best.offer(plans, priced, np.where(fits, score, np.inf))
+    feasible = tally.enumerated - sum(tally.removed.values()) - too_large
+    if not feasible:
+        raise NothingFits(
+            f"at least one legal plan must fit in {gib(limit):.1f} GiB a device",
+            f"none of {too_large}; the leanest is {gib(shortfall):.1f} GiB too large",
+            hint="use more devices, a longer pipeline, recomputation or offload, or a smaller micro-batch or sequence",
+        )
+    ledger = Ledger(
+        enumerated=tally.enumerated,
+        removed=tally.removed,
+        too_large=too_large,
+        feasible=feasible,
+        smallest_shortfall_bytes=None if shortfall <= 0 else shortfall,
+    )
+    return Ranking(ledger=ledger, candidates=best.candidates())
+
+
+class _Best:
+    """The best rows seen so far, bounded in memory: pieces are merged when they outgrow the bound."""
+
+    def __init__(self, keep: int) -> None:
+        self.keep = keep
+        self.parts: list[Candidates] = []
+        self.n_held = 0
+        self.worst_kept = np.inf
+
+    def offer(self, plans: Plans, priced: Estimate, score: Floats) -> None:
+        """Remember the rows that may still be among the best."""
+        chosen = np.flatnonzero(score < self.worst_kept)
+        if len(chosen) > self.keep:
+            chosen = np.sort(chosen[np.argsort(score[chosen], kind="stable")[: self.keep]])
+        if not len(chosen):
+            return
+        self.parts.append(
+            Candidates(plans=plans.take(chosen), estimate=priced.take(chosen), score=score[chosen])
+        )
+        self.n_held += len(chosen)
+        if self.n_held > 2 * self.keep + CHUNK_PLANS:
+            self.parts = [self.candidates()]
+            self.n_held = len(self.parts[0])
+            if self.n_held == self.keep:
+                self.worst_kept = float(self.parts[0].score[-1])
+
+    def candidates(self) -> Candidates:
+        """The best rows, best first."""
+        merged = Candidates(
+            plans=Plans.concatenate([part.plans for part in self.parts]),
+            estimate=join_estimates([part.estimate for part in self.parts]),
+            score=np.concatenate([part.score for part in self.parts]),
+        )
+        order = np.argsort(merged.score, kind="stable")[: self.keep]
+        return merged.take(order)
+
+
+def memory_limit_bytes(cluster: ClusterSpec) -> float:
+    """What a plan may use of one device."""
+    return cluster.device.memory_bytes
