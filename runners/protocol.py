@@ -1,0 +1,109 @@
+"""The seams: a runner tries plans; an executor tries many at once, out of order."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from types import MappingProxyType
+from typing import Any, Protocol
+
+from objectives.metrics import Job
+from objectives.outcome import Failed, Outcome, OutcomeOrigin
+from search_spaces.errors import UnknownName
+from search_spaces.plan import Plan, Plans
+
+RUNNERS: Mapping[str, str] = MappingProxyType(
+    {
+        "analytic": "runners.analytic:AnalyticRunner",
+        "simulated": "runners.simulated:SimulatedRunner",
+        "replay": "runners.replay:ReplayRunner",
+    }
+)
+MAX_LOST_RETRIES = 2
+
+
+class Runner(Protocol):
+    """Turns plans into outcomes; outcome i belongs to plan i."""
+
+    @property
+    def origin(self) -> OutcomeOrigin:
+        """How its outcomes come about; known on the class too, before anything is built."""
+        ...
+
+    def run(self, plans: Plans, *, attempt: int = 0) -> Sequence[Outcome]:
+        """Try every plan once.  A plan that fails is an outcome, never an exception.
+
+        `attempt` counts the tries that a lost machine cost these plans before.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunnerRecipe:
+    """What it takes to build a runner in another process: a name from `RUNNERS`, the job, and options."""
+
+    kind: str
+    job: Job
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def origin(self) -> OutcomeOrigin:
+        """How the runner's outcomes come about."""
+        origin: OutcomeOrigin = self._runner_class().origin
+        return origin
+
+    def build(self) -> Runner:
+        """The runner: `RUNNERS[kind](job, **options)`."""
+        runner: Runner = self._runner_class()(self.job, **self.options)
+        return runner
+
+    def _runner_class(self) -> Any:
+        if self.kind not in RUNNERS:
+            raise UnknownName("runner", self.kind, RUNNERS)
+        module, _, attribute = RUNNERS[self.kind].partition(":")
+        return getattr(import_module(module), attribute)
+
+
+RunnerSource = Runner | RunnerRecipe
+"""What an executor needs: a recipe, or a runner that pickles."""
+
+
+class Executor(Protocol):
+    """Tries plans side by side.  One owner submits and waits; outcomes come in any order, each exactly once.
+
+    A lost worker or node is retried inside, a bounded number of times, and then comes back as
+    `Failed(Cause.LOST_MACHINE)`; a plan that fails by itself (out of memory, crash, hang) is never retried.
+    A machine that cannot run anything at all is a `RunnerError` of `wait`.
+    `close` ends every process it started; it may be called twice.
+    """
+
+    @property
+    def n_slots(self) -> int:
+        """Plans that run at the same time."""
+        ...
+
+    def submit(self, ticket: int, plan: Plan) -> None:
+        """Start a plan, or queue it behind those that run."""
+        ...
+
+    def wait(self, timeout_s: float) -> list[tuple[int, Outcome]]:
+        """Outcomes that arrived, at once if there are any, else after at most `timeout_s` (maybe none)."""
+        ...
+
+    def close(self) -> None:
+        """Stop everything."""
+        ...
+
+
+def is_lost(outcome: Outcome) -> bool:
+    """Whether the machine, not the plan, is to blame, so that another try may succeed."""
+    return isinstance(outcome, Failed) and outcome.cause.is_machine_fault
+
+
+def run_all(executor: Executor, plans: Plans) -> list[Outcome]:
+    """Every plan through an executor; outcome i belongs to plan i."""
+    outcomes: dict[int, Outcome] = {}
+    for i, plan in enumerate(plans):
+        executor.submit(i, plan)
+    while len(outcomes) < len(plans):
+        outcomes.update(executor.wait(timeout_s=1.0))
+    return [outcomes[i] for i in range(len(plans))]

@@ -1,0 +1,204 @@
+"""Plans tried on a machine that does not exist: a pipeline timeline with noise, stragglers and failures.
+
+Whatever is random depends on (seed, plan, attempt) alone: a plan's outcome is the same in every process and
+order.  The machine itself differs from the job's description by a hidden factor per constant.
+"""
+
+import hashlib
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from objectives.cost.result import StageProfile
+from objectives.cost.step import stage_profile
+from objectives.metrics import Job
+from objectives.outcome import Cause, Failed, Measured, Outcome, OutcomeOrigin, tail
+from objectives.simulator.schedules import program
+from objectives.simulator.timeline import PassTimes, clock, pass_s, wire
+from runners.hidden import hidden_machine
+from runners.verdicts import out_of_memory, why_illegal
+from search_spaces.errors import InvalidSpec, check
+from search_spaces.plan import Floats, Plan, Plans, RankOrder
+from search_spaces.units import gib
+
+_STRAGGLER_SLOWDOWN = (1.15, 1.6)  # assumed: a device that throttles or shares its link
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Faults:
+    """Probabilities, per trial, of what goes wrong on a machine."""
+
+    straggler: float = 0.0
+    hang: float = 0.0
+    crash: float = 0.0
+    lost_machine: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in self.__slots__:
+            check(
+                0 <= getattr(self, name) <= 1,
+                f"{name}_probability must be between 0 and 1",
+                getattr(self, name),
+            )
+
+
+class SimulatedRunner:
+    """Runs each plan's pipeline on the clock, on a machine with hidden constants, noise and faults.
+
+    `noise` is the standard deviation of the logarithm of each pass's seconds; `seconds_per_trial` sleeps
+    really.  A hang is reported as one that reached `time_limit_s`; nobody waits for it.
+    """
+
+    origin = OutcomeOrigin.SIMULATED
+
+    def __init__(  # noqa: PLR0913 - the options of a recipe, flat because they are written in a study file
+        self,
+        job: Job,
+        *,
+        seed: int = 0,
+        noise: float = 0.02,
+        n_steps: int = 5,
+        straggler_probability: float = 0.02,
+        hang_probability: float = 0.0,
+        crash_probability: float = 0.0,
+        lost_machine_probability: float = 0.0,
+        hidden: float = 0.15,
+        seconds_per_trial: float = 0.0,
+        time_limit_s: float = 1800.0,
+    ) -> None:
+        check(seed >= 0, "the simulated runner's seed must not be negative", seed)
+        check(n_steps >= 1, "the simulated runner's n_steps must be at least 1", n_steps)
+        for name, value in (("noise", noise), ("seconds_per_trial", seconds_per_trial)):
+            check(
+                0 <= value < float("inf"),
+                f"the simulated runner's {name} must be finite, not negative",
+                value,
+            )
+        self._machine = hidden_machine(job, seed=seed, hidden=hidden)
+        self._seed, self._noise, self._n_steps = seed, noise, n_steps
+        self._faults = Faults(
+            straggler=straggler_probability,
+            hang=hang_probability,
+            crash=crash_probability,
+            lost_machine=lost_machine_probability,
+        )
+        self._seconds_per_trial, self._time_limit_s = seconds_per_trial, time_limit_s
+
+    def run(self, plans: Plans, *, attempt: int = 0) -> Sequence[Outcome]:
+        """Simulate every plan."""
+        return [self._try(plan, attempt) for plan in plans]
+
+    def _try(self, plan: Plan, attempt: int) -> Outcome:
+        job = self._machine.job
+        if illegal := why_illegal(job, plan, self.origin):
+            return illegal
+        try:
+            profile = stage_profile(job, plan)
+            return self._survive(plan, profile, self._rng(plan, attempt))
+        except InvalidSpec as error:
+            return Failed(cause=Cause.INVALID, message=str(error), origin=self.origin)
+
+    def _rng(self, plan: Plan, attempt: int) -> np.random.Generator:
+        digest = hashlib.sha256(f"{self._seed}|{plan.key}|{attempt}".encode()).digest()
+        return np.random.default_rng(int.from_bytes(digest[:16], "little"))
+
+    def _survive(self, plan: Plan, profile: StageProfile, rng: np.random.Generator) -> Outcome:
+        """Each way to die in turn, or the steps that were measured."""
+        time.sleep(self._seconds_per_trial)
+        bytes_of_stage = self._bytes_of_stage(profile)
+        fullest, capacity = int(np.argmax(bytes_of_stage)), self._machine.job.cluster.device.memory_bytes
+        log = _head(plan, profile)
+        if bytes_of_stage[fullest] > capacity:
+            failed = out_of_memory(fullest, float(bytes_of_stage[fullest]), capacity, self.origin)
+            return replace(failed, log_tail=_out_of_memory_log(log, plan, fullest, failed, capacity))
+        lost, crash, hang, straggler = rng.random(4)
+        if lost < self._faults.lost_machine:
+            return self._fail(Cause.LOST_MACHINE, "a node stopped answering", log)
+        if crash < self._faults.crash:
+            return self._crash(plan, rng, log)
+        if hang < self._faults.hang:
+            return self._fail(Cause.HANG, f"no step ended within {self._time_limit_s:g} s", log)
+        steps_s = self._steps_s(plan, profile, rng, slow=bool(straggler < self._faults.straggler))
+        return self._measured(steps_s, float(bytes_of_stage[fullest]), log)
+
+    def _bytes_of_stage(self, profile: StageProfile) -> Floats:
+        growth = self._machine.activation_growth - 1
+        return np.asarray(profile.memory.total_bytes + growth * profile.memory.activations_bytes)
+
+    def _steps_s(self, plan: Plan, profile: StageProfile, rng: np.random.Generator, *, slow: bool) -> Floats:
+        """Seconds of each step: makespan of the timeline and the step's end, the slowest rank last."""
+        job = self._machine.job
+        n_microbatches = job.workload.global_batch // (plan.micro_batch * plan.dp)
+        wiring = wire(program(plan.schedule, plan.pp, n_microbatches, plan.vpp))
+        times = pass_times(profile, plan.vpp)
+        slowdown = np.full(plan.pp, 1 + _pace(job))
+        if slow:
+            slowdown[rng.integers(plan.pp)] *= rng.uniform(*_STRAGGLER_SLOWDOWN)
+        duration_s = pass_s(wiring, times) * slowdown[wiring.rank]
+        steps = []
+        for _ in range(self._n_steps):
+            noisy_s = duration_s * rng.lognormal(0, self._noise, len(duration_s))
+            timeline = clock(wiring, noisy_s, times.send_s, sends_block=not plan.overlap_pp)
+            steps.append(float(np.max(timeline.rank_finish_s + profile.step_end_s)))
+        return np.array(steps)
+
+    def _measured(self, steps_s: Floats, peak_bytes: float, log: list[str]) -> Measured:
+        n_steps = len(steps_s)
+        log += [f"step {i + 1}/{n_steps}: {step_s:.4f} s" for i, step_s in enumerate(steps_s)]
+        return Measured(
+            step_s=float(np.median(steps_s)),
+            step_spread_s=float(np.std(steps_s, ddof=1)) if n_steps > 1 else 0.0,
+            peak_memory_bytes=peak_bytes,
+            origin=self.origin,
+            n_steps=n_steps,
+            log_tail=tail("\n".join([*log, f"peak memory {gib(peak_bytes):.2f} GiB"])),
+        )
+
+    def _crash(self, plan: Plan, rng: np.random.Generator, log: list[str]) -> Failed:
+        rank, step = int(rng.integers(plan.world_size)), int(rng.integers(1, self._n_steps + 1))
+        words = f"rank {rank}: collective operation failed in step {step}: remote process exited"
+        return self._fail(Cause.CRASH, f"rank {rank} ended with exit status 1", [*log, words])
+
+    def _fail(self, cause: Cause, message: str, log: list[str]) -> Failed:
+        return Failed(
+            cause=cause, message=message, origin=self.origin, log_tail=tail("\n".join([*log, message]))
+        )
+
+
+def pass_times(profile: StageProfile, n_chunks: int) -> PassTimes:
+    """A profile as the clock wants it: every chunk of a stage takes its even share."""
+
+    def per_chunk(seconds: Floats) -> Floats:
+        return np.repeat(seconds[:, None] / n_chunks, n_chunks, axis=1)
+
+    return PassTimes(
+        forward_s=per_chunk(profile.forward_s),
+        backward_input_s=per_chunk(profile.backward_input_s),
+        backward_weight_s=per_chunk(profile.backward_weight_s),
+        send_s=profile.send_s,
+    )
+
+
+def _pace(job: Job) -> float:
+    """By what fraction the slowest of n nodes is slower than the usual one."""
+    return job.cluster.straggler_per_log2.value * float(np.log2(max(job.cluster.n_nodes, 1)))
+
+
+def _head(plan: Plan, profile: StageProfile) -> list[str]:
+    layers = ", ".join(str(n) for n in profile.n_layers)
+    return [f"plan: {plan.key}", f"{plan.world_size} ranks; layers of each stage: {layers}"]
+
+
+def _out_of_memory_log(log: list[str], plan: Plan, stage: int, failed: Failed, capacity_bytes: float) -> str:
+    """What a trainer writes as it dies: which rank asked for what, and what the device had."""
+    inside = plan.tp * plan.cp * (plan.dp if plan.rank_order is RankOrder.TP_CP_DP_PP else 1)
+    rank = stage * inside
+    return tail("\n".join([
+        *log,
+        f"rank {rank}: step 1, stage {stage}: allocation failed",
+        f"rank {rank}: OutOfMemoryError: device has {gib(capacity_bytes):.2f} GiB, all in use; "
+        f"{gib(failed.short_bytes):.2f} GiB more are needed",
+        f"rank {rank} ended with exit status 1; the other {plan.world_size - 1} ranks were stopped",
+    ]))  # fmt: skip

@@ -1,0 +1,67 @@
+"""What every runner owes: an answer for every plan, in order, the same every time, and nothing raised."""
+
+import json
+
+import numpy as np
+import pytest
+
+from objectives.outcome import Cause, Failed, Measured, OutcomeOrigin, outcome_from_dict, outcome_to_dict
+from runners.cached import Cached
+from runners.protocol import RUNNERS, RunnerRecipe
+from search_spaces.errors import UnknownName
+from search_spaces.plan import Plans
+from tests.runners.jobs import PLANS, WRONG_WORLD, llama_job, write_recording
+
+
+@pytest.fixture(params=[*RUNNERS, "cached"])
+def recipe(request, tmp_path):
+    """A recipe for each row of the table; `cached` wraps the simulated one."""
+    kind = "simulated" if request.param == "cached" else request.param
+    options = {"path": write_recording(tmp_path)} if kind == "replay" else {}
+    return RunnerRecipe(kind=kind, job=llama_job(), options=options)
+
+
+@pytest.fixture
+def runner(recipe, request):
+    built = recipe.build()
+    return Cached(built) if "cached" in request.node.callspec.id else built
+
+
+class TestEveryRunner:
+    def test_answers_every_plan_in_order(self, runner):
+        together = runner.run(PLANS)
+        alone = [runner.run(PLANS.take(slice(i, i + 1)))[0] for i in range(len(PLANS))]
+        assert len(together) == len(PLANS)
+        assert list(together) == alone
+
+    def test_answers_in_another_order_with_the_same_outcomes(self, runner):
+        backwards = runner.run(PLANS.take(np.arange(len(PLANS))[::-1]))
+        assert list(backwards)[::-1] == list(runner.run(PLANS))
+
+    def test_another_of_the_same_recipe_gives_the_same_outcomes(self, recipe, runner):
+        assert list(recipe.build().run(PLANS)) == list(runner.run(PLANS))
+
+    def test_no_plan_needs_no_answer(self, runner):
+        assert list(runner.run(Plans.of([]))) == []
+
+    def test_a_plan_for_another_cluster_is_invalid_and_nothing_is_raised(self, runner):
+        (outcome,) = runner.run(Plans.of([WRONG_WORLD]))
+        assert isinstance(outcome, Failed)
+        assert outcome.cause is Cause.INVALID
+        assert outcome.message
+
+    def test_measures_at_least_one_of_the_plans(self, runner):
+        assert any(isinstance(outcome, Measured) for outcome in runner.run(PLANS))
+
+    def test_knows_its_origin_before_it_is_built(self, recipe, runner):
+        assert recipe.origin is runner.origin
+        assert {outcome.origin for outcome in runner.run(PLANS)} == {OutcomeOrigin(runner.origin)}
+
+    def test_outcomes_survive_json(self, runner):
+        for outcome in runner.run(PLANS):
+            assert outcome_from_dict(json.loads(json.dumps(outcome_to_dict(outcome)))) == outcome
+
+
+def test_an_unknown_runner_is_refused_with_the_nearest_name():
+    with pytest.raises(UnknownName, match="did you mean 'simulated'"):
+        RunnerRecipe(kind="simulate", job=llama_job()).build()
