@@ -1,0 +1,35 @@
+"""Plans in the words of the programs that train: one row a launcher, loaded when asked for.
+
+Each launcher turns a plan into its own arguments and files and says which knobs it lacks; `export.export`
+writes them with batch scripts.  A launcher never imports the program it writes for.
+"""
+
+from collections.abc import Mapping
+from importlib import import_module
+from types import MappingProxyType
+
+from runners.launchers.base import Launcher
+from search_spaces.errors import UnknownName
+
+LAUNCHERS: Mapping[str, str] = MappingProxyType(
+    {
+        "megatron-lm": "runners.launchers.megatron_lm:MegatronLM",
+        "deepspeed": "runners.launchers.deepspeed:DeepSpeed",
+        "torchtitan": "runners.launchers.torchtitan:Torchtitan",
+    }
+)
+
+
+def load_launcher(name: str) -> Launcher:
+    """The launcher of this name.
+
+    Raises
+    ------
+    UnknownName
+        The table has no such row; the nearest name is suggested.
+    """
+    if name not in LAUNCHERS:
+        raise UnknownName("launcher", name, LAUNCHERS)
+    module, _, attribute = LAUNCHERS[name].partition(":")
+    launcher: Launcher = getattr(import_module(module), attribute)()
+    return launcher

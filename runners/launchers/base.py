@@ -1,0 +1,168 @@
+"""What a launcher answers, and what all launchers ask of a plan.
+
+global_batch = micro_batch * n_microbatches * dp
+n_layers     = first_layers + (pp - 2) * middle + last_layers
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, Protocol
+
+from objectives.metrics import Job
+from search_spaces.errors import CannotExport, InvalidSpec, check
+from search_spaces.model import ModelSpec
+from search_spaces.plan import Plan, Schedule
+from search_spaces.workload import Workload
+
+Arguments = list[tuple[str, ...]]  # one flag with its values each
+NOTHING: Mapping[str, Any] = MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What a launch needs and no plan says; None is left for the user to fill in.
+
+    `program` is the path of the training program, `setup_script` a file that the scripts source first
+    (modules, virtual environment), `extra` further arguments for the program.  `predicted` and `provenance`
+    go into `plan.json` as they are.
+    """
+
+    account: str | None = None
+    partition: str | None = None
+    time_limit: str = "02:00:00"
+    job_name: str | None = None
+    program: str | None = None
+    data_path: str | None = None
+    tokenizer: str | None = None
+    setup_script: str | None = None
+    train_steps: int = 100
+    extra: tuple[str, ...] = ()
+    predicted: Mapping[str, Any] = field(default_factory=lambda: NOTHING)
+    provenance: Mapping[str, Any] = field(default_factory=lambda: NOTHING)
+
+    def __post_init__(self) -> None:
+        check(self.train_steps >= 1, "Options.train_steps must be at least 1", self.train_steps)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Launch:
+    """How one program is started: what every rank runs, and the files that lie beside.
+
+    `program` and `fixed_arguments` are bash of ours, which may expand variables; `arguments` are plain text
+    and get quoted.  `fill_in` says what the user must still give, `notes` what the program does differently
+    from what was modelled.
+    """
+
+    program: str
+    arguments: Arguments
+    fixed_arguments: str = ""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    files: Mapping[str, str] = field(default_factory=dict)
+    fill_in: Sequence[str] = ()
+    notes: Sequence[str] = ()
+
+
+class Launcher(Protocol):
+    """A training program's language.  Stateless; both methods are pure functions of their arguments.
+
+    A log reader (its output -> outcome) is a method of the same class, in the same module.
+    """
+
+    @property
+    def name(self) -> str:
+        """Its name in the table."""
+        ...
+
+    def lacks(self, job: Job, plan: Plan) -> list[str]:
+        """One sentence for each knob of the plan, or field of the model, that the program cannot express.
+
+        A sentence starts with the knob or field and its value: `schedule=zb-h1: ...`.
+        """
+        ...
+
+    def launch(self, job: Job, plan: Plan, options: Options) -> Launch:
+        """The program's arguments and files; called only for a plan that lacks nothing."""
+        ...
+
+
+def check_exportable(job: Job, plan: Plan, launcher: Launcher) -> None:
+    """Refuse a plan that does not belong to the job, or that the launcher cannot express.
+
+    Raises
+    ------
+    InvalidSpec
+        The plan occupies another number of devices, or its batch is not the job's.
+    CannotExport
+        The launcher lacks a knob that the plan uses.
+    """
+    must = f"the plan must occupy all devices of {job.cluster.name}, {job.cluster.n_devices}"
+    check(plan.world_size == job.cluster.n_devices, must, f"tp*cp*dp*pp = {plan.world_size}")
+    n_microbatches(job, plan)
+    missing = launcher.lacks(job, plan)
+    if missing:
+        given = "; ".join(missing)
+        hint = "choose another launcher, or narrow the search space to knobs that this one has"
+        raise CannotExport(f"{launcher.name} must be able to express the plan", given, hint=hint)
+
+
+def n_microbatches(job: Job, plan: Plan) -> int:
+    """Micro-batches of one step: global_batch / (micro_batch * dp), which must divide."""
+    samples = plan.micro_batch * plan.dp
+    must = f"micro_batch * dp must divide global_batch = {job.workload.global_batch}"
+    check(job.workload.global_batch % samples == 0, must, f"{plan.micro_batch} * {plan.dp} = {samples}")
+    return job.workload.global_batch // samples
+
+
+def stage_layers(n_layers: int, plan: Plan) -> tuple[int, ...]:
+    """Layers of each pipeline stage; the stages without a size of their own share the rest evenly.
+
+    Raises
+    ------
+    InvalidSpec
+        The rest cannot be shared evenly.
+    """
+    first, last = plan.first_layers, plan.last_layers
+    if plan.pp == 1:
+        return (n_layers,)
+    n_even = plan.pp - bool(first) - bool(last)
+    rest = n_layers - first - last
+    if rest < 0 or (rest == 0) != (n_even == 0) or (n_even and rest % n_even):
+        given = f"{rest} layers over {n_even} stages"
+        raise InvalidSpec("pipeline stages without a size of their own must share the layers evenly", given)
+    even = rest // n_even if n_even else 0
+    sizes = [even] * plan.pp
+    sizes[0], sizes[-1] = first or even, last or even
+    return tuple(sizes)
+
+
+def pipeline_lacks(job: Job, plan: Plan) -> list[str]:
+    """What no launcher can do: a schedule that contradicts vpp, layers that do not divide."""
+    found = []
+    if (plan.schedule is Schedule.INTERLEAVED) != (plan.vpp > 1):
+        found.append(f"schedule={plan.schedule}: vpp={plan.vpp} is interleaved exactly when it is above 1")
+    try:
+        sizes = stage_layers(job.model.n_layers, plan)
+    except InvalidSpec as error:
+        return [*found, f"pp={plan.pp}: {error.must}, not {error.given}"]
+    if any(size % plan.vpp for size in sizes):
+        found.append(
+            f"vpp={plan.vpp}: stages of {sorted(set(sizes))} layers do not split into so many chunks"
+        )
+    return found
+
+
+def words(arguments: Arguments) -> list[str]:
+    """All flags and values, one after the other, as a program receives them."""
+    return [word for argument in arguments for word in argument]
+
+
+def binding_window(model: ModelSpec, workload: Workload) -> int | None:
+    """The attention window, where it is shorter than the sequence and so changes anything."""
+    window = model.attention.window
+    return window if window is not None and window < workload.seq_len else None
+
+
+def flag(name: str, *values: object) -> tuple[str, ...]:
+    """A flag and its values as text."""
+    return (name, *(str(value) for value in values))

@@ -1,0 +1,242 @@
+"""DeepSpeed 0.19.8 under Megatron-DeepSpeed: the engine's JSON, and arguments that agree with it.
+
+Source: deepspeed/runtime/config.py, deepspeed/runtime/pipe/engine.py; the arguments are those of
+github.com/deepspeedai/Megatron-DeepSpeed, megatron/arguments.py.
+"""
+
+import json
+from typing import Any, Literal
+
+from objectives.metrics import Job
+from runners.launchers.base import Arguments, Launch, Options, flag, n_microbatches, pipeline_lacks
+from runners.launchers.deepspeed_model import model_arguments, model_lacks
+from search_spaces.plan import CpKind, Plan, RankOrder, Recompute, Schedule
+from search_spaces.workload import Precision
+
+CONFIG = "ds_config.json"
+HOME = "github.com/deepspeedai/Megatron-DeepSpeed"
+PROGRAM = f'"${{MEGATRON_DEEPSPEED:?set MEGATRON_DEEPSPEED to a checkout of {HOME}}}/pretrain_gpt.py"'
+ENGINE_ARGUMENTS = f'--deepspeed --deepspeed_config "$HERE/{CONFIG}"'
+# DeepSpeed takes an unknown key of this level without a word, so we look before it does.
+KNOWN_KEYS = frozenset(
+    {
+        "train_batch_size",
+        "train_micro_batch_size_per_gpu",
+        "gradient_accumulation_steps",
+        "gradient_clipping",
+        "steps_per_print",
+        "zero_optimization",
+        "zero_allow_untested_optimizer",
+        "bf16",
+        "fp16",
+        "data_types",
+    }
+)
+
+
+class DeepSpeed:
+    """The launcher `deepspeed`."""
+
+    name: Literal["deepspeed"] = "deepspeed"
+
+    def lacks(self, job: Job, plan: Plan) -> list[str]:
+        """What DeepSpeed or Megatron-DeepSpeed cannot express."""
+        return [
+            *model_lacks(job.model, job.workload),
+            *pipeline_lacks(job, plan),
+            *_pipeline_lacks(job, plan),
+            *_group_lacks(job, plan),
+            *_state_lacks(job, plan),
+            *_overlap_lacks(plan),
+        ]
+
+    def launch(self, job: Job, plan: Plan, options: Options) -> Launch:
+        """The engine's JSON and the arguments of `pretrain_gpt.py`."""
+        config = engine_config(job, plan)
+        arguments = [
+            *model_arguments(job.model, job.workload),
+            *_parallel(job, plan),
+            *_recompute(plan),
+            *_batch(config, job),
+            *_run(job, options),
+        ]
+        needs_one = plan.sequence_parallel and plan.tp > 1
+        return Launch(
+            program=PROGRAM,
+            fixed_arguments=ENGINE_ARGUMENTS,
+            arguments=arguments,
+            environment={"CUDA_DEVICE_MAX_CONNECTIONS": "1"} if needs_one else {},
+            files={CONFIG: json.dumps(config, indent=2) + "\n"},
+            fill_in=_fill_in(options),
+            notes=_notes(job),
+        )
+
+
+def engine_config(job: Job, plan: Plan) -> dict[str, Any]:
+    """DeepSpeed's own configuration of the plan."""
+    config: dict[str, Any] = {
+        "train_batch_size": job.workload.global_batch,
+        "train_micro_batch_size_per_gpu": plan.micro_batch,
+        "gradient_accumulation_steps": n_microbatches(job, plan),
+        "gradient_clipping": 1.0,
+        "steps_per_print": 1,
+        "zero_optimization": _zero(plan),
+    }
+    if job.workload.precision is Precision.BF16:
+        config["bf16"] = {"enabled": True}
+        wide = job.workload.state.gradient_bytes == 4.0
+        config["data_types"] = {"grad_accum_dtype": "fp32" if wide else "bf16"}
+    if job.workload.precision is Precision.FP16:
+        config["fp16"] = {"enabled": True, "loss_scale": 0, "initial_scale_power": 16}
+    assert config.keys() <= KNOWN_KEYS, config.keys() - KNOWN_KEYS
+    return config
+
+
+def _zero(plan: Plan) -> dict[str, Any]:
+    found: dict[str, Any] = {"stage": plan.zero}
+    if plan.zero:
+        found |= {"overlap_comm": plan.overlap_dp, "contiguous_gradients": True, "reduce_scatter": True}
+    if plan.offload_optimizer:
+        found["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
+    return found
+
+
+def _pipeline_lacks(job: Job, plan: Plan) -> list[str]:
+    found = []
+    if plan.schedule not in (Schedule.ONE_F_ONE_B, Schedule.ZB_H1) or plan.vpp > 1:
+        found.append(
+            f"schedule={plan.schedule}, vpp={plan.vpp}: DeepSpeed's pipeline engine has 1F1B and ZB-H1 only"
+        )
+    if plan.schedule is Schedule.ZB_H1 and plan.sequence_parallel:
+        found.append("sequence_parallel=true: Megatron-DeepSpeed refuses it beside ZB-H1")
+    if plan.pp > 1 and plan.zero >= 2:
+        found.append(f"zero={plan.zero}: DeepSpeed's pipeline engine takes ZeRO 0 and 1 only")
+    if plan.first_layers or plan.last_layers:
+        knobs = f"first_layers={plan.first_layers}, last_layers={plan.last_layers}"
+        found.append(f"{knobs}: Megatron-DeepSpeed spreads the layers evenly")
+    if plan.pp > 1 and job.model.moe:
+        found.append(f"pp={plan.pp}: Megatron-DeepSpeed trains experts without a pipeline")
+    return found
+
+
+def _group_lacks(job: Job, plan: Plan) -> list[str]:
+    found = []
+    if plan.cp > 1 and plan.cp_kind is not CpKind.ULYSSES:
+        found.append(f"cp_kind={plan.cp_kind}: DeepSpeed splits a sequence by Ulysses only")
+    if plan.cp > 1 and (plan.pp > 1 or plan.sequence_parallel):
+        found.append(f"cp={plan.cp}: DeepSpeed-Ulysses runs without a pipeline and without sequence_parallel")
+    if plan.rank_order is not RankOrder.TP_CP_DP_PP:
+        found.append(f"rank_order={plan.rank_order}: Megatron-DeepSpeed has tp-cp-dp-pp only")
+    if job.model.moe is None:
+        return [*found, f"ep={plan.ep}: the model has no experts"] if plan.ep > 1 else found
+    if plan.etp not in (1, plan.tp):
+        found.append(f"etp={plan.etp}: experts are split as tp={plan.tp} or not at all")
+    if plan.dp % plan.ep:
+        found.append(f"ep={plan.ep}: DeepSpeed's expert groups lie inside dp={plan.dp}")
+    return found
+
+
+def _state_lacks(job: Job, plan: Plan) -> list[str]:
+    found = []
+    if plan.offload_optimizer and plan.zero == 0:
+        found.append(
+            "offload_optimizer=true: DeepSpeed offloads a sharded optimizer only (zero of at least 1)"
+        )
+    if plan.recompute is Recompute.FULL and plan.recompute_every > 1:
+        found.append(
+            f"recompute_every={plan.recompute_every}: Megatron-DeepSpeed recomputes every layer or none"
+        )
+    if job.workload.precision is Precision.FP8:
+        found.append("precision=fp8: DeepSpeed has no 8-bit matrix products")
+    return found
+
+
+def _overlap_lacks(plan: Plan) -> list[str]:
+    found = []
+    if plan.overlap_tp:
+        found.append("overlap_tp=true: Megatron-DeepSpeed does not overlap tensor parallelism")
+    if plan.overlap_pp and plan.pp > 1:
+        found.append("overlap_pp=true: DeepSpeed's pipeline engine does not overlap its transfers")
+    if plan.overlap_dp and plan.zero == 0:
+        found.append("overlap_dp=true: DeepSpeed overlaps gradient reduction only from ZeRO 1 on")
+    return found
+
+
+def _parallel(job: Job, plan: Plan) -> Arguments:
+    found = [
+        flag("--tensor-model-parallel-size", plan.tp),
+        flag("--pipeline-model-parallel-size", plan.pp),
+        flag("--zero-stage", plan.zero),
+    ]
+    if plan.pp == 1:
+        found.append(flag("--no-pipeline-parallel"))
+    if plan.schedule is Schedule.ZB_H1:
+        found.append(flag("--enable-zbh1-pipeline"))
+    if plan.cp > 1:
+        found.append(flag("--ds-sequence-parallel-size", plan.cp))
+    if plan.sequence_parallel and plan.tp > 1:
+        found.append(flag("--sequence-parallel"))
+    if plan.offload_optimizer:
+        found.append(flag("--cpu-optimizer"))
+    if job.model.moe:
+        found.append(flag("--moe-expert-parallel-size", plan.ep))
+        found += [flag("--create-moe-param-group")] if plan.zero else []
+        found += [flag("--enable-expert-tensor-parallelism")] if plan.etp > 1 else []
+    return found
+
+
+def _recompute(plan: Plan) -> Arguments:
+    match plan.recompute:
+        case Recompute.NONE:
+            return []
+        case Recompute.SELECTIVE:
+            return [flag("--recompute-granularity", "selective")]
+        case Recompute.FULL:
+            return [
+                flag("--checkpoint-activations"),
+                flag("--checkpoint-num-layers", 1),
+                flag("--deepspeed-activation-checkpointing"),
+            ]
+
+
+def _batch(config: dict[str, Any], job: Job) -> Arguments:
+    # From the JSON itself: the two once disagreed in a published log, and the engine obeyed neither.
+    found = [
+        flag("--micro-batch-size", config["train_micro_batch_size_per_gpu"]),
+        flag("--global-batch-size", config["train_batch_size"]),
+        flag("--seq-length", job.workload.seq_len),
+    ]
+    return [*found, *(flag(f"--{name}") for name in ("bf16", "fp16") if name in config)]
+
+
+def _run(job: Job, options: Options) -> Arguments:
+    tokenizer = [
+        flag("--tokenizer-type", "NullTokenizer"),
+        flag("--vocab-size", job.model.embedding.vocab_size),
+    ]
+    if options.tokenizer:
+        tokenizer = [flag("--tokenizer-type", "HFTokenizer"), flag("--tokenizer-model", options.tokenizer)]
+    return [
+        *tokenizer,
+        flag("--data-path", options.data_path or "FILL_IN_DATA_PATH"),
+        flag("--train-iters", options.train_steps),
+        flag("--lr", "1e-4"),
+        flag("--log-interval", 1),
+        flag("--eval-iters", 0),
+        *((word,) for word in options.extra),
+    ]
+
+
+def _fill_in(options: Options) -> list[str]:
+    found = [] if options.program else ["MEGATRON_DEEPSPEED: the folder of a Megatron-DeepSpeed checkout"]
+    found += [] if options.data_path else ["--data-path in train.sh: FILL_IN_DATA_PATH stands for your data"]
+    found += (
+        [] if options.tokenizer else ["--tokenizer-type in train.sh: NullTokenizer has the right size only"]
+    )
+    return [*found, "--lr and --train-iters in train.sh: placeholders that do not change a step's cost"]
+
+
+def _notes(job: Job) -> list[str]:
+    if job.workload.precision is not Precision.FP16:
+        return []
+    return ["The first steps search the loss scale and skip the optimizer: leave them out of any timing."]

@@ -1,0 +1,229 @@
+"""What a launcher cannot express is refused by the knob's name; what it can is said in its own words."""
+
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+
+from runners.launchers import LAUNCHERS, load_launcher
+from runners.launchers.base import Options, check_exportable, stage_layers, words
+from runners.launchers.deepspeed import engine_config
+from runners.launchers.export import export_files
+from runners.launchers.megatron_lm import recomputed_per_chunk
+from runners.launchers.megatron_model import layer_pattern
+from search_spaces.errors import CannotExport, InvalidSpec, UnknownName
+from search_spaces.model import NormKind, QkNorm
+from search_spaces.plan import Plan
+from tests.runners.launchers.cases import (
+    CASES,
+    DEEPSEEK_V3,
+    GPT_FRONTIER,
+    LLAMA_8B,
+    LLAMA_70B,
+    MEGATRON,
+    MIXTRAL,
+    QWEN_MOE,
+    job,
+)
+
+SP = "sequence_parallel=true"
+REFUSED = {
+    "megatron-lm": [
+        (LLAMA_70B, "tp=8 pp=4 dp=16 schedule=gpipe", "schedule=gpipe"),
+        (LLAMA_70B, "tp=8 pp=4 dp=16 schedule=zb-h1", "schedule=zb-h1"),
+        (LLAMA_70B, "tp=8 pp=4 dp=16 vpp=5", "schedule=1f1b: vpp=5"),
+        (LLAMA_70B, "tp=8 pp=4 dp=16 vpp=3 schedule=interleaved", "vpp=3"),
+        (LLAMA_70B, "tp=8 pp=4 dp=16 first_layers=18", "pp=4"),
+        (LLAMA_70B, "tp=8 pp=4 dp=16 zero=3", "zero=3"),
+        (LLAMA_8B, "dp=64 offload_optimizer=true", "offload_optimizer=true"),
+        (LLAMA_8B, "dp=64 zero=3 offload_optimizer=true", "offload_optimizer=true"),
+        (LLAMA_8B, "tp=2 dp=32 overlap_tp=true", "overlap_tp=true"),
+        (LLAMA_8B, "pp=2 dp=32 overlap_pp=true", "overlap_pp=true"),
+        (LLAMA_8B, "pp=2 dp=32 vpp=2 schedule=interleaved", "overlap_pp=false"),
+        (MIXTRAL, "pp=2 dp=32 ep=8 rank_order=tp-cp-pp-dp", "rank_order=tp-cp-pp-dp"),
+        (LLAMA_8B, "dp=64 ep=2", "ep=2"),
+        (MIXTRAL, "tp=2 dp=32 ep=8", "sequence_parallel=false"),
+    ],
+    "deepspeed": [
+        (GPT_FRONTIER, "tp=4 pp=16 dp=16 zero=2", "zero=2"),
+        (GPT_FRONTIER, "tp=4 pp=16 dp=16 schedule=gpipe", "schedule=gpipe"),
+        (GPT_FRONTIER, "tp=4 pp=16 dp=16 vpp=2 schedule=interleaved", "schedule=interleaved, vpp=2"),
+        (GPT_FRONTIER, "tp=4 pp=16 dp=16 schedule=zb-h1 sequence_parallel=true", "sequence_parallel=true"),
+        (GPT_FRONTIER, "tp=4 pp=16 dp=16 first_layers=5 last_layers=7", "first_layers=5, last_layers=7"),
+        (GPT_FRONTIER, "tp=4 pp=16 dp=16 recompute=full recompute_every=2", "recompute_every=2"),
+        (GPT_FRONTIER, "tp=4 pp=16 dp=16 rank_order=tp-cp-pp-dp", "rank_order=tp-cp-pp-dp"),
+        (GPT_FRONTIER, "tp=4 pp=16 dp=16 overlap_dp=true", "overlap_dp=true"),
+        (GPT_FRONTIER, "tp=4 pp=16 dp=16 overlap_pp=true", "overlap_pp=true"),
+        (LLAMA_8B, f"tp=2 dp=32 overlap_tp=true {SP}", "overlap_tp=true"),
+        (LLAMA_8B, "dp=16 cp=4", "cp_kind=ring"),
+        (LLAMA_8B, "pp=2 dp=16 cp=2 cp_kind=ulysses", "cp=2"),
+        (LLAMA_8B, "dp=64 offload_optimizer=true", "offload_optimizer=true"),
+        (MIXTRAL, "tp=4 dp=16 ep=8 etp=2", "etp=2"),
+        (MIXTRAL, "tp=2 pp=2 dp=16 ep=8", "pp=2"),
+        (MIXTRAL, "tp=16 dp=4 ep=8", "ep=8"),
+        (DEEPSEEK_V3, "tp=2 dp=1024", "attention.latent"),
+    ],
+    "torchtitan": [
+        (LLAMA_8B, "tp=2 pp=4 dp=8 schedule=zb-h1", "schedule=zb-h1"),
+        (LLAMA_8B, "dp=64 zero=1", "zero=1"),
+        (LLAMA_8B, "dp=32 cp=2 zero=3", "cp_kind=ring"),
+        (LLAMA_8B, "dp=64 zero=3 offload_optimizer=true", "offload_optimizer=true"),
+        (LLAMA_8B, "pp=4 dp=16 first_layers=10 last_layers=6", "first_layers=10"),
+        (LLAMA_8B, "pp=2 dp=32 rank_order=tp-cp-pp-dp", "rank_order=tp-cp-pp-dp"),
+        (LLAMA_8B, "dp=64 recompute=full recompute_every=2", "recompute_every=2"),
+        (LLAMA_8B, "dp=64 overlap_tp=true", "overlap_tp=true"),
+        (QWEN_MOE, f"tp=2 dp=32 ep=8 etp=2 zero=3 {SP}", "etp=2"),
+        (QWEN_MOE, "dp=64 ep=8", "ep=8"),
+        (MIXTRAL, "dp=64 ep=8 zero=3", "moe"),
+        (DEEPSEEK_V3, "tp=2 dp=1024 zero=3", "n_predict_layers=1"),
+        (job("llama-3-8b", "dgx-h100", 64, 256, 8192, "fp8"), "dp=64 zero=3", "precision=fp8"),
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("launcher", "job", "plan", "knob"), [(name, *row) for name, rows in REFUSED.items() for row in rows]
+)
+def test_a_plan_that_a_launcher_cannot_express_is_refused_by_the_knobs_name(launcher, job, plan, knob):
+    lacks = load_launcher(launcher).lacks(job, Plan.parse(plan))
+    assert any(sentence.startswith(knob) for sentence in lacks), lacks
+    with pytest.raises(CannotExport, match="must be able to express the plan; got ") as refusal:
+        check_exportable(job, Plan.parse(plan), load_launcher(launcher))
+    assert knob in str(refusal.value)
+
+
+MODEL_CHANGES = {
+    "norm=non_parametric": dict(norm=NormKind.NON_PARAMETRIC),
+    "norms_per_layer=4": dict(norms_per_layer=4),
+    "parallel_block=true": dict(parallel_block=True),
+    "final_norm=false": dict(final_norm=False),
+}
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+@pytest.mark.parametrize("field", MODEL_CHANGES)
+def test_a_model_that_a_launcher_cannot_build_is_refused_by_the_fields_name(launcher, field):
+    odd = replace(LLAMA_8B, model=replace(LLAMA_8B.model, **MODEL_CHANGES[field]))
+    lacks = load_launcher(launcher).lacks(odd, Plan(dp=64, zero=0 if launcher == "deepspeed" else 3))
+    assert any(sentence.startswith(field) for sentence in lacks), lacks
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_norms_over_all_heads_and_biases_in_odd_places_are_refused(launcher):
+    attention = replace(LLAMA_8B.model.attention, qk_norm=QkNorm.FULL, out_bias=True)
+    odd = replace(LLAMA_8B, model=replace(LLAMA_8B.model, attention=attention))
+    lacks = " ".join(load_launcher(launcher).lacks(odd, Plan(dp=64)))
+    assert "attention.qk_norm=full" in lacks
+    assert "bias" in lacks
+
+
+@pytest.mark.parametrize("launcher", ["megatron-lm", "deepspeed"])
+def test_a_sequence_longer_than_the_learned_positions_is_refused(launcher):
+    long = job("frontier-175b", "frontier", 1024, 1280, 4096)
+    lacks = load_launcher(launcher).lacks(long, Plan.parse("tp=4 pp=16 dp=16"))
+    assert lacks == ["seq_len=4096: the model's learned positions end at 2048"]
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+@pytest.mark.parametrize(
+    ("plan", "match"),
+    [(Plan(dp=32), r"must occupy all devices .*64"), (Plan(dp=64, micro_batch=3), "must divide")],
+)
+def test_a_plan_of_another_job_is_refused(launcher, plan, match):
+    with pytest.raises(InvalidSpec, match=match):
+        export_files(LLAMA_8B, plan, launcher, "both", Options())
+
+
+@pytest.mark.parametrize(("launcher", "scheduler"), [("megatron", "slurm"), ("megatron-lm", "slrum")])
+def test_an_unknown_name_is_an_error_that_suggests_the_nearest(launcher, scheduler):
+    with pytest.raises(UnknownName, match=r"did you mean '(megatron-lm|slurm)'"):
+        export_files(LLAMA_8B, Plan(dp=64), launcher, scheduler, Options())
+
+
+def arguments(name, job, plan):
+    return words(load_launcher(name).launch(job, Plan.parse(plan), Options()).arguments)
+
+
+@pytest.mark.parametrize(
+    ("plan", "present", "absent"),
+    [
+        (
+            "dp=64",
+            [],
+            ["--use-distributed-optimizer", "--sequence-parallel", "--cp-comm-type", "--recompute-method"],
+        ),
+        ("dp=64 zero=1", ["--use-distributed-optimizer"], ["--use-megatron-fsdp"]),
+        ("dp=64 zero=2", ["--use-megatron-fsdp optim_grads fsdp_dtensor"], []),
+        ("dp=64 zero=3", ["--use-megatron-fsdp optim_grads_params fsdp_dtensor"], []),
+        ("dp=64 overlap_dp=true", ["--overlap-grad-reduce"], ["--overlap-param-gather"]),
+        ("dp=64 zero=1 overlap_dp=true", ["--overlap-grad-reduce --overlap-param-gather"], []),
+        ("dp=64 recompute=full", ["--recompute-method uniform --recompute-num-layers 1"], []),
+        (
+            "pp=4 dp=16 recompute=full recompute_every=4",
+            ["--recompute-method block --recompute-num-layers 2"],
+            [],
+        ),
+        ("dp=16 cp=4 cp_kind=ulysses", ["--context-parallel-size 4 --cp-comm-type a2a"], []),
+    ],
+)
+def test_a_knob_becomes_megatrons_flag(plan, present, absent):
+    found = arguments("megatron-lm", LLAMA_8B, plan)
+    for group in present:
+        assert set(group.split()) <= set(found)
+    assert set(absent).isdisjoint(found)
+
+
+@pytest.mark.parametrize(
+    ("plan", "value"),
+    [("dp=64", None), ("tp=2 dp=32", "1"), ("dp=32 cp=2", "1"), ("tp=2 dp=32 zero=3", "32")],
+)
+def test_megatrons_environment_follows_the_plan(plan, value):
+    launch = load_launcher("megatron-lm").launch(LLAMA_8B, Plan.parse(plan), Options())
+    assert launch.environment.get("CUDA_DEVICE_MAX_CONNECTIONS") == value
+
+
+def test_expert_layers_are_written_as_megatron_does():
+    assert layer_pattern(DEEPSEEK_V3.model) == "([0]*3+[1]*58)"
+    assert layer_pattern(MIXTRAL.model) == "([1]*32)"
+
+
+def test_recomputing_every_nth_layer_is_the_right_share_of_each_chunk():
+    case = next(case for case in MEGATRON if case.name == "GPT-3")
+    assert (
+        recomputed_per_chunk(case.job.model, case.plan) == 2
+    )  # 6 layers a stage, every 4th: the 1st and the 5th
+
+
+@pytest.mark.parametrize("case", CASES["deepspeed"], ids=lambda case: case.name)
+def test_deepspeeds_json_and_arguments_say_the_same(case):
+    config = engine_config(case.job, case.plan)
+    found = arguments("deepspeed", case.job, case.words)
+    value = dict(pairwise(found))
+    assert value["--micro-batch-size"] == str(config["train_micro_batch_size_per_gpu"])
+    assert value["--global-batch-size"] == str(config["train_batch_size"])
+    assert value["--zero-stage"] == str(config["zero_optimization"]["stage"])
+    steps = config["gradient_accumulation_steps"]
+    assert config["train_micro_batch_size_per_gpu"] * steps * case.plan.dp == config["train_batch_size"]
+    assert ("--bf16" in found, "--fp16" in found) == ("bf16" in config, "fp16" in config)
+
+
+@pytest.mark.parametrize(
+    ("plan", "sizes"),
+    [
+        ("pp=4", (20, 20, 20, 20)),
+        ("pp=4 first_layers=19 last_layers=19", (19, 21, 21, 19)),
+        ("pp=4 first_layers=17", (17, 21, 21, 21)),
+        ("pp=2 first_layers=30 last_layers=50", (30, 50)),
+        ("pp=1", (80,)),
+    ],
+)
+def test_layers_of_stages(plan, sizes):
+    assert stage_layers(80, Plan.parse(plan)) == sizes
+
+
+@pytest.mark.parametrize(
+    "plan", ["pp=3", "pp=2 first_layers=30 last_layers=49", "pp=4 first_layers=90", "pp=2 first_layers=80"]
+)
+def test_layers_that_do_not_divide_are_an_error(plan):
+    with pytest.raises(InvalidSpec, match="must share the layers evenly"):
+        stage_layers(80, Plan.parse(plan))
