@@ -56,6 +56,9 @@ def _gemma3_text(config: Values, where: str) -> Values:
 
 
 def _name(config: Values, where: str) -> str:
-    """The name that the config states, or else where it came from."""
+    """The last part of the name the config states, else of its file (of the folder of a `config.json`)."""
     stated = config.get("_name_or_path")
-    return stated if isinstance(stated, str) and stated else where
+    path = Path(stated if isinstance(stated, str) and stated else where)
+    if path.name == "config.json":
+        path = path.resolve().parent
+    return path.name.removesuffix(".json") or where

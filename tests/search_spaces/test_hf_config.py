@@ -157,9 +157,12 @@ def test_older_spellings_are_read():
     assert model_from_hf_config(old, "a") == model_from_hf_config({"model_type": "llama", **SMALL}, "a")
 
 
-def test_the_name_is_the_stated_one_or_the_file():
+def test_the_name_is_the_stated_one_or_the_file(tmp_path):
     assert read("phi-3-mini").name == "Phi-3-mini-4k-instruct"
-    assert read("llama-3-8b").name == "config.json"
+    llama = PUBLISHED["llama-3-8b"]
+    assert model_from_hf_config(llama, "somewhere/llama.json").name == "llama"
+    assert model_from_hf_config({**llama, "_name_or_path": "org/a-model"}, "config.json").name == "a-model"
+    assert model_from_hf_config(llama, str(tmp_path / "my-model" / "config.json")).name == "my-model"
 
 
 # What is refused
