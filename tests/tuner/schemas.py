@@ -1,0 +1,112 @@
+"""JSON schemas of the documents that `--json` prints."""
+
+import dataclasses
+
+from search_spaces.plan import Plan
+
+NUMBER, COUNT, TEXT = {"type": "number"}, {"type": "integer", "minimum": 0}, {"type": "string"}
+FINITE = {"type": "number", "minimum": 0}
+PARTS = {"type": "object", "additionalProperties": FINITE, "minProperties": 5}
+
+
+def record(optional=(), **fields):
+    """An object with exactly these keys."""
+    required = [name for name in fields if name not in optional]
+    return {"type": "object", "properties": fields, "required": required, "additionalProperties": False}
+
+
+def many(item, fewest=0):
+    return {"type": "array", "items": item, "minItems": fewest}
+
+
+def maybe(schema):
+    return {"anyOf": [schema, {"type": "null"}]}
+
+
+def document(kind, **fields):
+    return record(schema={"const": f"meshtune.{kind}"}, version={"const": 1}, **fields)
+
+
+PLAN = record(**{field.name: {"type": ["integer", "boolean", "string"]} for field in dataclasses.fields(Plan)})
+JOB = record(
+    model=TEXT, cluster=TEXT, devices=COUNT, global_batch=COUNT, seq_len=COUNT, precision=TEXT, framework=TEXT
+)
+LEDGER = record(
+    enumerated=COUNT, removed={"type": "object", "additionalProperties": COUNT}, too_large=COUNT, feasible=COUNT
+)
+PRICED = dict(
+    plan=PLAN,
+    step_time_s=FINITE,
+    interval_s={"type": "array", "items": FINITE, "minItems": 2, "maxItems": 2},
+    tokens_per_s_per_device=FINITE,
+    mfu={"type": "number", "minimum": 0, "maximum": 1},
+    peak_memory_bytes=FINITE,
+    time_s=PARTS,
+    memory_bytes=PARTS,
+)
+RANK = document("rank", job=JOB, origin={"const": "analytic"}, plans=LEDGER, best=many(record(**PRICED), 1))
+STAGE = record(layers=COUNT, forward_s=FINITE, backward_s=FINITE, memory_bytes=PARTS, peak_memory_bytes=FINITE)
+ESTIMATE = document(
+    "estimate",
+    job=JOB,
+    origin={"const": "analytic"},
+    **PRICED,
+    memory_limit_bytes=FINITE,
+    fits={"type": "boolean"},
+    peak_stage=COUNT,
+    stages=many(STAGE, 1),
+)
+ORIGIN = {"enum": ["analytic", "simulated", "measured"]}
+MEASURED = record(origin=ORIGIN, step_time_s=FINITE, step_spread_s=FINITE, peak_memory_bytes=FINITE)
+FAILED = record(origin=ORIGIN, cause=TEXT, message=TEXT, short_bytes=FINITE, log_tail=TEXT)
+VALUES = {"type": "object", "additionalProperties": NUMBER}
+TRIAL = record(
+    number=COUNT,
+    state={"enum": ["running", "measured", "failed", "lost", "withdrawn"]},
+    plan=maybe(PLAN),
+    predicted=maybe(record(step_time_s=FINITE, peak_memory_bytes=FINITE)),
+    outcome=maybe({"anyOf": [MEASURED, FAILED]}),
+    values=VALUES,
+    attempt=COUNT,
+    duration_s=maybe(FINITE),
+)
+HEAD = dict(
+    name=TEXT,
+    job=JOB,
+    objective=many(TEXT, 1),
+    runner=TEXT,
+    sampler=TEXT,
+    budget_trials=maybe(COUNT),
+    counts={"type": "object", "additionalProperties": COUNT},
+    waiting=COUNT,
+    best=maybe(TRIAL),
+)
+BODY = dict(
+    **HEAD,
+    pareto_front=many(COUNT),
+    trials=many(TRIAL),
+    created_with={"type": "object", "additionalProperties": TEXT},
+)
+STUDY = document("study", **BODY)
+TUNE = document("tune", stop={"enum": ["trials", "hours", "exhausted", "interrupted"]}, plans=LEDGER, **BODY)
+STUDIES = document("studies", studies=many(record(**HEAD)))
+EXPORT = document("export", launcher=TEXT, plan=TEXT, files=many(TEXT, 1))
+SPEC = {"type": "object"}
+MODELS = document(
+    "models",
+    models=many(
+        record(
+            name=TEXT,
+            source={"type": "string", "minLength": 8},
+            total_parameters=COUNT,
+            active_parameters=COUNT,
+            parameters_without_embeddings=COUNT,
+            spec=SPEC,
+        ),
+        1,
+    ),
+)
+CLUSTERS = document(
+    "clusters", clusters=many(record(name=TEXT, source={"type": "string", "minLength": 8}, spec=SPEC), 1)
+)
+LAUNCHERS = document("launchers", launchers=many(record(name=TEXT, title=TEXT, source=TEXT), 1))

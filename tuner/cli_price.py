@@ -1,0 +1,58 @@
+"""Verbs that price plans by formula: rank and estimate."""
+
+from typing import Annotated
+
+import typer
+
+from tuner.cli_flags import JobFlags, JsonFlag, job_flags
+from tuner.cli_output import show, show_json
+
+TopFlag = Annotated[
+    int, typer.Option("--top", metavar="N", min=1, help="How many of the best plans to show.")
+]
+PlanFlag = Annotated[
+    str, typer.Option("--plan", metavar='"tp=8 pp=4 ..."', help="The plan as knob=value words.")
+]
+MetricFlag = Annotated[str, typer.Option("--metric", metavar="NAME", help="What best means.")]
+ExplainFlag = Annotated[
+    bool, typer.Option("--explain", help="Seconds and bytes by part and by pipeline stage.")
+]
+
+
+@job_flags
+def rank(
+    flags: JobFlags, *, top: TopFlag = 10, metric: MetricFlag = "step_time", json: JsonFlag = False
+) -> None:
+    """Price every legal plan; show the ledger and the best ones with their breakdown."""
+    from tuner import api, cli_job
+    from tuner.report import documents, rank_screen
+
+    job = cli_job.job_from(flags)
+    ranking = api.rank(job, cli_job.space_from(flags), metric=metric, keep=top)
+    intervals = api.step_interval_s(job, ranking.candidates.plans)
+    if json:
+        show_json(documents.rank_document(job, ranking, top, intervals))
+    else:
+        show(rank_screen.rank_screen(job, ranking, top, intervals))
+
+
+@job_flags
+def estimate(
+    flags: JobFlags, *, plan: PlanFlag, explain: ExplainFlag = False, json: JsonFlag = False
+) -> None:
+    """Price one plan: step time, throughput, MFU, peak memory."""
+    from objectives.cost.step import stage_profile
+    from search_spaces.plan import Plans
+    from tuner import api, cli_job
+    from tuner.report import documents, rank_screen
+
+    job = cli_job.job_from(flags)
+    chosen = api.read_plan(job, plan)
+    plans, profile = Plans.of([chosen]), stage_profile(job, chosen)
+    priced, intervals = api.estimate(job, plans), api.step_interval_s(job, plans)
+    if json:
+        show_json(documents.estimate_document(job, plans, priced, intervals, profile))
+        return
+    show(rank_screen.estimate_screen(job, chosen, priced, intervals))
+    if explain:
+        show("", rank_screen.explanation(job, priced, profile))

@@ -1,0 +1,180 @@
+"""Verbs about studies: tune, resume, studies, show, report."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tuner.cli_flags import JobFlags, JsonFlag, StorageFlag, job_flags
+from tuner.cli_output import check_writable, err, show_json, tell
+from tuner.cli_output import show as put
+
+if TYPE_CHECKING:
+    from tuner.study import StudyResult
+
+INTERRUPTED = 130
+
+StudyFile = Annotated[
+    Path | None,
+    typer.Argument(
+        metavar="[STUDY.toml]", help="A study file; flags win over what it says.", show_default=False
+    ),
+]
+Name = Annotated[str, typer.Argument(metavar="NAME", help="The study's name.")]
+NameFlag = Annotated[str | None, typer.Option("--name", metavar="NAME", help="The study's name.")]
+Trials = Annotated[
+    int | None, typer.Option("--trials", metavar="N", help="Trials that the study may have in all.")
+]
+Hours = Annotated[float | None, typer.Option("--hours", metavar="H", help="Wall-clock hours of this call.")]
+Parallel = Annotated[int | None, typer.Option("--parallel", metavar="N", help="Trials side by side.")]
+RunnerFlag = Annotated[
+    str | None, typer.Option("--runner", metavar="KIND", help="simulated, analytic or replay.")
+]
+RunnerOptions = Annotated[
+    list[str] | None,
+    typer.Option("--runner-option", metavar="KEY=VALUE", help="seed=1, noise=0.02, ...; may be repeated."),
+]
+ExecutorFlag = Annotated[
+    str | None, typer.Option("--executor", metavar="KIND", help="ray (if not given) or in-process.")
+]
+AddressFlag = Annotated[
+    str | None,
+    typer.Option("--ray-address", metavar="ADDRESS", help="Join this Ray cluster instead of starting one."),
+]
+SamplerFlag = Annotated[
+    str | None,
+    typer.Option("--sampler", metavar="NAME", help="meshtune (if not given), best_first, tpe, gp or random."),
+]
+SeedFlag = Annotated[int | None, typer.Option("--seed", metavar="N", help="Seed of the sampler.")]
+MetricFlag = Annotated[
+    list[str] | None,
+    typer.Option("--metric", metavar="NAME", help="What to optimise; given twice or more: a Pareto front."),
+]
+HtmlFlag = Annotated[
+    Path | None, typer.Option("--html", metavar="FILE", help="Write one self-contained HTML file.")
+]
+
+
+@job_flags
+def tune(  # noqa: PLR0913 - a verb's flags are its parameters
+    flags: JobFlags,
+    study: StudyFile = None,
+    *,
+    name: NameFlag = None,
+    trials: Trials = None,
+    hours: Hours = None,
+    parallel: Parallel = None,
+    runner: RunnerFlag = None,
+    runner_option: RunnerOptions = None,
+    executor: ExecutorFlag = None,
+    ray_address: AddressFlag = None,
+    sampler: SamplerFlag = None,
+    seed: SeedFlag = None,
+    metric: MetricFlag = None,
+    storage: StorageFlag = None,
+    json: JsonFlag = False,
+) -> None:
+    """Try the best predicted plans, learn from each trial, keep everything in a study that can be resumed."""
+    from tuner import cli_tables
+    from tuner.progress import showing
+    from tuner.study import tune as run
+
+    asked = cli_tables.Asked(
+        study=dict(name=name, storage=storage, sampler=sampler, seed=seed),
+        objective=dict(metric=metric),
+        runner=dict(
+            kind=runner,
+            options=cli_tables.runner_options(runner_option),
+            parallel=parallel,
+            executor=executor,
+            address=ray_address,
+        ),
+        budget=dict(trials=trials, hours=hours),
+    )
+    config = cli_tables.study_config(study, flags, asked)
+    with showing(err()) as on_event:
+        result = run(config, on_event=on_event)
+    _finish(result, storage=config.storage, json=json)
+
+
+def resume(
+    name: Name,
+    *,
+    trials: Trials = None,
+    hours: Hours = None,
+    parallel: Parallel = None,
+    storage: StorageFlag = None,
+    json: JsonFlag = False,
+) -> None:
+    """Go on with a study from its storage alone: no finished trial is lost, none is repeated."""
+    from tuner import cli_tables
+    from tuner.progress import showing
+    from tuner.study import resume as run
+    from tuner.study import stored_config
+
+    where = cli_tables.storage_or_default(storage)
+    config = cli_tables.overridden(stored_config(name, where), trials=trials, hours=hours, parallel=parallel)
+    with showing(err()) as on_event:
+        result = run(name, where, budget=config.budget, machine=config.machine, on_event=on_event)
+    _finish(result, storage=where, json=json)
+
+
+def _finish(result: "StudyResult", *, storage: str, json: bool) -> None:
+    from tuner.budget import Stop
+    from tuner.report import from_study, study_documents, study_screen
+
+    if json:
+        show_json(study_documents.tune_document(result))
+    else:
+        put(study_screen.outcome_screen(from_study.study_report(result.view, with_importance=False)))
+    flag = f"{result.view.name} --storage {storage}"
+    if result.stop is Stop.INTERRUPTED:
+        tell(f"go on with: meshtune resume {flag}")
+        raise typer.Exit(INTERRUPTED)
+    tell(f"see: meshtune report {flag}")
+
+
+def studies(*, storage: StorageFlag = None, json: JsonFlag = False) -> None:
+    """Studies in a storage."""
+    from tuner import cli_tables
+    from tuner.report import study_documents, study_screen
+
+    views, foreign = cli_tables.all_studies(storage)
+    for each in foreign:
+        tell(f"left out: {each}, a study of another program")
+    if json:
+        show_json(study_documents.studies_document(views))
+    else:
+        put(study_screen.studies_table(views))
+
+
+def show(name: Name, *, storage: StorageFlag = None, json: JsonFlag = False) -> None:
+    """A study's summary and every one of its trials."""
+    from tuner.cli_tables import storage_or_default
+    from tuner.report import from_study, study_documents, study_screen
+    from tuner.view import load_study
+
+    view = load_study(name, storage_or_default(storage))
+    if json:
+        show_json(study_documents.study_document(view))
+    else:
+        put(study_screen.show_screen(from_study.study_report(view, with_importance=False)))
+
+
+def report(name: Name, *, html: HtmlFlag = None, storage: StorageFlag = None, json: JsonFlag = False) -> None:
+    """What the study found: tables, and with --html one file of pictures that needs no network."""
+    from tuner.cli_tables import storage_or_default
+    from tuner.report import from_study, page, study_documents, study_screen
+    from tuner.view import load_study
+
+    target = check_writable(html) if html else None
+    view = load_study(name, storage_or_default(storage))
+    content = from_study.study_report(view)
+    if target:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(page.page(content), encoding="utf-8")
+        tell(f"wrote {target}")
+    if json:
+        show_json(study_documents.study_document(view))
+    else:
+        put(study_screen.report_screen(content))

@@ -1,0 +1,128 @@
+"""From flags to a study: the study file's tables, and over them what was asked on the command line."""
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from search_spaces.documents import read_toml
+from search_spaces.errors import InvalidSpec, check
+from tuner.cli_flags import JobFlags
+from tuner.cli_job import job_from, space_table, workload_table
+from tuner.config import StudyConfig, config_from_tables
+from tuner.storage import DEFAULT_STORAGE, list_studies, open_storage
+from tuner.view import StudyView, load_study
+
+Tables = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """Keys of four tables as flags give them; None where a flag was left out."""
+
+    study: Mapping[str, Any]
+    objective: Mapping[str, Any]
+    runner: Mapping[str, Any]
+    budget: Mapping[str, Any]
+
+
+def study_config(file: Path | None, flags: JobFlags, asked: Asked) -> StudyConfig:
+    """The study of a file, of flags, or of both.
+
+    Raises
+    ------
+    InvalidSpec
+        What `config_from_tables` refuses; without a file also a flag of the job that is missing.
+    """
+    if file is None:
+        job_from(flags)  # names the flags that are missing, in the words of the command line
+    tables: Tables = read_toml(file) if file else {}
+    for name, given in _given(flags, asked).items():
+        kept = tables.get(name, {})
+        if not isinstance(kept, dict):
+            raise InvalidSpec(f"[{name}] must be a table of keys", repr(kept))
+        tables[name] = _laid_over(name, kept, given)
+    return config_from_tables(tables, folder=file.parent if file else Path(), where=str(file or "the study"))
+
+
+def _given(flags: JobFlags, asked: Asked) -> dict[str, Tables]:
+    """Tables of what was given, without those that are empty."""
+    tables = {
+        "model": _model(flags),
+        "cluster": _cluster(flags),
+        "workload": workload_table(flags),
+        "space": space_table(flags),
+        **{name: _without_none(getattr(asked, name)) for name in ("study", "objective", "runner", "budget")},
+    }
+    return {name: table for name, table in tables.items() if table}
+
+
+def _laid_over(name: str, kept: Tables, given: Tables) -> Tables:
+    """A model or a cluster that is named replaces the file's; other keys are laid over the file's."""
+    if name == "model":
+        return given
+    if name == "cluster" and len(given.keys() - {"devices"}):
+        return {key: value for key, value in kept.items() if key == "devices"} | given
+    return kept | given
+
+
+def _model(flags: JobFlags) -> Tables:
+    config = Path(flags.hf_config).absolute() if flags.hf_config else None
+    if config and config.is_dir():
+        config = config / "config.json"
+    return _without_none({"preset": flags.model, "hf_config": str(config) if config else None})
+
+
+def _cluster(flags: JobFlags) -> Tables:
+    name = flags.cluster
+    is_file = name is not None and (name.endswith(".toml") or "/" in name)
+    where = {"file": str(Path(str(name)).absolute())} if is_file else {"preset": name}
+    return _without_none({**where, "devices": flags.devices})
+
+
+def runner_options(words: Sequence[str] | None) -> Tables | None:
+    """`KEY=VALUE` words; a value is read as TOML where it can be, so that numbers are numbers."""
+    if words is None:
+        return None
+    options: Tables = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        check(bool(equals), "--runner-option must be KEY=VALUE", repr(word))
+        try:
+            options[key] = tomllib.loads(f"value = {value}")["value"]
+        except tomllib.TOMLDecodeError:
+            options[key] = value
+    return options
+
+
+def _without_none(table: Mapping[str, Any]) -> Tables:
+    return {key: value for key, value in table.items() if value is not None}
+
+
+def overridden(
+    config: StudyConfig, *, trials: int | None, hours: float | None, parallel: int | None
+) -> StudyConfig:
+    """A stored study's configuration with another budget or another number of trials side by side."""
+    budget = _without_none({"trials": trials, "hours": hours})
+    machine = _without_none({"parallel": parallel})
+    return replace(
+        config, budget=replace(config.budget, **budget), machine=replace(config.machine, **machine)
+    )
+
+
+def storage_or_default(storage: str | None) -> str:
+    """The storage that was named, or the default one."""
+    return DEFAULT_STORAGE if storage is None else storage
+
+
+def all_studies(storage: str | None) -> tuple[list[StudyView], list[str]]:
+    """Every study of ours in a storage, and the names of the others."""
+    opened = open_storage(storage_or_default(storage), create=False)
+    views, foreign = [], []
+    for name in list_studies(opened):
+        try:
+            views.append(load_study(name, opened))
+        except InvalidSpec:
+            foreign.append(name)
+    return views, foreign

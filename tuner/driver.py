@@ -1,0 +1,199 @@
+"""One driver of a study: ask, submit, wait, tell, and keep the leases, until it is time to stop.
+
+The study's trials are the only state; `tuner.ledger` says what they mean and why several drivers agree.
+"""
+
+import contextlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from optuna.trial import FrozenTrial
+
+from objectives.outcome import Failed, Outcome
+from runners.protocol import Executor
+from search_spaces.errors import RunnerError, StorageError
+from search_spaces.plan import Plan
+from tuner.book import Book
+from tuner.budget import Budget, Stop
+from tuner.events import OnEvent, Progress, TrialFinished, TrialsReaped, TrialStarted
+from tuner.inputs import StudyInputs
+from tuner.leases import RENEW_S
+from tuner.ledger import Ended, Verdict, admission, n_counted, n_running, waiting_plans
+from tuner.samplers.candidates import CandidateTable, TableExhausted, plan_from_params
+from tuner.view import record_of, view_of
+
+POLL_S = 0.5
+# Longer than a slow sampler thinks; who cannot learn what others chose withdraws, and its plan waits.
+ADMISSION_S = 60.0
+MOST_MACHINE_FAULTS = 10
+
+
+@dataclass(kw_only=True, eq=False)
+class Driver:
+    """Keeps `n_slots` trials in flight; `lost` are those that another driver took over meanwhile."""
+
+    book: Book
+    table: CandidateTable
+    inputs: StudyInputs
+    budget: Budget
+    n_slots: int
+    get_executor: Callable[[], Executor]
+    is_interrupted: Callable[[], bool]
+    on_event: OnEvent
+    in_flight: set[int] = field(default_factory=set)
+    n_finished_here: int = 0
+    n_machine_faults: int = 0
+    began: float = field(default_factory=time.monotonic)
+    renewed: float = field(default_factory=time.monotonic)
+
+    def run(self) -> Stop:
+        """Drive until there is a reason to stop; what still runs then is released to other drivers."""
+        try:
+            while (stop := self._reason_to_stop()) is None:
+                self._reap()
+                self._fill()
+                self._collect()
+            return stop
+        finally:
+            # Should even this fail, the leases run out by themselves.
+            with contextlib.suppress(StorageError):
+                for number in sorted(self.in_flight):
+                    self.book.end(number, Ended.RELEASED)
+
+    def _reason_to_stop(self) -> Stop | None:
+        if self.is_interrupted():
+            return Stop.INTERRUPTED
+        if self.elapsed_s >= self.budget.seconds:
+            return Stop.HOURS
+        trials = self.book.trials()
+        if n_counted(trials) >= self.budget.trials:
+            return Stop.TRIALS
+        if not n_running(trials) and not waiting_plans(trials) and not self._n_untried(trials):
+            return Stop.EXHAUSTED
+        return None
+
+    def _fill(self) -> None:
+        """Start trials until the slots are full, or the budget is, counting those that run anywhere."""
+        while len(self.in_flight) < self.n_slots and not self.is_interrupted():
+            trials = self.book.trials()
+            if n_counted(trials) + n_running(trials) >= self.budget.trials or not self._start_one(trials):
+                return
+
+    def _start_one(self, trials: list[FrozenTrial]) -> bool:
+        """Choose one plan and submit it if it is admitted; false if there is nothing to choose from."""
+        waiting = waiting_plans(trials)
+        if waiting:
+            number, attempt = self.book.retry(waiting[0]), waiting[0].attempt
+            plan = Plan.parse(waiting[0].template.user_attrs["plan"])
+        else:
+            try:
+                number, params = self.book.ask(self.table.distributions)
+            except TableExhausted:
+                return False
+            plan, attempt = plan_from_params(params), 1
+            if not self.book.declare(number, plan.key, self._predicted(params)):
+                return True
+        if self._admit(number, plan.key):
+            self.in_flight.add(number)
+            self.on_event(TrialStarted(number=number, plan=plan, attempt=attempt))
+            self.get_executor().submit(number, plan)
+        return True
+
+    def _admit(self, number: int, plan: str) -> bool:
+        """Apply the rule of admission, waiting for lower-numbered trials that are still choosing."""
+        deadline, pause_s = time.monotonic() + ADMISSION_S, 0.01
+        while True:
+            verdict = admission(self.book.trials(), number, plan, budget=self.budget.trials)
+            if verdict is Verdict.ADMITTED:
+                return True
+            if verdict is not Verdict.WAIT or time.monotonic() > deadline or self.is_interrupted():
+                why = Ended.DUPLICATE if verdict is Verdict.DUPLICATE else Ended.WITHDRAWN
+                self.book.end(number, why)
+                return False
+            self._reap()
+            self._renew()
+            time.sleep(pause_s)
+            pause_s = min(2 * pause_s, POLL_S)
+
+    def _collect(self) -> None:
+        """Tell the outcomes that arrived."""
+        self._renew()
+        if not self.in_flight:
+            time.sleep(POLL_S)  # other drivers have the rest of the budget
+            return
+        for number, outcome in self.get_executor().wait(POLL_S):
+            # Ctrl-C reaches the trials' processes too: a failure that follows it says nothing about the plan.
+            if not (self.is_interrupted() and isinstance(outcome, Failed)):
+                self._tell(number, outcome)
+
+    def _tell(self, number: int, outcome: Outcome) -> None:
+        if number not in self.in_flight:
+            return  # reaped while this driver slept; its plan is another trial now
+        self.in_flight.discard(number)
+        if not self.book.record(number, outcome):
+            return
+        trials = self.book.trials()
+        record = record_of(trials[number], self.inputs)
+        self.n_finished_here += record.state.is_counted
+        self.n_machine_faults = 0 if record.state.is_counted else self.n_machine_faults + 1
+        self.on_event(TrialFinished(trial=record))
+        self.on_event(self._progress(trials))
+        if self.n_machine_faults >= MOST_MACHINE_FAULTS and isinstance(outcome, Failed):
+            raise RunnerError(
+                "a machine must finish some trial",
+                f"{self.n_machine_faults} lost in a row, last: {outcome.message}",
+                hint="the study is kept; resume it when the machine is well",
+            )
+
+    def _reap(self) -> None:
+        reaped = [number for number in self.book.reap() if number not in self.in_flight]
+        if reaped:
+            self.on_event(TrialsReaped(numbers=tuple(reaped)))
+
+    def _renew(self) -> None:
+        if time.monotonic() - self.renewed < RENEW_S:
+            return
+        self.renewed = time.monotonic()
+        for number in sorted(self.in_flight):
+            if not self.book.renew(number):
+                self.in_flight.discard(number)
+
+    def _predicted(self, params: dict[str, object]) -> dict[str, float]:
+        row = self.table.row_of(params)
+        assert row is not None, "a sampler proposed a plan that is no candidate"
+        estimate = self.table.candidates.take(slice(row, row + 1)).estimate
+        return {
+            "step_s": float(estimate.step_s[0]),
+            "peak_memory_bytes": float(estimate.peak_memory_bytes[0]),
+        }
+
+    def _n_untried(self, trials: list[FrozenTrial]) -> int:
+        return len(self.table) - len(
+            {row for t in trials if (row := self.table.row_of(t.params)) is not None}
+        )
+
+    def _progress(self, trials: list[FrozenTrial]) -> Progress:
+        view = view_of(self.book.study.study_name, self.book.study.user_attrs, trials)
+        return Progress(
+            metric=self.inputs.objective[0],
+            best=view.best,
+            counts=view.counts,
+            n_finished=len(view.finished),
+            budget_trials=self.budget.trials,
+            elapsed_s=self.elapsed_s,
+            left_s=self._left_s(len(view.finished)),
+        )
+
+    def _left_s(self, n_finished: int) -> float | None:
+        if not self.n_finished_here:
+            return None
+        per_trial_s = self.elapsed_s / self.n_finished_here
+        return max(
+            0.0, min((self.budget.trials - n_finished) * per_trial_s, self.budget.seconds - self.elapsed_s)
+        )
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds since this driver began."""
+        return time.monotonic() - self.began

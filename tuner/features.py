@@ -1,0 +1,57 @@
+"""What learning sees of a plan: where its predicted seconds and bytes go, and its knobs in natural steps.
+
+A doubling of a degree, one ZeRO stage, another enum value and a flipped flag are each a distance of one, so
+that a single length says how far a plan is from what was tried.
+"""
+
+from dataclasses import fields
+
+import numpy as np
+
+from objectives.cost.result import StepMemory, StepTime
+from search_spaces.plan import ENUMS, FLAGS, Floats, Plans
+
+DEGREES = ("tp", "pp", "dp", "cp", "ep", "etp", "vpp", "micro_batch", "recompute_every")
+STAGE_SIZES = ("first_layers", "last_layers")
+TIME_PARTS: tuple[str, ...] = tuple(field.name for field in fields(StepTime))
+MEMORY_PARTS: tuple[str, ...] = tuple(field.name for field in fields(StepMemory))
+
+
+def knob_features(plans: Plans) -> Floats:
+    """Knobs as coordinates: log2 of degrees, the ZeRO stage, one-hot enums, flags.
+
+    A one-hot vector is divided by √2, so that two different values of an enum are at distance 1.
+
+    Returns
+    -------
+    shape (n_plans, n_features)
+    """
+    columns = [np.log2(getattr(plans, name)) for name in DEGREES]
+    columns += [np.log2(1.0 + getattr(plans, name)) for name in STAGE_SIZES]
+    columns.append(plans.zero.astype(np.float64))
+    for name, values in ENUMS.items():
+        codes = getattr(plans, name)
+        columns += [(codes == value) / np.sqrt(2.0) for value in range(len(values))]
+    columns += [getattr(plans, name).astype(np.float64) for name in FLAGS]
+    return np.column_stack(columns)
+
+
+def time_shares(time: StepTime) -> Floats:
+    """Share of each part in the predicted step; rows sum to 1; shape (n_plans, n_parts).
+
+    If the truth is Σ_k c_k part_k, then log(measured / predicted) = log Σ_k c_k share_k,
+    about Σ_k (c_k - 1) share_k: a constant that the model has wrong shows in proportion to its part's share.
+    """
+    return _shares([getattr(time, name) for name in TIME_PARTS])
+
+
+def memory_shares(memory: StepMemory) -> Floats:
+    """Share of each part in the predicted peak; rows sum to 1; shape (n_plans, n_parts)."""
+    return _shares([getattr(memory, name) for name in MEMORY_PARTS])
+
+
+def _shares(parts: list[Floats]) -> Floats:
+    table = np.column_stack(parts)
+    total = table.sum(axis=1, keepdims=True)
+    shares: Floats = np.divide(table, total, out=np.zeros_like(table), where=total > 0)
+    return shares

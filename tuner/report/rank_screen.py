@@ -1,0 +1,194 @@
+"""What `rank` and `estimate` show a person."""
+
+from collections.abc import Callable, Mapping
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from objectives.cost.result import Estimate, StageProfile
+from objectives.metrics import Job
+from objectives.ranking import Ledger, Ranking, memory_limit_bytes
+from search_spaces.cluster import Origin
+from search_spaces.parameters import active_parameters, total_parameters
+from search_spaces.plan import Floats, Plan
+from search_spaces.units import gib
+from tuner.report.parts import MEMORY_PARTS, TIME_PARTS, Part, memory_by_part, time_by_part
+from tuner.report.tables import bar, facts, table
+from tuner.report.words import count, gibibytes, percent, plan_words, seconds
+from tuner.uncertainty import constants
+
+Intervals = tuple[Floats, Floats]
+Unit = Callable[[float], str]
+
+
+def job_facts(job: Job) -> RenderableType:
+    """Model, cluster and workload, one a line."""
+    return facts(job_lines(job))
+
+
+def job_lines(job: Job) -> list[tuple[str, str]]:
+    """Model, cluster and workload in words."""
+    model, cluster, workload = job.model, job.cluster, job.workload
+    active = f", {count(active_parameters(model))} active" if model.moe else ""
+    trainer = "" if workload.framework == "any" else f", as {workload.framework} runs it"
+    nodes = f"{cluster.n_nodes:,} x {min(cluster.devices_per_node, cluster.n_devices)}"
+    return [
+        ("model", f"{model.name}: {count(total_parameters(model))} parameters{active}"),
+        (
+            "cluster",
+            f"{cluster.name}: {cluster.n_devices:,} devices ({nodes} {cluster.device.name},"
+            f" {gib(cluster.device.memory_bytes):.1f} GiB each)",
+        ),
+        (
+            "workload",
+            f"{workload.global_batch:,} sequences of {workload.seq_len:,} tokens a step"
+            f" ({count(workload.tokens_per_step)} tokens), {workload.precision}{trainer}",
+        ),
+    ]
+
+
+def ledger_table(ledger: Ledger) -> RenderableType:
+    """Where the plans went; the lines between the first and the last add up."""
+    rows = [["enumerated", f"{ledger.enumerated:,}"]]
+    rows += [[f"  removed: {rule}", f"-{n:,}"] for rule, n in ledger.removed.items() if n]
+    rows += [["  too large for the memory", f"-{ledger.too_large:,}"], ["feasible", f"{ledger.feasible:,}"]]
+    return table(["~plans", ">count"], rows)
+
+
+def best_table(job: Job, ranking: Ranking, top: int) -> RenderableType:
+    """The best plans, best first."""
+    candidates = ranking.candidates
+    step_s, peak_bytes = candidates.estimate.step_s, candidates.estimate.peak_memory_bytes
+    tokens = job.values("tokens_per_s_per_device", step_s, peak_bytes)
+    mfu = job.mfu(step_s)
+    rows = [
+        [
+            str(i + 1),
+            plan_words(candidates.plans.row(i)),
+            seconds(step_s[i]),
+            f"{tokens[i]:,.0f}",
+            percent(mfu[i]),
+            gibibytes(peak_bytes[i]),
+        ]
+        for i in range(min(top, len(candidates)))
+    ]
+    limit = gib(memory_limit_bytes(job.cluster))
+    columns = [">#", "~plan", ">step", ">tok/s/dev", ">MFU", f">of {limit:.1f} GiB"]
+    return table(columns, rows)
+
+
+def rank_screen(job: Job, ranking: Ranking, top: int, intervals: Intervals) -> RenderableType:
+    """Header, ledger, the best plans, and where the best one's time and memory go."""
+    best = ranking.candidates.plans.row(0)
+    return Group(
+        job_facts(job),
+        "",
+        ledger_table(ranking.ledger),
+        "",
+        best_table(job, ranking, top),
+        "",
+        Text("where the best plan's step goes", style="bold"),
+        parts_table(job, ranking.candidates.estimate, 0),
+        "",
+        facts([*origin_lines(job, intervals), ("best plan", f'--plan "{best.key}"')]),
+    )
+
+
+def parts_table(job: Job, estimate: Estimate, i: int) -> RenderableType:
+    """Seconds and bytes of one plan by part, with shares and bars, side by side in one table."""
+    times = _part_rows(TIME_PARTS, time_by_part(estimate.time, i), seconds)
+    memory = _part_rows(MEMORY_PARTS, memory_by_part(estimate.memory, i), gibibytes)
+    limit = memory_limit_bytes(job.cluster)
+    peak = float(estimate.peak_memory_bytes[i])
+    total_s = ["step", seconds(float(estimate.step_s[i])), "100.0 %", ""]
+    total_bytes = ["peak", gibibytes(peak), percent(peak / limit), "of the device"]
+    return Group(
+        table(["time", ">seconds", ">share", ""], [*times, total_s]),
+        "",
+        table(["memory", ">bytes", ">share", ""], [*memory, total_bytes]),
+    )
+
+
+def _part_rows(parts: Mapping[str, Part], values: Mapping[str, float], unit: Unit) -> list[list[str | Text]]:
+    total = sum(values.values())
+    return [
+        [
+            part.label,
+            unit(values[name]),
+            percent(values[name] / total),
+            Text(bar(values[name] / total), part.colour),
+        ]
+        for name, part in parts.items()
+        if values[name] > 0
+    ]
+
+
+def explanation(job: Job, estimate: Estimate, profile: StageProfile) -> RenderableType:
+    """Seconds and bytes by part, and by pipeline stage."""
+    return Group(
+        parts_table(job, estimate, 0), "", Text("by pipeline stage", style="bold"), stage_table(job, profile)
+    )
+
+
+def stage_table(job: Job, profile: StageProfile) -> RenderableType:
+    """One plan, stage by stage: layers, times of a micro-batch, memory."""
+    total = profile.memory.total_bytes
+    limit = memory_limit_bytes(job.cluster)
+    rows = [
+        [
+            str(i),
+            str(profile.n_layers[i]),
+            seconds(profile.forward_s[i]),
+            seconds(profile.backward_s[i]),
+            f"{profile.in_flight[i]:.3g}",
+            gibibytes(total[i]),
+            percent(total[i] / limit),
+            bar(total[i] / limit, 16),
+        ]
+        for i in range(len(total))
+    ]
+    columns = [">stage", ">layers", ">forward", ">backward", ">in flight", ">memory", ">of limit", ""]
+    return table(columns, rows)
+
+
+def estimate_screen(job: Job, plan: Plan, estimate: Estimate, intervals: Intervals) -> RenderableType:
+    """One plan's figures."""
+    step_s, peak = estimate.step_s, estimate.peak_memory_bytes
+    limit = memory_limit_bytes(job.cluster)
+    tokens = job.values("tokens_per_s_per_device", step_s, peak)[0]
+    return Group(
+        job_facts(job),
+        facts([("plan", plan.key)]),
+        "",
+        facts([
+            ("step time", seconds(step_s[0])),
+            ("throughput", f"{tokens * job.cluster.n_devices:,.0f} tokens/s, {tokens:,.0f} tokens/s/device"),
+            ("MFU", f"{percent(job.mfu(step_s)[0])} of the dense {job.workload.precision} peak"),
+            ("peak memory", _memory_words(estimate, limit)),
+        ]),
+        "",
+        facts(origin_lines(job, intervals)),
+    )  # fmt: skip
+
+
+def _memory_words(estimate: Estimate, limit_bytes: float) -> str:
+    peak = float(estimate.peak_memory_bytes[0])
+    short = gibibytes(peak - limit_bytes)
+    fits = "fits" if peak <= limit_bytes else f"does not fit, {short} too large"
+    return f"{gibibytes(peak)} of {gibibytes(limit_bytes)} on stage {estimate.peak_stage[0]}: {fits}"
+
+
+def origin_lines(job: Job, intervals: Intervals) -> list[tuple[str, str]]:
+    """Where the numbers come from, and how far the constants' own spread moves them."""
+    weak = [name for name, constant in constants(job.cluster).items() if constant.origin is Origin.ASSUMED]
+    total = len(constants(job.cluster))
+    low, high = (seconds(float(bounds[0])) for bounds in intervals)
+    lines = [
+        (
+            "origin",
+            f"analytic; 90 % interval of its step time {low} to {high}, from the spread of the constants",
+        )
+    ]
+    if weak:
+        lines.append(("assumed", f"{len(weak)} of {total} constants: {', '.join(weak)}"))
+    return lines

@@ -1,0 +1,172 @@
+"""What `report`, `show` and `studies` print for a person."""
+
+from collections.abc import Sequence
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from objectives.metrics import Metric, metric_named
+from search_spaces.units import gib
+from tuner.report.content import StudyReport, TrialRow, accuracy, pareto_front
+from tuner.report.figures import pareto_points
+from tuner.report.rank_screen import job_lines
+from tuner.report.tables import bar, facts, table
+from tuner.report.words import gibibytes, percent, seconds, signed_percent
+from tuner.view import State, StudyView
+
+BEST_SHOWN = 10
+
+
+def report_screen(report: StudyReport) -> RenderableType:
+    """The whole study: what was asked, what was found, how well it was predicted, what failed."""
+    parts: list[RenderableType] = [summary(report)]
+    if report.complete:
+        parts += ["", Text("best trials", style="bold"), trials_table(report, report.ranked[:BEST_SHOWN])]
+    if len(report.metrics) > 1 and report.complete:
+        parts += ["", Text("Pareto front", style="bold"), front_table(report)]
+    if report.importance:
+        parts += ["", Text("knob importance", style="bold"), importance_table(report)]
+    if report.failures:
+        parts += ["", Text("failed trials", style="bold"), failures_table(report.failures)]
+    return Group(*parts, "", facts(report.provenance))
+
+
+def outcome_screen(report: StudyReport) -> RenderableType:
+    """What `tune` and `resume` end with."""
+    parts: list[RenderableType] = [summary(report)]
+    if report.complete:
+        parts += ["", Text("best trials", style="bold"), trials_table(report, report.ranked[:BEST_SHOWN])]
+    if report.failures:
+        parts += ["", Text("failed trials", style="bold"), failures_table(report.failures)]
+    return Group(*parts)
+
+
+def show_screen(report: StudyReport) -> RenderableType:
+    """A study and all its trials by number."""
+    cells = [
+        [
+            str(row.number),
+            row.state,
+            row.words,
+            seconds(row.predicted_s),
+            seconds(row.measured.step_s) if row.measured else "",
+            row.failed.cause if row.failed else "",
+        ]
+        for row in report.trials
+    ]
+    columns = [">trial", "state", "~plan", ">predicted", f">{report.origin}", "cause"]
+    return Group(summary(report), "", table(columns, cells))
+
+
+def studies_table(views: Sequence[StudyView]) -> RenderableType:
+    """Studies of a storage, one a line."""
+    cells = [[view.name, *_study_cells(view)] for view in views]
+    return table(["~study", ">measured", ">failed", ">running", ">of", "best so far"], cells)
+
+
+def _study_cells(view: StudyView) -> list[str]:
+    counts = view.counts
+    metric = metric_named(view.inputs.objective[0])
+    best = value_words(metric, view.best.values[metric.name]) if view.best else "none"
+    numbers = [counts[State.MEASURED], counts[State.FAILED], counts[State.RUNNING], view.budget_trials or ""]
+    return [*map(str, numbers), f"{metric.name.replace('_', ' ')} {best}"]
+
+
+def summary(report: StudyReport) -> RenderableType:
+    """A study in a few lines."""
+    lines = [
+        ("study", report.name),
+        *job_lines(report.job),
+        ("trials", report.states or "none yet"),
+        *_agreement(report),
+    ]
+    best = report.best
+    if best:
+        for metric, value in zip(report.metrics, best.values, strict=True):
+            lines.append((f"best {metric.name}", f"{value_words(metric, value)}, {report.origin}"))
+        lines.append(("best plan", best.plan.key))
+    return facts(lines)
+
+
+def _agreement(report: StudyReport) -> list[tuple[str, str]]:
+    errors = accuracy(report.complete)
+    if errors is None:
+        return []
+    order = (
+        f", {percent(errors.pair_order)} of pairs in the right order" if errors.pair_order is not None else ""
+    )
+    text = f"median error {percent(errors.median_ape)}, mean {signed_percent(errors.bias)}{order}"
+    return [(f"predicted/{report.origin}", text)]
+
+
+def trials_table(report: StudyReport, rows: list[TrialRow]) -> RenderableType:
+    """Trials that ran, predicted and observed side by side."""
+    limit = gib(report.job.cluster.device.memory_bytes)
+    cells = [
+        [
+            str(row.number),
+            row.words,
+            seconds(row.predicted_s),
+            seconds(row.measured.step_s),
+            signed_percent(row.error or 0.0),
+            percent(float(report.job.mfu(row.measured.step_s))),  # type: ignore[arg-type]
+            gibibytes(row.measured.peak_memory_bytes),
+        ]
+        for row in rows
+        if row.measured
+    ]
+    columns = [">trial", "~plan", ">predicted", f">{report.origin}", ">error", ">MFU", f">of {limit:.1f} GiB"]
+    return table(columns, cells)
+
+
+def front_table(report: StudyReport) -> RenderableType:
+    """The trials that no other beats in the first two objectives."""
+    metrics, points = pareto_points(report)
+    front = pareto_front(points, [metric.goal for metric in metrics])
+    rows = [report.complete[i] for i in front]
+    cells = [
+        [
+            str(row.number),
+            row.words,
+            *(value_words(m, v) for m, v in zip(report.metrics, row.values, strict=True)),
+        ]
+        for row in rows
+    ]
+    return table([">trial", "~plan", *(f">{metric.name}" for metric in report.metrics)], cells)
+
+
+def importance_table(report: StudyReport) -> RenderableType:
+    """Shares by every evaluator, and why one was skipped."""
+    drawn = [one for one in report.importance if one.shares]
+    skipped = [
+        Text(f"{one.evaluator} skipped: {one.skipped}", style="dim")
+        for one in report.importance
+        if one.skipped
+    ]
+    knobs = drawn[0].shares if drawn else {}
+    cells = [
+        [knob, *(f"{one.shares.get(knob, 0):.2f} {bar(one.shares.get(knob, 0), 16):16}" for one in drawn)]
+        for knob in knobs
+    ]
+    return Group(*([table(["knob", *(one.evaluator for one in drawn)], cells)] if drawn else []), *skipped)
+
+
+def failures_table(rows: list[TrialRow]) -> RenderableType:
+    """Trials that failed, with cause and the last line of the log."""
+    cells = [
+        [str(row.number), row.words, str(row.failed.cause), row.failed.message] for row in rows if row.failed
+    ]
+    return table([">trial", "~plan", "cause", "~message"], cells)
+
+
+def value_words(metric: Metric, value: float) -> str:
+    """A metric's value with its unit."""
+    match metric.name:
+        case "step_time":
+            return seconds(value)
+        case "peak_memory":
+            return gibibytes(value)
+        case "mfu":
+            return percent(value)
+        case _:
+            return f"{value:,.4g} {metric.unit}"

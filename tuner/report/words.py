@@ -1,0 +1,79 @@
+"""Numbers and plans as short words for tables and pictures."""
+
+from search_spaces.plan import Plan, RankOrder, Recompute
+from search_spaces.units import BILLION, KILO, MILLION, MS, US, gib
+
+
+def seconds(value_s: float) -> str:
+    """`12.35 s`, `48.2 ms` or `7.1 us`."""
+    if value_s >= 1 or value_s == 0:
+        return f"{value_s:.2f} s" if value_s < 100 else f"{value_s:,.0f} s"
+    return f"{value_s / MS:.1f} ms" if value_s >= MS else f"{value_s / US:.1f} us"
+
+
+def duration(value_s: float) -> str:
+    """`48 s`, `3 min 20 s` or `1 h 05 min`: how long a person waits."""
+    minutes, rest_s = divmod(round(value_s), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {rest_s:02d} s" if minutes else f"{rest_s} s"
+
+
+def gibibytes(n_bytes: float) -> str:
+    """`63.2 GiB`."""
+    return f"{gib(n_bytes):.1f} GiB"
+
+
+def count(value: float) -> str:
+    """`8.03 B`, `124.4 M`, `12.3 k`: parameters and tokens."""
+    for size, letter in ((KILO * BILLION, "T"), (BILLION, "B"), (MILLION, "M"), (KILO, "k")):
+        if value >= size:
+            return f"{value / size:.3g} {letter}"
+    return f"{value:g}"
+
+
+def percent(share: float) -> str:
+    """`41.2 %` of a fraction."""
+    return f"{100 * share:.1f} %"
+
+
+def signed_percent(share: float) -> str:
+    """`+4.1 %` of a fraction."""
+    return f"{100 * share:+.1f} %"
+
+
+def plan_words(plan: Plan) -> str:
+    """A plan in short form, `tp8 pp4 dp16 mb1 sp 1f1b recompute-full`; what has no effect is left out."""
+    words = [f"tp{plan.tp}", f"pp{plan.pp}", f"dp{plan.dp}"]
+    words += [
+        f"{name}{value}"
+        for name, value in (("ep", plan.ep), ("etp", plan.etp), ("vpp", plan.vpp))
+        if value > 1
+    ]
+    if plan.cp > 1:
+        words.append(f"cp{plan.cp}-{plan.cp_kind}")
+    words.append(f"mb{plan.micro_batch}")
+    if plan.zero:
+        words.append(f"zero{plan.zero}")
+    if plan.sequence_parallel:
+        words.append("sp")
+    if plan.pp > 1:
+        words.append(str(plan.schedule))
+    return " ".join([*words, *_lesser_words(plan)])
+
+
+def _lesser_words(plan: Plan) -> list[str]:
+    words = []
+    if plan.recompute is not Recompute.NONE:
+        every = f"/{plan.recompute_every}" if plan.recompute_every > 1 else ""
+        words.append(f"recompute-{plan.recompute}{every}")
+    words += [f"{end}{n}" for end, n in (("first", plan.first_layers), ("last", plan.last_layers)) if n]
+    if plan.offload_optimizer:
+        words.append("offload")
+    overlapped = [axis for axis in ("dp", "tp", "pp") if getattr(plan, f"overlap_{axis}")]
+    if overlapped:
+        words.append("overlap-" + "+".join(overlapped))
+    if plan.rank_order is not RankOrder.TP_CP_DP_PP:
+        words.append(str(plan.rank_order))
+    return words

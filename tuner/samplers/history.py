@@ -1,0 +1,145 @@
+"""What a study's trials teach about the cost model: ratios, failures, and plans under way."""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from optuna.trial import FrozenTrial, TrialState
+
+from objectives.metrics import Goal, Job, metric_named
+from objectives.outcome import Cause, Failed, Measured, Outcome
+from search_spaces.errors import InvalidSpec
+from search_spaces.plan import Bools, Floats, Ints
+from tuner.samplers.candidates import CandidateTable
+from tuner.tell import outcome_of
+
+MOST_LESSONS = 400  # the newest count; beyond, a study costs time to score and hardly learns
+LARGEST_LOG_RATIO = 20.0  # e^20: no clock is off by more; a larger reading is nonsense and is left out
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lesson:
+    """What one finished trial says about its candidate; None where it says nothing.
+
+    `log_time` and `log_memory` are log(measured / predicted); `memory_is_bound` marks an out-of-memory
+    plan, whose memory is at least that; `ran` is false for a plan that failed by itself for another reason
+    than memory.
+    """
+
+    row: int
+    log_time: float | None = None
+    log_memory: float | None = None
+    memory_is_bound: bool = False
+    ran: bool | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class History:
+    """Lessons of the finished trials, and the rows that wait or run."""
+
+    lessons: tuple[Lesson, ...]
+    pending: tuple[int, ...]
+
+    def timed(self) -> tuple[Ints, Floats]:
+        """Rows and log ratios of the trials that have a step time."""
+        return _columns((lesson.row, lesson.log_time) for lesson in self.lessons)
+
+    def weighed(self) -> tuple[Ints, Floats, Bools]:
+        """Rows, log ratios and which are lower bounds, of the trials that say something about memory."""
+        rows, ratios = _columns((lesson.row, lesson.log_memory) for lesson in self.lessons)
+        bounds = [lesson.memory_is_bound for lesson in self.lessons if lesson.log_memory is not None]
+        return rows, ratios, np.array(bounds, dtype=np.bool_)
+
+    def tried(self) -> tuple[Ints, Bools]:
+        """Rows that ran or failed by themselves, and which ran."""
+        pairs = [(lesson.row, lesson.ran) for lesson in self.lessons if lesson.ran is not None]
+        return np.array([row for row, _ in pairs], dtype=np.int64), np.array(
+            [ran for _, ran in pairs], dtype=np.bool_
+        )
+
+
+def read_history(rows: Iterable[tuple[FrozenTrial, int]], reader: "LessonReader") -> History:
+    """The history of the trials that hold candidates."""
+    lessons, pending = [], []
+    for trial, row in rows:
+        if not trial.state.is_finished():
+            pending.append(row)
+        elif (lesson := reader.read(trial, row)) is not None:
+            lessons.append(lesson)
+    return History(lessons=tuple(lessons[-MOST_LESSONS:]), pending=tuple(pending))
+
+
+class LessonReader:
+    """Reads finished trials, each once."""
+
+    def __init__(self, table: CandidateTable, *, metrics: Sequence[str], job: Job) -> None:
+        self.table, self.metrics, self.job = table, metrics, job
+        estimate = table.candidates.estimate
+        self.step_s, self.peak_bytes = estimate.step_s, estimate.peak_memory_bytes
+        self._read: dict[int, tuple[FrozenTrial, Lesson | None]] = {}
+
+    def read(self, trial: FrozenTrial, row: int) -> Lesson | None:
+        """The lesson of a finished trial: from its outcome, else from its values and constraints."""
+        known = self._read.get(trial._trial_id)
+        if known is not None and known[0].datetime_start == trial.datetime_start:
+            return known[1]
+        outcome = _readable_outcome(trial)
+        lesson = self._from_values(trial, row) if outcome is None else self._from_outcome(outcome, row)
+        self._read[trial._trial_id] = (trial, lesson)
+        return lesson
+
+    def _from_outcome(self, outcome: Outcome, row: int) -> Lesson | None:
+        match outcome:
+            case Measured():
+                return Lesson(
+                    row=row,
+                    log_time=_sane(outcome.step_s / self.step_s[row]),
+                    log_memory=_sane(outcome.peak_memory_bytes / self.peak_bytes[row]),
+                    ran=True,
+                )
+            case Failed(cause=Cause.OUT_OF_MEMORY):
+                needed = self.job.cluster.device.memory_bytes + max(outcome.short_bytes, 0.0)
+                bound = _sane(needed / self.peak_bytes[row])
+                return Lesson(row=row, log_memory=bound, memory_is_bound=bound is not None)
+        return None if outcome.cause.is_machine_fault else Lesson(row=row, ran=False)
+
+    def _from_values(self, trial: FrozenTrial, row: int) -> Lesson | None:
+        """Every metric but the peak is a constant times the step time or its inverse."""
+        if any(value > 0 for value in trial.constraints.values()):
+            return Lesson(row=row, ran=False)
+        if trial.state is not TrialState.COMPLETE or len(trial.values) != len(self.metrics):
+            return None
+        log_time = log_memory = None
+        for name, value in zip(self.metrics, trial.values, strict=True):
+            predicted = self.job.values(name, self.step_s[[row]], self.peak_bytes[[row]])[0]
+            if name == "peak_memory":
+                log_memory = _sane(value / predicted)
+            elif metric_named(name).goal is Goal.MINIMIZE:
+                log_time = _sane(value / predicted)
+            else:
+                log_time = _sane(predicted / value if value else 0.0)
+        return Lesson(row=row, log_time=log_time, log_memory=log_memory, ran=True)
+
+
+def _readable_outcome(trial: FrozenTrial) -> Outcome | None:
+    """The outcome that the study stored with a trial; None where there is none that can be read."""
+    try:
+        return outcome_of(trial.user_attrs)
+    except InvalidSpec:
+        return None
+
+
+def _sane(ratio: float) -> float | None:
+    """Logarithm of a ratio, if it is one."""
+    if not (math.isfinite(ratio) and ratio > 0):
+        return None
+    log = math.log(ratio)
+    return log if abs(log) <= LARGEST_LOG_RATIO else None
+
+
+def _columns(pairs: Iterable[tuple[int, float | None]]) -> tuple[Ints, Floats]:
+    known = [(row, value) for row, value in pairs if value is not None]
+    return np.array([row for row, _ in known], dtype=np.int64), np.array(
+        [value for _, value in known], dtype=np.float64
+    )

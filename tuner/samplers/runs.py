@@ -1,0 +1,62 @@
+"""Which plans run at all: learned from crashes, hangs and timeouts, whatever their reason.
+
+    P(x runs) = 1 / (1 + exp(-w·x)),   w ~ N(m, S) a priori,   x = [1, knobs]
+
+Logistic regression on the knobs, so that what is common to the plans that failed, and not to those that ran,
+takes the blame: ten crashes of one schedule condemn the schedule, not the degrees it was tried with.
+
+Source: Bishop (2006), Pattern Recognition and Machine Learning, section 4.5.1 (the mode of the posterior).
+"""
+
+import numpy as np
+from scipy.special import expit, log_expit, logit
+
+from search_spaces.plan import Bools, Floats
+
+PRIOR_CHANCE = 0.95  # assumed: nearly every legal plan runs
+INTERCEPT_STD, WEIGHT_STD = 1.0, 2.0  # assumed: one knob step can turn a likely plan into an unlikely one
+NEWTON_STEPS = 30
+
+
+def log_chances(knobs: Floats, rows: Floats, ran: Bools) -> Floats:
+    """Log P(runs) of every plan, from the knobs of those tried and whether they ran.
+
+    Parameters
+    ----------
+    knobs : shape (n_plans, n_knobs)
+    rows : shape (n_tried, n_knobs)
+    ran : shape (n_tried,)
+
+    Returns
+    -------
+    shape (n_plans,)
+    """
+    center = knobs.mean(axis=0)
+    weights = _mode(np.column_stack([np.ones(len(rows)), rows - center]), ran.astype(np.float64))
+    answer: Floats = log_expit(weights[0] - center @ weights[1:] + knobs @ weights[1:])
+    return answer
+
+
+def _mode(x: Floats, ran: Floats) -> Floats:
+    """Most probable weights, by Newton steps that are halved until they gain."""
+    mean = np.append(logit(PRIOR_CHANCE), np.zeros(x.shape[1] - 1))
+    precision = np.append(INTERCEPT_STD**-2.0, np.full(x.shape[1] - 1, WEIGHT_STD**-2.0))
+    weights, loss = mean, _loss(mean, x, ran, mean, precision)
+    for _ in range(NEWTON_STEPS):
+        chance = expit(x @ weights)
+        slope = x.T @ (chance - ran) + precision * (weights - mean)
+        step = np.linalg.solve((x.T * (chance * (1.0 - chance))) @ x + np.diag(precision), slope)
+        moved = weights - step
+        while (new := _loss(moved, x, ran, mean, precision)) > loss and np.abs(step).max() > 1e-9:
+            step = step / 2.0
+            moved = weights - step
+        weights, loss = moved, new
+        if np.abs(step).max() < 1e-6:
+            break
+    return weights
+
+
+def _loss(weights: Floats, x: Floats, ran: Floats, mean: Floats, precision: Floats) -> float:
+    activation = x @ weights
+    fit = log_expit(np.where(ran > 0, activation, -activation)).sum()
+    return float(0.5 * (precision * (weights - mean) ** 2).sum() - fit)

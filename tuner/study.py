@@ -1,0 +1,248 @@
+"""A study from its creation to its end: `tune` starts or goes on, `resume` needs nothing but the storage."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.samplers import RandomSampler
+from optuna.storages import BaseStorage
+from optuna.study import Study
+
+from objectives.ranking import Ledger, Ranking
+from runners.protocol import Executor
+from search_spaces.documents import build
+from search_spaces.errors import InvalidSpec
+from tuner.book import Book
+from tuner.budget import Budget, Stop
+from tuner.config import ExecutorKind, Machine, StudyConfig
+from tuner.driver import Driver
+from tuner.events import OnEvent, Ranked, Stopped, ignore
+from tuner.inputs import (
+    INPUTS_ATTRIBUTE,
+    StudyInputs,
+    directions,
+    inputs_from_document,
+    inputs_to_document,
+    refuse_changes,
+    versions,
+)
+from tuner.interrupts import interruptible
+from tuner.leases import Owner
+from tuner.samplers import SAMPLERS, make_sampler
+from tuner.shortlist import shortlist
+from tuner.storage import list_studies, open_storage, storage_place, storage_trouble
+from tuner.view import StudyView, load_study, require_study
+
+# A driver that creates a study writes its inputs next; another one that comes in between waits so long.
+CREATION_S = 5.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StudyResult:
+    """The study after this driver, why the driver ended, and where the plans of the space went."""
+
+    view: StudyView
+    stop: Stop
+    ledger: Ledger
+
+
+def tune(config: StudyConfig, *, executor: Executor | None = None, on_event: OnEvent = ignore) -> StudyResult:
+    """Create the study, or go on with it, until its budget is used up.
+
+    Several drivers may share one study.  An executor that is passed in stays open; otherwise one is made when
+    the first plan is to be tried, and closed at the end.  Ctrl-C and SIGTERM re-queue what runs and end with
+    `Stop.INTERRUPTED`; a second one ends at once.
+
+    Raises
+    ------
+    StudyChanged
+        The study exists and was created from other inputs.
+    NoLegalPlan, NothingFits
+        There is nothing to try.
+    StorageError, RunnerError
+        The machine's trouble; nothing that finished is lost.
+    """
+    inputs = config.inputs
+    check_sampler(inputs.sampler)
+    storage = open_storage(config.storage)
+    _refuse_other(config.name, storage, inputs)
+    ranking = shortlist(inputs)
+    on_event(Ranked(ledger=ranking.ledger, n_candidates=len(ranking.candidates)))
+    book = open_book(config, storage, Owner.this_process())
+    with storage_trouble(book.shown):
+        _remember(book.study, config)
+    stop = _drive(config, book, ranking, executor, on_event)
+    on_event(Stopped(why=stop))
+    return StudyResult(view=load_study(config.name, storage), stop=stop, ledger=ranking.ledger)
+
+
+def resume(
+    name: str,
+    storage: str | Path,
+    *,
+    budget: Budget | None = None,
+    machine: Machine | None = None,
+    executor: Executor | None = None,
+    on_event: OnEvent = ignore,
+) -> StudyResult:
+    """Go on with a study from what its storage holds; budget and machine are the latest ones unless given."""
+    config = stored_config(name, storage)
+    config = replace(config, budget=budget or config.budget, machine=machine or config.machine)
+    return tune(config, executor=executor, on_event=on_event)
+
+
+def stored_config(name: str, storage: str | Path) -> StudyConfig:
+    """The configuration that a stored study goes on with."""
+    opened = open_storage(storage, create=False)
+    require_study(name, opened)
+    with storage_trouble(storage_place(storage).shown):
+        attributes = _load(name, opened).user_attrs
+    inputs = inputs_from_document(attributes.get(INPUTS_ATTRIBUTE), name)
+    settings = attributes.get("settings", {})
+    return StudyConfig(
+        name=name,
+        inputs=inputs,
+        storage=str(storage),
+        machine=build(Machine, settings.get("machine", {}), f"study {name!r}: machine"),
+        budget=build(Budget, settings.get("budget", {}), f"study {name!r}: budget"),
+    )
+
+
+def create_or_load(name: str, storage: BaseStorage, inputs: StudyInputs) -> Study:
+    """The Optuna study, with the inputs in it; one that exists must have the same.
+
+    Creating is atomic in every storage, so one driver is the creator, and only it writes the inputs.  One
+    that died between the two writes leaves an empty study without inputs, which is filled after a while.
+    """
+    goals = directions(inputs.objective)
+    try:
+        study = optuna.create_study(
+            storage=storage, study_name=name, directions=goals, sampler=RandomSampler()
+        )
+    except optuna.exceptions.DuplicatedStudyError:
+        study = _load(name, storage)
+        if _wait_for_inputs(study) or study.user_attrs or study.trials:
+            refuse_changes(_document(study), inputs, name)
+            return study
+        if study.directions != goals:
+            raise InvalidSpec(
+                f"study {name!r} must be one that Meshtune created", "another program's"
+            ) from None
+    study.set_user_attr(INPUTS_ATTRIBUTE, inputs_to_document(inputs))
+    return study
+
+
+def open_book(config: StudyConfig, storage: BaseStorage, owner: Owner) -> Book:
+    """The study's trials under the hand of the owner; the study is created if it does not exist."""
+    inputs, shown = config.inputs, storage_place(config.storage).shown
+    with storage_trouble(shown):
+        study = create_or_load(config.name, storage, inputs)
+    return Book(
+        study=study,
+        storage=storage,
+        shown=shown,
+        owner=owner,
+        job=inputs.job,
+        objective=inputs.objective,
+        versions=versions(),
+    )
+
+
+def make_executor(inputs: StudyInputs, machine: Machine) -> Executor:
+    """The executor that the machine asks for; Ray is imported only for its own."""
+    limit = inputs.runner.time_limit_s
+    if machine.executor is ExecutorKind.IN_PROCESS:
+        from runners.in_process import InProcessExecutor  # noqa: PLC0415
+
+        return InProcessExecutor(inputs.recipe, n_slots=machine.parallel, time_limit_s=limit)
+    from runners.on_ray import RayExecutor  # noqa: PLC0415 - loads Ray
+
+    return RayExecutor(inputs.recipe, n_slots=machine.parallel, address=machine.address, time_limit_s=limit)
+
+
+def check_sampler(name: str) -> None:
+    """Refuse a sampler that does not exist before anything is written."""
+    if name not in SAMPLERS:
+        make_sampler(name, candidates=None, metrics=(), seed=0, job=None)  # type: ignore[arg-type]
+
+
+def _drive(
+    config: StudyConfig, book: Book, ranking: Ranking, executor: Executor | None, on_event: OnEvent
+) -> Stop:
+    inputs = config.inputs
+    sampler = make_sampler(
+        inputs.sampler,
+        candidates=ranking.candidates,
+        metrics=inputs.objective,
+        seed=inputs.seed,
+        job=inputs.job,
+    )
+    book.study.sampler = sampler
+    with interruptible() as is_interrupted, _executor(config, executor) as get_executor:
+        driver = Driver(
+            book=book,
+            table=sampler.table,
+            budget=config.budget,
+            n_slots=executor.n_slots if executor else config.machine.parallel,
+            get_executor=get_executor,
+            is_interrupted=is_interrupted,
+            on_event=on_event,
+            inputs=inputs,
+        )
+        return driver.run()
+
+
+@contextmanager
+def _executor(config: StudyConfig, given: Executor | None) -> Iterator[Callable[[], Executor]]:
+    """Gives the executor when it is first asked for, and closes it if it is ours."""
+    made: list[Executor] = []
+
+    def get() -> Executor:
+        if given is not None:
+            return given
+        if not made:
+            made.append(make_executor(config.inputs, config.machine))
+        return made[0]
+
+    try:
+        yield get
+    finally:
+        for executor in made:
+            executor.close()
+
+
+def _refuse_other(name: str, storage: BaseStorage, inputs: StudyInputs) -> None:
+    """Refuse a study of other inputs before the space is priced."""
+    if name in list_studies(storage):
+        study = _load(name, storage)
+        if INPUTS_ATTRIBUTE in study.user_attrs or study.trials:
+            refuse_changes(_document(study), inputs, name)
+
+
+def _document(study: Study) -> Mapping[str, Any]:
+    document = study.user_attrs.get(INPUTS_ATTRIBUTE)
+    inputs_from_document(document, study.study_name)
+    return dict(document or {})
+
+
+def _load(name: str, storage: BaseStorage) -> Study:
+    return optuna.load_study(study_name=name, storage=storage, sampler=RandomSampler())
+
+
+def _wait_for_inputs(study: Study) -> bool:
+    deadline = time.monotonic() + CREATION_S
+    while time.monotonic() < deadline:
+        if INPUTS_ATTRIBUTE in study.user_attrs:
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def _remember(study: Study, config: StudyConfig) -> None:
+    """What the next `resume` goes on with; the latest driver's wins."""
+    study.set_user_attr("settings", {"machine": asdict(config.machine), "budget": asdict(config.budget)})
+    study.set_user_attr("budget_trials", config.budget.trials)
