@@ -2,6 +2,8 @@
 
     MFU = model FLOPs / (step seconds * devices * dense peak)          recomputation not counted
     HFU = hardware FLOPs / (step seconds * devices * dense peak)       recomputation counted
+
+The FLOPs are in `objectives.cost.flops`.
 """
 
 from collections.abc import Mapping
@@ -14,7 +16,7 @@ from search_spaces.cluster import ClusterSpec
 from search_spaces.errors import InvalidSpec, UnknownName
 from search_spaces.model import ModelSpec
 from search_spaces.plan import Floats
-from search_spaces.units import HOUR_S
+from search_spaces.units import HOUR_S, MILLION, MILLION
 from search_spaces.workload import Workload
 
 
@@ -88,7 +90,10 @@ class Job:
         if price is None and self.cluster.device_hour_price is not None:
             price = self.cluster.device_hour_price.value
         if price is None:
-            raise InvalidSpec("the metric cost needs a price per device-hour", "none",
-                              hint="set [workload] device_hour_price or the cluster's device_hour_price")
+            raise InvalidSpec(
+                "the metric cost needs a price per device-hour",
+                "none",
+                hint="set [workload] device_hour_price or the cluster's device_hour_price",
+            )
         device_hours = step_s * self.cluster.n_devices / HOUR_S
-        return device_hours * price / (self.workload.tokens_per_step / 1_000_000)
+        return device_hours * price / (self.workload.tokens_per_step / MILLION)

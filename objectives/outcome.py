@@ -38,7 +38,7 @@ class Cause(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
-    """A plan that ran: median step seconds, their spread (standard deviation), and the worst device's peak."""
+    """A plan that ran: median step seconds, their standard deviation, and the worst device's peak."""
 
     step_s: float
     step_spread_s: float
@@ -51,7 +51,11 @@ class Measured:
         for name in ("step_s", "peak_memory_bytes"):
             value = getattr(self, name)
             check(0 < value < float("inf"), f"Measured.{name} must be positive and finite", value)
-        check(0 <= self.step_spread_s < float("inf"), "Measured.step_spread_s must be finite", self.step_spread_s)
+        check(
+            0 <= self.step_spread_s < float("inf"),
+            "Measured.step_spread_s must be finite",
+            self.step_spread_s,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,7 +8,7 @@ from objectives.cost.result import Estimate
 from objectives.cost.step import CHUNK_PLANS, estimate_chunk, join_estimates
 from objectives.metrics import Goal, Job, metric_named
 from search_spaces.cluster import ClusterSpec
-from search_spaces.errors import NothingFits
+from search_spaces.errors import NothingFits, check
 from search_spaces.plan import Floats, Ints, Plans
 from search_spaces.space import SearchSpace, SpaceSpec, Tally
 from search_spaces.units import gib
@@ -32,12 +32,17 @@ class Candidates:
 
     def take(self, index: Ints | slice) -> "Candidates":
         """Candidates at the given positions."""
-        return Candidates(plans=self.plans.take(index), estimate=self.estimate.take(index), score=self.score[index])
+        return Candidates(
+            plans=self.plans.take(index), estimate=self.estimate.take(index), score=self.score[index]
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ledger:
-    """Where the plans went: enumerated = sum(removed) + too_large + feasible."""
+    """Where the plans went: enumerated = sum(removed) + too_large + feasible.
+
+    `smallest_shortfall_bytes` is what the leanest of the plans that are too large lacks (None: all fit).
+    """
 
     enumerated: int
     removed: dict[str, int]
@@ -66,6 +71,7 @@ def rank(job: Job, space: SpaceSpec, *, metric: str = "step_time", keep: int = D
     NothingFits
         Legal plans exist, and the leanest is too large for the devices.
     """
+    check(keep >= 1, "rank must keep at least one plan", keep)
     sign = 1.0 if metric_named(metric).goal is Goal.MINIMIZE else -1.0
     tally, best = Tally(), _Best(keep)
     limit, too_large, shortfall = job.cluster.device.memory_bytes, 0, np.inf
@@ -74,7 +80,7 @@ def rank(job: Job, space: SpaceSpec, *, metric: str = "step_time", keep: int = D
         memory = priced.peak_memory_bytes
         fits = memory <= limit
         too_large += int(len(plans) - fits.sum())
-        shortfall = min(shortfall, float(memory.min()) - limit)
+        shortfall = min(shortfall, float(np.min(memory - limit, initial=np.inf, where=~fits)))
         score = sign * job.values(metric, priced.step_s, memory)
         best.offer(plans, priced, np.where(fits, score, np.inf))
     feasible = tally.enumerated - sum(tally.removed.values()) - too_large
@@ -82,14 +88,15 @@ def rank(job: Job, space: SpaceSpec, *, metric: str = "step_time", keep: int = D
         raise NothingFits(
             f"at least one legal plan must fit in {gib(limit):.1f} GiB a device",
             f"none of {too_large}; the leanest is {gib(shortfall):.1f} GiB too large",
-            hint="use more devices, a longer pipeline, recomputation or offload, or a smaller micro-batch or sequence",
+            hint="use more devices, a longer pipeline, recomputation or offload, "
+            "or a smaller micro-batch or sequence",
         )
     ledger = Ledger(
         enumerated=tally.enumerated,
         removed=tally.removed,
         too_large=too_large,
         feasible=feasible,
-        smallest_shortfall_bytes=None if shortfall <= 0 else shortfall,
+        smallest_shortfall_bytes=shortfall if too_large else None,
     )
     return Ranking(ledger=ledger, candidates=best.candidates())
 

@@ -56,7 +56,8 @@ def build(kind: type[T], table: dict[str, Any], where: str) -> T:
     """
     try:
         # JSON mode is strict about numbers and strings, yet reads enums and tuples from text and lists.
-        document = _document(kind).model_validate_json(json.dumps({"spec": table}, default=str))
+        make = _document(kind)  # type: ignore[arg-type]  # a class is hashable
+        document = make.model_validate_json(json.dumps({"spec": table}, default=str))
     except pydantic.ValidationError as error:
         raise _sentence(kind, error, where) from None
     spec: T = document.spec  # type: ignore[attr-defined]
@@ -77,7 +78,9 @@ def _sentence(kind: type, error: pydantic.ValidationError, where: str) -> Invali
         return UnknownName(f"a key of {where}", str(loc[-1]), _known_keys(kind, loc[:-1]))
     cause = first.get("ctx", {}).get("error")
     if isinstance(cause, InvalidSpec):
-        return InvalidSpec(f"{where}: {cause.must}", cause.given, hint=cause.hint)
+        # A spec checks its own fields, so its path alone says which of several alike is meant.
+        at = f"{where}: {path}" if loc else where
+        return InvalidSpec(f"{at}: {cause.must}", cause.given, hint=cause.hint)
     if first["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):
         return InvalidSpec(f"{where} must have the key {path}", "none")
     return InvalidSpec(f"{where}: {path}: {first['msg'][:1].lower()}{first['msg'][1:]}", repr(first["input"]))

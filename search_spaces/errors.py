@@ -45,13 +45,20 @@ class InvalidSpec(MeshtuneError, ValueError):
     """A description that cannot be true."""
 
 
+def nearest_name(name: str, known: Iterable[str]) -> str | None:
+    """The known name a user most likely meant: one that starts with what was given, else the most alike."""
+    names = sorted(known)
+    longer = [each for each in names if name and each.startswith(name)]
+    return next(iter(longer or get_close_matches(name, names, n=1, cutoff=0.5)), None)
+
+
 class UnknownName(InvalidSpec):
     """A name that no table holds."""
 
     def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
         names = sorted(known)
-        near = get_close_matches(name, names, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}?" if near else ""
+        near = nearest_name(name, names)
+        hint = f"did you mean {near!r}?" if near else ""
         super().__init__(f"{kind} must be one of {', '.join(names)}", repr(name), hint=hint)
 
 
@@ -79,7 +86,7 @@ class StorageError(RunnerError):
     """A study's storage cannot be reached, read or written."""
 
 
-def check(condition: bool, must: str, given: object, *, hint: str = "") -> None:  # noqa: FBT001
+def check(condition: bool, must: str, given: object, *, hint: str = "") -> None:
     """Raise `InvalidSpec` unless the condition holds."""
     if not condition:
         raise InvalidSpec(must, str(given), hint=hint)

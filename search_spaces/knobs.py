@@ -1,9 +1,9 @@
 """The values each knob may take for a job: the source of grids and of Optuna's distributions.
 
-A default choice list is every value that could be legal, up to a bound that is stated here; a user may name others.
+A default choice list is every value that could be legal, up to a bound that is stated here; a user may name
+others.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -21,9 +21,9 @@ SCALE_UP_BANDWIDTH_SHARE = 0.5
 
 # The order of enumeration: knobs that many rules need come first, so that illegal branches die early.
 ORDER = (
-    "tp", "cp", "pp", "dp", "cp_kind", "micro_batch", "ep", "etp", "split", "vpp", "schedule", "sequence_parallel",
-    "recompute", "recompute_every", "rank_order", "zero", "overlap_tp", "overlap_pp", "overlap_dp",
-    "offload_optimizer",
+    "tp", "cp", "pp", "dp", "cp_kind", "micro_batch", "ep", "etp", "split", "vpp", "schedule",
+    "sequence_parallel", "recompute", "recompute_every", "rank_order", "zero", "overlap_tp", "overlap_pp",
+    "overlap_dp", "offload_optimizer",
 )  # fmt: skip
 
 
@@ -47,7 +47,11 @@ def scale_up_devices(context: Context) -> int:
     Tensor parallelism is tried up to twice as far: a group over two domains is slow, a wider one hopeless.
     """
     tiers = context.cluster.tiers
-    fair = [t for t in tiers if t.bandwidth_bytes_per_s >= SCALE_UP_BANDWIDTH_SHARE * tiers[0].bandwidth_bytes_per_s]
+    fair = [
+        t
+        for t in tiers
+        if t.bandwidth_bytes_per_s >= SCALE_UP_BANDWIDTH_SHARE * tiers[0].bandwidth_bytes_per_s
+    ]
     return max(context.cluster.n_devices if tier.size is None else tier.size for tier in fair)
 
 
@@ -57,7 +61,7 @@ def powers_of_two(n: int) -> list[int]:
 
 
 def largest_micro_batch(context: Context) -> int:
-    """Sequences whose activations of a single layer, split over one node, still fit in a device; at least 1."""
+    """Sequences whose activations of a single layer, split over one node, still fit; at least 1."""
     layer_bytes = LAYER_BYTES_PER_ENTRY * context.workload.seq_len * context.model.d_model
     devices = min(context.cluster.devices_per_node, context.cluster.n_devices)
     fit = int(context.cluster.device.memory_bytes * devices / 2 / layer_bytes)
@@ -74,23 +78,23 @@ def default_choices(context: Context, name: str) -> tuple[Any, ...]:
         return tuple(ENUMS[name])
     shards = max(context.workload.seq_len // MIN_SEQUENCE_SHARD_TOKENS, 1)
     tensor = [d for d in divisors(n) if d <= min(model.attention.n_heads, 2 * scale_up_devices(context))]
-    table: dict[str, Sequence[int]] = {
+    table: dict[str, list[int]] = {
         "tp": tensor,
         "pp": [d for d in divisors(n) if d <= model.n_layers],
         "cp": [d for d in divisors(n) if d <= shards],
         "dp": divisors(n),
         "ep": divisors(experts),
         "etp": [d for d in tensor if d <= scale_up_devices(context)] if model.moe else [1],
-        "vpp": range(1, min(MAX_CHUNKS, model.n_layers) + 1),
+        "vpp": list(range(1, min(MAX_CHUNKS, model.n_layers) + 1)),
         "micro_batch": [b for b in powers_of_two(batch) if b <= largest_micro_batch(context)],
-        "zero": (0, 1, 2, 3),
-        "recompute_every": (1, 2, 4),
+        "zero": [0, 1, 2, 3],
+        "recompute_every": [1, 2, 4],
     }
     return tuple(table[name])
 
 
 def default_splits(n_layers: int, pp: int) -> list[tuple[int, int]]:
-    """(first_layers, last_layers) worth trying for pp stages: even, or ends up to MAX_STAGE_GAP layers lighter.
+    """(first_layers, last_layers) worth trying: even, or ends up to MAX_STAGE_GAP layers lighter.
 
     The embedding and the head weigh on the ends; (0, 0) is the even split.
     """
@@ -98,6 +102,9 @@ def default_splits(n_layers: int, pp: int) -> list[tuple[int, int]]:
         return [(0, 0)]
     splits = [(0, 0)] if n_layers % pp == 0 else []
     gaps = range(MAX_STAGE_GAP + 1)
+    if pp == 2:
+        n_first = range((n_layers + 1) // 2 - MAX_STAGE_GAP // 2, n_layers // 2 + MAX_STAGE_GAP // 2 + 1)
+        return splits + [(n, 0) for n in n_first if 0 < n < n_layers and 2 * n != n_layers] or [(0, 0)]
     for first_gap in gaps:
         for last_gap in gaps:
             middle, remainder = divmod(n_layers + first_gap + last_gap, pp)
@@ -138,7 +145,11 @@ def _one(name: str, item: object) -> int | bool | StrEnum:
     highest = 3 if name == "zero" else None
     if isinstance(value, int) and not isinstance(value, bool):
         in_range = value >= lowest and (highest is None or value <= highest)
-        check(in_range, f"[space] {name} must be at least {lowest}" + (" and at most 3" if highest else ""), value)
+        check(
+            in_range,
+            f"[space] {name} must be at least {lowest}" + (" and at most 3" if highest else ""),
+            value,
+        )
     return value
 
 

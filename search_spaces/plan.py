@@ -3,6 +3,8 @@
     world = tp * cp * dp * pp                 the dense mesh
     world = etp * ep * edp * pp               the expert mesh, over the same devices
     global_batch = micro_batch * n_microbatches * dp
+
+The rules between these and a job are in `search_spaces.rules`.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -57,6 +59,7 @@ ENUMS: dict[str, type[StrEnum]] = {
     "recompute": Recompute,
     "rank_order": RankOrder,
 }
+MAX_DIGITS = 9  # products of two degrees stay within int64
 FLAGS = ("sequence_parallel", "offload_optimizer", "overlap_dp", "overlap_tp", "overlap_pp")
 
 
@@ -70,8 +73,8 @@ class Plan:
     """One layout of a job.
 
     `zero` is the ZeRO stage (0-3; 3 shards parameters as FSDP does). `first_layers` and `last_layers` are the
-    layers of the first and last pipeline stage (0: even split). `recompute_every` n > 1 recomputes only every n-th
-    layer; it needs recompute=full. `vpp` counts model chunks per stage.
+    layers of the first and last pipeline stage (0: even split). `recompute_every` n > 1 recomputes only every
+    n-th layer; it needs recompute=full. `vpp` counts model chunks per stage.
     """
 
     tp: int = 1
@@ -110,7 +113,7 @@ class Plan:
 
     @property
     def key(self) -> str:
-        """The plan as `knob=value` words, default values left out; two plans are the same iff their keys are."""
+        """The plan as `knob=value` words, defaults left out; two plans are the same iff their keys are."""
         words = []
         for field in fields(self):
             value = getattr(self, field.name)
@@ -156,6 +159,7 @@ def parse_value(name: str, value: str) -> int | bool | StrEnum:
         check(value in ("true", "false"), f"{name} must be true or false", repr(value))
         return value == "true"
     check(value.isascii() and value.isdigit(), f"{name} must be a whole number", repr(value))
+    check(len(value) <= MAX_DIGITS, f"{name} must have at most {MAX_DIGITS} digits", len(value))
     return int(value)
 
 
@@ -228,15 +232,18 @@ class Plans:
 
     def is_schedule(self, schedule: Schedule) -> Bools:
         """Where the plan runs this schedule."""
-        return self.schedule == code(schedule)
+        equal: Bools = self.schedule == code(schedule)
+        return equal
 
     def is_recompute(self, recompute: Recompute) -> Bools:
         """Where the plan recomputes this much."""
-        return self.recompute == code(recompute)
+        equal: Bools = self.recompute == code(recompute)
+        return equal
 
     def is_cp(self, kind: CpKind) -> Bools:
         """Where the sequence is split, and in this way."""
-        return (self.cp > 1) & (self.cp_kind == code(kind))
+        split: Bools = (self.cp > 1) & (self.cp_kind == code(kind))
+        return split
 
 
 KNOB_NAMES: tuple[str, ...] = tuple(field.name for field in fields(Plan))

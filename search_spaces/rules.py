@@ -1,12 +1,13 @@
 """What makes a plan legal: named rules, vectorised; a rule's name is the sentence a user reads.
 
-A rule tells which knobs it needs, so that it can be applied as soon as those are set.  Two kinds: what must hold
-(`must`), and what keeps every plan from appearing twice under other names (`once`): a knob that does nothing in a
-plan keeps its neutral value there.
+A rule tells which knobs it needs, so that it can be applied as soon as those are set.  Two kinds: what must
+hold (`must`), and what keeps every plan from appearing twice under other names (`once`): a knob that does
+nothing in a plan keeps its neutral value there.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 
 import numpy as np
 
@@ -47,26 +48,39 @@ def _rule(name: str, knobs: str, holds: Callable[[Context, Columns], Bools | boo
 
 
 def _is(p: Columns, value: Schedule | Recompute | CpKind | RankOrder, knob: str) -> Bools:
-    return p[knob] == code(value)
+    held: Bools = p[knob] == code(value)
+    return held
+
+
+def _divides(degree: Ints, whole: int) -> Bools:
+    divides: Bools = whole % degree == 0
+    return divides
+
+
+def _among(column: Ints, values: Sequence[StrEnum]) -> Bools:
+    return np.isin(column, [code(value) for value in values])
 
 
 def _kv_heads_fit(c: Context, p: Columns) -> Bools:
     kv = c.model.attention.n_kv_heads
-    return (kv % p["tp"] == 0) | (p["tp"] % kv == 0)
+    held: Bools = (kv % p["tp"] == 0) | (p["tp"] % kv == 0)
+    return held
 
 
 def _mlp_width(c: Context, p: Columns) -> Bools:
     shared = c.model.moe.shared_width if c.model.moe else 0
     has_dense = c.model.n_moe_layers < c.model.n_layers
     dense_fits = (c.model.mlp.width % p["tp"] == 0) | (not has_dense)
-    return dense_fits & (shared % p["tp"] == 0)
+    held: Bools = dense_fits & (shared % p["tp"] == 0)
+    return held
 
 
 def _split_exists(c: Context, p: Columns) -> Bools:
     named = (p["first_layers"] > 0).astype(np.int64) + (p["last_layers"] > 0)
     rest = c.model.n_layers - p["first_layers"] - p["last_layers"]
     middle = np.maximum(p["pp"] - named, 1)
-    return np.where(p["pp"] > named, (rest >= middle) & (rest % middle == 0), rest == 0)
+    held: Bools = np.where(p["pp"] > named, (rest >= middle) & (rest % middle == 0), rest == 0)
+    return held
 
 
 def _layers_of_stages(c: Context, p: Columns) -> tuple[Ints, Ints, Ints]:
@@ -76,14 +90,25 @@ def _layers_of_stages(c: Context, p: Columns) -> tuple[Ints, Ints, Ints]:
     return first, middle, np.where(p["last_layers"] > 0, p["last_layers"], middle)
 
 
+def _split_is_named_once(c: Context, p: Columns) -> Bools:
+    """One layout, one name: with two stages the first names the split, with one there is nothing to name."""
+    first, middle, last = _layers_of_stages(c, p)
+    names_first, names_last = p["first_layers"] > 0, p["last_layers"] > 0
+    differs = (~names_first | (first != middle)) & (~names_last | (last != middle))
+    held: Bools = differs & (~names_last | (p["pp"] > 2)) & (~names_first | (p["pp"] > 1))
+    return held
+
+
 def _chunks_are_whole(c: Context, p: Columns) -> Bools:
     first, middle, last = _layers_of_stages(c, p)
     v = p["vpp"]
-    return (first % v == 0) & (middle % v == 0) & (last % v == 0) & (np.minimum(first, last) >= v)
+    held: Bools = (first % v == 0) & (middle % v == 0) & (last % v == 0) & (np.minimum(first, last) >= v)
+    return held
 
 
 def _ulysses_heads(c: Context, p: Columns) -> Bools:
-    return ~_is(p, CpKind.ULYSSES, "cp_kind") | (c.model.attention.n_heads % (p["tp"] * p["cp"]) == 0)
+    held: Bools = ~_is(p, CpKind.ULYSSES, "cp_kind") | (c.model.attention.n_heads % (p["tp"] * p["cp"]) == 0)
+    return held
 
 
 def _experts(c: Context) -> int:
@@ -100,7 +125,10 @@ def _n_microbatches(c: Context, p: Columns) -> Ints:
 
 def _recompute_every(c: Context, p: Columns) -> Bools:
     layers = -(-c.model.n_layers // (p["pp"] * p["vpp"]))
-    return (p["recompute_every"] == 1) | (_is(p, Recompute.FULL, "recompute") & (p["recompute_every"] <= layers))
+    held: Bools = (p["recompute_every"] == 1) | (
+        _is(p, Recompute.FULL, "recompute") & (p["recompute_every"] <= layers)
+    )
+    return held
 
 
 RULES: tuple[Rule, ...] = (
@@ -110,8 +138,14 @@ RULES: tuple[Rule, ...] = (
     _rule("tp divides the mlp width", "tp", _mlp_width),
     _rule("pp is at most n_layers", "pp", lambda c, p: p["pp"] <= c.model.n_layers),
     _rule("stages hold whole layers", "pp first_layers last_layers", _split_exists),
-    _rule("2 * cp divides seq_len", "cp", lambda c, p: (p["cp"] == 1) | (c.workload.seq_len % (2 * p["cp"]) == 0)),
-    _rule("the framework splits sequences", "cp", lambda c, p: (p["cp"] == 1) | c.framework.context_parallel),
+    _rule("named stages differ from the middle ones; of two stages only the first is named",
+          "pp first_layers last_layers", _split_is_named_once),
+    _rule("the framework sets the layers of the first and the last stage", "first_layers last_layers",
+          lambda c, p: ((p["first_layers"] == 0) & (p["last_layers"] == 0)) | c.framework.uneven_stages),
+    _rule("2 * cp divides seq_len", "cp",
+          lambda c, p: (p["cp"] == 1) | _divides(2 * p["cp"], c.workload.seq_len)),
+    _rule("the framework splits sequences in this way", "cp cp_kind",
+          lambda c, p: (p["cp"] == 1) | _among(p["cp_kind"], c.framework.cp_kinds)),
     _rule("cp_kind is set only with cp above 1", "cp cp_kind",
           lambda c, p: (p["cp"] > 1) | _is(p, CpKind.RING, "cp_kind")),
     _rule("tp * cp divides n_heads with ulysses", "tp cp cp_kind", _ulysses_heads),
@@ -132,35 +166,42 @@ RULES: tuple[Rule, ...] = (
     _rule("a schedule other than 1f1b needs pp above 1", "pp schedule",
           lambda c, p: (p["pp"] > 1) | _is(p, Schedule.ONE_F_ONE_B, "schedule")),
     _rule("the framework runs the schedule", "schedule",
-          lambda c, p: np.isin(p["schedule"], [code(schedule) for schedule in c.framework.schedules])),
+          lambda c, p: _among(p["schedule"], c.framework.schedules)),
     _rule("interleaving needs pp to divide the micro-batches", "pp dp micro_batch schedule",
           lambda c, p: ~_is(p, Schedule.INTERLEAVED, "schedule") | (_n_microbatches(c, p) % p["pp"] == 0)),
     _rule("the framework runs the zero stage", "pp zero",
-          lambda c, p: p["zero"] <= np.where(p["pp"] > 1, c.framework.max_zero_with_pipeline, c.framework.max_zero)),
+          lambda c, p: np.where(p["pp"] > 1, np.isin(p["zero"], c.framework.zero_stages_with_pipeline),
+                                np.isin(p["zero"], c.framework.zero_stages))),
     _rule("zero above 0 needs dp * cp above 1", "dp cp zero",
           lambda c, p: (p["zero"] == 0) | (p["dp"] * p["cp"] > 1)),
     _rule("sequence_parallel needs tp above 1", "tp sequence_parallel",
           lambda c, p: (p["tp"] > 1) | ~p["sequence_parallel"].astype(bool)),
     _rule("tp * cp divides seq_len with sequence_parallel", "tp cp sequence_parallel",
-          lambda c, p: ~p["sequence_parallel"].astype(bool) | (c.workload.seq_len % (p["tp"] * p["cp"]) == 0)),
+          lambda c, p: ~p["sequence_parallel"].astype(bool)
+          | _divides(p["tp"] * p["cp"], c.workload.seq_len)),
     _rule("experts with tp above 1 need sequence_parallel", "tp sequence_parallel",
           lambda c, p: p["sequence_parallel"].astype(bool) | (p["tp"] == 1) | (c.model.moe is None)),
-    _rule("recompute_every above 1 needs recompute=full and as many layers", "pp vpp recompute recompute_every",
-          _recompute_every),
+    _rule("recompute_every above 1 needs recompute=full and as many layers",
+          "pp vpp recompute recompute_every", _recompute_every),
     _rule("the framework recomputes every n-th layer", "recompute_every",
           lambda c, p: (p["recompute_every"] == 1) | c.framework.recompute_every),
     _rule("zb-h1 does not recompute whole layers", "schedule recompute",
           lambda c, p: ~_is(p, Schedule.ZB_H1, "schedule") | ~_is(p, Recompute.FULL, "recompute")),
-    _rule("the framework offloads the optimizer", "offload_optimizer",
-          lambda c, p: ~p["offload_optimizer"].astype(bool) | c.framework.offload_optimizer),
+    _rule("the framework offloads the optimizer at the zero stage", "zero offload_optimizer",
+          lambda c, p: ~p["offload_optimizer"].astype(bool)
+          | np.isin(p["zero"], c.framework.zero_stages_with_offload)),
     _rule("overlap_dp needs dp * cp above 1", "dp cp overlap_dp",
           lambda c, p: ~p["overlap_dp"].astype(bool) | (p["dp"] * p["cp"] > 1)),
     _rule("overlap_tp needs sequence_parallel", "sequence_parallel overlap_tp",
           lambda c, p: ~p["overlap_tp"].astype(bool) | p["sequence_parallel"].astype(bool)),
+    _rule("the framework overlaps tensor parallelism", "overlap_tp",
+          lambda c, p: ~p["overlap_tp"].astype(bool) | c.framework.overlaps_tp),
     _rule("overlap_pp needs the interleaved schedule", "schedule overlap_pp",
           lambda c, p: ~p["overlap_pp"].astype(bool) | _is(p, Schedule.INTERLEAVED, "schedule")),
     _rule("rank_order is set only with dp and pp above 1", "pp dp rank_order",
           lambda c, p: ((p["pp"] > 1) & (p["dp"] > 1)) | _is(p, RankOrder.TP_CP_DP_PP, "rank_order")),
+    _rule("the framework lays ranks in this order", "rank_order",
+          lambda c, p: _among(p["rank_order"], c.framework.rank_orders)),
 )  # fmt: skip
 
 

@@ -1,7 +1,8 @@
 """Every legal plan of a job, in chunks, and a ledger of what removed the others.
 
-Enumeration sets one knob after another over all partial plans at once and applies each rule as soon as its knobs
-are set.  A partial plan that dies takes with it all plans it would have become, and the ledger counts those.
+Enumeration sets one knob after another over all partial plans at once and applies each rule as soon as its
+knobs are set.  A partial plan that dies takes with it all plans it would have become, and the ledger counts
+those.
 """
 
 from collections.abc import Iterator, Mapping
@@ -59,7 +60,9 @@ class SearchSpace:
         asked = dict(spec.narrowed)
         self._asked_splits = self._splits_asked(asked)
         self.choices = {
-            name: tuple(asked.get(name, default_choices(self.context, name))) for name in ORDER if name != "split"
+            name: tuple(asked.get(name, default_choices(self.context, name)))
+            for name in ORDER
+            if name != "split"
         }
         if "dp" not in asked:
             self.choices["dp"] = ()
@@ -108,18 +111,27 @@ class SearchSpace:
         columns, n_rows = self._apply_rules(columns, n_rows, depth, tally)
         if not n_rows:
             return
-        fan_out = len(self.choices[ORDER[depth + 1]]) or 1 if depth + 1 < len(ORDER) and _plain(ORDER[depth + 1]) else 9
-        step = max(CHUNK_ROWS // fan_out, 1)
+        step = max(CHUNK_ROWS // self._fan_out(depth + 1), 1)
         for start in range(0, n_rows, step):
             piece = columns if n_rows <= step else {k: v[start : start + step] for k, v in columns.items()}
             yield from self._grow(piece, min(step, n_rows - start), depth + 1, tally)
+
+    def _fan_out(self, depth: int) -> int:
+        """Most plans that one partial plan becomes when the knob of that depth is set."""
+        if depth == len(ORDER):
+            return 1
+        if ORDER[depth] == "split":
+            return max(len(self.splits(pp)) for pp in self.choices["pp"])
+        return len(self.choices[ORDER[depth]]) or 1
 
     def _set(self, columns: Columns, n_rows: int, knob: str) -> tuple[Columns, int]:
         """Partial plans times the values of one more knob."""
         if knob == "split":
             return self._set_split(columns)
         if knob == "dp" and not self.choices["dp"]:
-            rest = np.maximum(self.context.cluster.n_devices // (columns["tp"] * columns["pp"] * columns["cp"]), 1)
+            rest = np.maximum(
+                self.context.cluster.n_devices // (columns["tp"] * columns["pp"] * columns["cp"]), 1
+            )
             return {**columns, "dp": rest}, n_rows
         values = column(self.choices[knob], knob)
         grown = {name: np.repeat(values_, len(values)) for name, values_ in columns.items()}
@@ -130,7 +142,9 @@ class SearchSpace:
         splits = {int(pp): self.splits(int(pp)) for pp in np.unique(columns["pp"])}
         counts = np.array([len(splits[int(pp)]) for pp in columns["pp"]])
         grown = {name: np.repeat(values, counts) for name, values in columns.items()}
-        pairs = np.array([pair for pp in columns["pp"] for pair in splits[int(pp)]], dtype=np.int64).reshape(-1, 2)
+        pairs = np.array([pair for pp in columns["pp"] for pair in splits[int(pp)]], dtype=np.int64).reshape(
+            -1, 2
+        )
         return {**grown, "first_layers": pairs[:, 0], "last_layers": pairs[:, 1]}, len(pairs)
 
     def _apply_rules(self, columns: Columns, n_rows: int, depth: int, tally: Tally) -> tuple[Columns, int]:
@@ -186,10 +200,6 @@ class _Held:
         return Plans(**{name: np.concatenate([piece[name] for piece in pieces]) for name in KNOB_NAMES})
 
 
-def _plain(knob: str) -> bool:
-    return knob not in ("split", "dp")
-
-
 def _knobs_set(depth: int) -> set[str]:
     names: set[str] = set()
     for knob in ORDER[: depth + 1]:
@@ -199,6 +209,10 @@ def _knobs_set(depth: int) -> set[str]:
 
 # Each rule belongs to the depth at which its last knob is set.
 RULES_AT = tuple(
-    tuple(rule for rule in RULES if set(rule.knobs) <= _knobs_set(d) and not set(rule.knobs) <= _knobs_set(d - 1))
+    tuple(
+        rule
+        for rule in RULES
+        if set(rule.knobs) <= _knobs_set(d) and not set(rule.knobs) <= _knobs_set(d - 1)
+    )
     for d in range(len(ORDER))
 )

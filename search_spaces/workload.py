@@ -63,7 +63,11 @@ class Workload:
 
     def __post_init__(self) -> None:
         check(self.seq_len > 0, "Workload.seq_len must be a positive number of tokens", self.seq_len)
-        check(self.global_batch > 0, "Workload.global_batch must be a positive number of sequences", self.global_batch)
+        check(
+            self.global_batch > 0,
+            "Workload.global_batch must be a positive number of sequences",
+            self.global_batch,
+        )
         check(
             1.0 <= self.expert_imbalance < float("inf"),
             "Workload.expert_imbalance is hottest over mean expert load and must be finite and at least 1",
@@ -71,7 +75,11 @@ class Workload:
         )
         for name in ("train_tokens", "device_hour_price"):
             value = getattr(self, name)
-            check(value is None or 0 < value < float("inf"), f"Workload.{name} must be positive and finite", value)
+            check(
+                value is None or 0 < value < float("inf"),
+                f"Workload.{name} must be positive and finite",
+                value,
+            )
 
     @property
     def tokens_per_step(self) -> int:

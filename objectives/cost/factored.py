@@ -1,7 +1,7 @@
 """Costs that depend on a few knobs only are computed once per distinct setting, then spread over the plans.
 
-A legal space is close to a product of knobs: a million plans share a few thousand settings of the knobs that set,
-say, one layer's time.  The formulas stay plain column formulas; this is where the speed comes from.
+A legal space is close to a product of knobs: a million plans share a few thousand settings of the knobs that
+set, say, one layer's time.  The formulas stay plain column formulas; this is where the speed comes from.
 """
 
 from collections.abc import Callable, Sequence
@@ -50,7 +50,7 @@ def distinct_settings(code: Ints) -> tuple[Ints, Ints]:
 
 
 def factored(plans: Plans, knobs: Sequence[str], function: Callable[[Plans], Table]) -> Table:
-    """`function(plans)`, a struct of arrays whose last axis is the plan, computed once per distinct setting."""
+    """`function(plans)`, a struct of arrays whose last axis is the plan, once per distinct setting."""
     first, inverse = distinct_settings(setting_codes(plans, knobs))
     return spread(function(plans.take(first)), inverse)
 

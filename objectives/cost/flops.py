@@ -24,7 +24,9 @@ from search_spaces.workload import AttentionFlops, Workload
 BACKWARD_OVER_FORWARD = 2
 
 
-def attention_score_flops(model: ModelSpec, seq_len: int, window: int | None, counting: AttentionFlops) -> float:
+def attention_score_flops(
+    model: ModelSpec, seq_len: int, window: int | None, counting: AttentionFlops
+) -> float:
     """Forward FLOPs of one layer's scores and their product with the values, for one sequence.
 
         full      2 s w a (d_qk + d_v)
@@ -32,7 +34,7 @@ def attention_score_flops(model: ModelSpec, seq_len: int, window: int | None, co
 
     Source
     ------
-    Narayanan et al. (2021), arXiv:2104.04473, appendix (full); Dao (2023), arXiv:2307.08691, section 4.1 (causal).
+    Narayanan et al. (2021), arXiv:2104.04473, appendix (full); Dao (2023), arXiv:2307.08691, section 4.1.
     """
     span = min(window or seq_len, seq_len)
     pairs = seq_len * span if counting is AttentionFlops.FULL else seq_len * span - span * span / 2

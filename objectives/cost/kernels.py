@@ -5,7 +5,8 @@
 
 Source
 ------
-Roofline: Williams et al. (2009), doi:10.1145/1498765.1498785.  Tiles: NVIDIA, "Matrix multiplication background".
+Roofline: Williams et al. (2009), doi:10.1145/1498765.1498785.
+Tiles: NVIDIA, "Matrix multiplication background".
 """
 
 import numpy as np
@@ -15,7 +16,6 @@ from search_spaces.plan import Floats
 from search_spaces.workload import Precision
 
 TILE = 128
-BYTES_16_BIT = 2.0
 KERNELS_PER_LAYER = 20  # assumed: launches of one layer's forward pass with common fusions
 
 
@@ -24,16 +24,23 @@ def activation_precision(precision: Precision) -> Precision:
     return Precision.BF16 if precision is Precision.FP8 else precision
 
 
+def entry_bytes(precision: Precision) -> float:
+    """Bytes of one activation: fp32 training keeps all of it, the others 16 bits outside their products."""
+    return 4.0 if precision is Precision.FP32 else 2.0
+
+
 def _whole_tiles(size: Floats) -> Floats:
     return np.ceil(size / TILE) * TILE
 
 
-def gemm_s(device: DeviceSpec, precision: Precision, rows: Floats, columns: Floats, depth: Floats | float) -> Floats:
+def gemm_s(
+    device: DeviceSpec, precision: Precision, rows: Floats, columns: Floats, depth: Floats | float
+) -> Floats:
     """Seconds of a product (M x K)(K x N): the slower of its tiles' FLOPs and its operands' bytes."""
     peak = device.peak(precision) * device.gemm_efficiency.value
     compute_s = 2.0 * _whole_tiles(rows) * _whole_tiles(columns) * depth / peak
     entries = rows * depth + columns * depth + rows * columns
-    return np.maximum(compute_s, memory_bound_s(device, BYTES_16_BIT * entries))
+    return np.maximum(compute_s, memory_bound_s(device, entry_bytes(precision) * entries))
 
 
 def grouped_gemm_s(

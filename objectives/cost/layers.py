@@ -4,8 +4,8 @@
     h  d_model               a, g, d  query heads, key-value heads, head width
     f  width of an MLP       m  its matrices (2 or 3)       k  top_k      E  n_experts
 
-A pass has three pieces: forward, backward to the input, backward to the weights; each product of the forward pass
-appears once in each of the others.  Communication is counted where it is exposed.
+A pass has three pieces: forward, backward to the input, backward to the weights; each product of the forward
+pass appears once in each of the others.  Communication is counted where it is exposed.
 """
 
 from dataclasses import dataclass
@@ -16,9 +16,9 @@ from objectives.cost import mesh
 from objectives.cost.collectives import all_gather_s, all_reduce_s, all_to_all_s, reduce_scatter_s
 from objectives.cost.flops import attention_score_flops
 from objectives.cost.kernels import (
-    BYTES_16_BIT,
     KERNELS_PER_LAYER,
     attention_s,
+    entry_bytes,
     gemm_s,
     grouped_gemm_s,
     memory_bound_s,
@@ -113,9 +113,9 @@ def _attention_block(job: Job, plans: Plans) -> _Block:
     gemm = _qkv_s(job, plans, tokens, qkv_width) + gemm_s(
         device, precision, tokens, np.full(len(plans), float(h)), value_width
     )
-    moved = BYTES_16_BIT * tokens * (5 * h / shards + 2 * qkv_width)
+    moved = entry_bytes(job.workload.precision) * tokens * (5 * h / shards + 2 * qkv_width)
     masks = tokens * h / shards * framework_named(job.workload.framework).dropout
-    kept = BYTES_16_BIT * tokens * (2 * h / shards + qkv_width + value_width) + masks
+    kept = entry_bytes(job.workload.precision) * tokens * (2 * h / shards + qkv_width + value_width) + masks
     return _Block(gemm_s=gemm, other_s=memory_bound_s(device, moved), kept_bytes=kept)
 
 
@@ -126,7 +126,9 @@ def _qkv_s(job: Job, plans: Plans, tokens: Floats, qkv_width: Floats) -> Floats:
     if latent is None:
         return gemm_s(device, precision, tokens, qkv_width, h)
     heads = np.ceil(job.model.attention.n_heads / plans.tp)
-    down = np.full(len(plans), float((latent.q_lora_rank or 0) + latent.kv_lora_rank + latent.qk_rope_head_dim))
+    down = np.full(
+        len(plans), float((latent.q_lora_rank or 0) + latent.kv_lora_rank + latent.qk_rope_head_dim)
+    )
     query = heads * (latent.qk_nope_head_dim + latent.qk_rope_head_dim)
     key_value = heads * (latent.qk_nope_head_dim + latent.v_head_dim)
     seconds = gemm_s(device, precision, tokens / sequence_shards(plans), down, h)
@@ -142,7 +144,8 @@ def _attention_core(job: Job, plans: Plans) -> tuple[Floats, Floats]:
 
     Source
     ------
-    Korthikanti et al. (2022), arXiv:2205.05198, section 4.1; Dao et al. (2022), arXiv:2205.14135, algorithm 1.
+    Korthikanti et al. (2022), arXiv:2205.05198, section 4.1; Dao et al. (2022), arXiv:2205.14135,
+    algorithm 1.
     """
     model, workload, device = job.model, job.workload, job.cluster.device
     s = workload.seq_len
@@ -164,9 +167,9 @@ def _mlp_block(job: Job, plans: Plans, mlp: MlpSpec) -> _Block:
     width = np.ceil(mlp.width / plans.tp)
     up = gemm_s(device, precision, tokens, (mlp.n_matrices - 1) * width, h)
     down = gemm_s(device, precision, tokens, np.full(len(plans), h), width)
-    moved = BYTES_16_BIT * tokens * (5 * h / shards + mlp.n_matrices * width)
+    moved = entry_bytes(job.workload.precision) * tokens * (5 * h / shards + mlp.n_matrices * width)
     masks = tokens * h / shards * framework_named(job.workload.framework).dropout
-    kept = BYTES_16_BIT * tokens * (2 * h / shards + mlp.n_matrices * width) + masks
+    kept = entry_bytes(job.workload.precision) * tokens * (2 * h / shards + mlp.n_matrices * width) + masks
     return _Block(gemm_s=up + down, other_s=memory_bound_s(device, moved), kept_bytes=kept)
 
 
@@ -195,8 +198,9 @@ def _expert_block(job: Job, plans: Plans) -> _Block:
     rows = np.maximum(routed / local, 1.0)
     up = grouped_gemm_s(device, precision, (rows, (moe.n_matrices - 1) * width, h), local)
     down = grouped_gemm_s(device, precision, (rows, np.full(len(plans), h), width), local)
-    moved = BYTES_16_BIT * routed * (4 * h + moe.n_matrices * width)
-    kept = BYTES_16_BIT * routed * (2 * h / plans.etp + moe.n_matrices * width)
+    moved = entry_bytes(job.workload.precision) * routed * (4 * h + moe.n_matrices * width)
+    # The first product's input was gathered over etp; the second's output is scattered before it is kept.
+    kept = entry_bytes(job.workload.precision) * routed * (h + h / plans.etp + moe.n_matrices * width)
     shared = _shared_block(job, plans)
     return _Block(
         gemm_s=up + down + shared.gemm_s,
@@ -206,24 +210,28 @@ def _expert_block(job: Job, plans: Plans) -> _Block:
 
 
 def _shared_block(job: Job, plans: Plans) -> _Block:
-    """What every token passes beside the routed experts: norm, router, residual, and shared experts if any."""
+    """What every token passes beside the routed experts: norm, router, residual, any shared experts."""
     moe = job.model.moe
     assert moe is not None
     if moe.shared_width:
         return _mlp_block(job, plans, MlpSpec(width=moe.shared_width, n_matrices=moe.n_matrices))
     tokens = tokens_per_device(job, plans) / sequence_shards(plans) * job.model.d_model
-    moved = memory_bound_s(job.cluster.device, BYTES_16_BIT * 5 * tokens)
-    return _Block(gemm_s=np.zeros(len(plans)), other_s=moved, kept_bytes=BYTES_16_BIT * 2 * tokens)
+    moved = memory_bound_s(job.cluster.device, entry_bytes(job.workload.precision) * 5 * tokens)
+    return _Block(
+        gemm_s=np.zeros(len(plans)),
+        other_s=moved,
+        kept_bytes=entry_bytes(job.workload.precision) * 2 * tokens,
+    )
 
 
 def _tp_comm(job: Job, plans: Plans, kind: str, gemm: Floats) -> tuple[Floats, Floats]:
     """Exposed seconds of tensor-parallel collectives, forward and backward.
 
         without sequence parallelism    2 all-reduces each way
-        with it                         2 (all-gather + reduce-scatter) forward; one more all-gather per pair back
+        with it                         2 (all-gather + reduce-scatter) forward; 2 all-gathers more backward
 
-    An expert layer without shared experts has one such pair, its attention's.  Overlapped plans hide up to the
-    framework's share of it behind the products it feeds.
+    An expert layer without shared experts has one such pair, its attention's.  Overlapped plans hide up to
+    the framework's share of it behind the products it feeds.
 
     Source
     ------
@@ -231,7 +239,7 @@ def _tp_comm(job: Job, plans: Plans, kind: str, gemm: Floats) -> tuple[Floats, F
     """
     cluster, n = job.cluster, plans.tp
     members = mesh.tp_members(cluster, plans)
-    message = BYTES_16_BIT * tokens_per_device(job, plans) * job.model.d_model
+    message = entry_bytes(job.workload.precision) * tokens_per_device(job, plans) * job.model.d_model
     moe = job.model.moe
     pairs = 2.0 if kind == "dense" or (moe is not None and moe.shared_width) else 1.0
     reduce_s = all_reduce_s(cluster, n, members, message)
@@ -246,7 +254,8 @@ def _tp_comm(job: Job, plans: Plans, kind: str, gemm: Floats) -> tuple[Floats, F
 def _cp_comm(job: Job, plans: Plans, core_s: Floats) -> tuple[Floats, Floats]:
     """Exposed seconds of context-parallel communication, forward and backward.
 
-        ring      every device sees all keys and values: their whole length through a ring, the framework's share of it beside the core
+        ring      every device sees all keys and values: their whole length through a ring, the
+                  framework's share of it beside the core
         ulysses   all-to-alls of queries, keys, values and outputs, nothing beside them
 
     Keys and values are replicated where Ulysses needs more heads than there are.
@@ -262,12 +271,17 @@ def _cp_comm(job: Job, plans: Plans, core_s: Floats) -> tuple[Floats, Floats]:
     tokens = tokens_per_device(job, plans)
     heads, kv_heads = np.ceil(attention.n_heads / plans.tp), np.ceil(attention.n_kv_heads / plans.tp)
     both_widths = attention.head_dim + attention.v_head_dim
-    kv_bytes = BYTES_16_BIT * tokens * kv_heads * both_widths
+    kv_bytes = entry_bytes(job.workload.precision) * tokens * kv_heads * both_widths
     ring_s = all_gather_s(cluster, plans.cp, members, kv_bytes * plans.cp)
     share = framework_named(job.workload.framework).cp_overlap
     ring_forward = ring_s - np.minimum(share * ring_s, core_s)
     ring_backward = 2 * ring_s - np.minimum(2 * share * ring_s, ATTENTION_BACKWARD_OVER_FORWARD * core_s)
-    sent = BYTES_16_BIT * tokens * (heads + np.maximum(kv_heads, np.minimum(plans.cp, heads))) * both_widths
+    sent = (
+        entry_bytes(job.workload.precision)
+        * tokens
+        * (heads + np.maximum(kv_heads, np.minimum(plans.cp, heads)))
+        * both_widths
+    )
     ulysses_s = all_to_all_s(cluster, plans.cp, members, sent)
     is_ulysses = plans.is_cp(CpKind.ULYSSES)
     return np.where(is_ulysses, ulysses_s, ring_forward), np.where(is_ulysses, ulysses_s, ring_backward)
@@ -284,7 +298,7 @@ def _ep_comm(job: Job, plans: Plans) -> Floats:
     """
     cluster = job.cluster
     here = routed_tokens(job, plans) / plans.etp
-    sent = BYTES_16_BIT * here * job.model.d_model
+    sent = entry_bytes(job.workload.precision) * here * job.model.d_model
     exchange = all_to_all_s(cluster, plans.ep, mesh.ep_members(cluster, plans), sent)
     etp_members = mesh.etp_members(cluster, plans)
     gather = all_gather_s(cluster, plans.etp, etp_members, sent * plans.etp)

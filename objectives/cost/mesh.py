@@ -12,12 +12,12 @@ from collections.abc import Callable
 import numpy as np
 
 from search_spaces.cluster import ClusterSpec
-from search_spaces.plan import Ints, Plans, RankOrder, code
+from search_spaces.plan import Floats, Ints, Plans, RankOrder, code
 
 
-def _per_tier(cluster: ClusterSpec, n: Ints, inside: Callable[[int], Ints]) -> Ints:
+def _per_tier(cluster: ClusterSpec, n: Ints, inside: Callable[[int], Ints]) -> Floats:
     rows = [n if tier.size is None else np.clip(inside(tier.size), 1, n) for tier in cluster.tiers]
-    return np.stack([np.broadcast_to(row, n.shape) for row in rows])
+    return np.stack([np.broadcast_to(row, n.shape) for row in rows]).astype(np.float64)
 
 
 def pipeline_is_inside(plans: Plans) -> Ints:
@@ -25,49 +25,48 @@ def pipeline_is_inside(plans: Plans) -> Ints:
     return np.where(plans.rank_order == code(RankOrder.TP_CP_PP_DP), plans.pp, 1)
 
 
-def tp_members(cluster: ClusterSpec, plans: Plans) -> Ints:
+def tp_members(cluster: ClusterSpec, plans: Plans) -> Floats:
     """Members of a tensor-parallel group per tier."""
     return _per_tier(cluster, plans.tp, lambda size: np.broadcast_to(size, plans.tp.shape))
 
 
-def cp_members(cluster: ClusterSpec, plans: Plans) -> Ints:
+def cp_members(cluster: ClusterSpec, plans: Plans) -> Floats:
     """Members of a context-parallel group per tier."""
     return _per_tier(cluster, plans.cp, lambda size: size // plans.tp)
 
 
-def dp_members(cluster: ClusterSpec, plans: Plans) -> Ints:
+def dp_members(cluster: ClusterSpec, plans: Plans) -> Floats:
     """Members of the group that shares dense gradients, dp x cp, per tier."""
-    far = plans.tp * plans.cp * pipeline_is_inside(plans)
-
-    def inside(size: int) -> Ints:
-        near = np.clip(size // plans.tp, 1, plans.cp)
-        return near * np.clip(size // far, 1, plans.dp)
-
-    return _per_tier(cluster, plans.dp * plans.cp, inside)
+    n = plans.dp * plans.cp
+    return _per_tier(cluster, n, lambda size: _group(plans, plans.tp, n, size))
 
 
-def _expert_group(plans: Plans, stride: Ints, n: Ints, size: int) -> Ints:
-    """Members of a group of n at a stride over the tp x cp x dp positions, inside a domain of `size` devices."""
-    near = plans.tp * plans.cp
+def _group(plans: Plans, stride: Ints, n: Ints, size: int) -> Ints:
+    """Members of a group of n at a stride over the tp x cp x dp positions, in a domain of `size` devices.
+
+    Positions are neighbours unless pipeline stages lie between the replicas; then tp x cp of them are.
+    """
+    near, between = plans.tp * plans.cp, pipeline_is_inside(plans)
     local = np.clip(np.minimum(size, near) // stride, 1, n)
-    far_stride = np.maximum(stride, near) * pipeline_is_inside(plans)
-    return local * np.clip(size // far_stride, 1, -(-n // local))
+    far = local * np.clip(size // (np.maximum(stride, near) * between), 1, -(-n // local))
+    members: Ints = np.where(between == 1, size // stride, far)
+    return members
 
 
-def ep_members(cluster: ClusterSpec, plans: Plans) -> Ints:
+def ep_members(cluster: ClusterSpec, plans: Plans) -> Floats:
     """Members of an expert-parallel group per tier."""
-    return _per_tier(cluster, plans.ep, lambda size: _expert_group(plans, plans.etp, plans.ep, size))
+    return _per_tier(cluster, plans.ep, lambda size: _group(plans, plans.etp, plans.ep, size))
 
 
-def etp_members(cluster: ClusterSpec, plans: Plans) -> Ints:
+def etp_members(cluster: ClusterSpec, plans: Plans) -> Floats:
     """Members of an expert-tensor-parallel group per tier."""
     one = np.ones_like(plans.etp)
-    return _per_tier(cluster, plans.etp, lambda size: _expert_group(plans, one, plans.etp, size))
+    return _per_tier(cluster, plans.etp, lambda size: _group(plans, one, plans.etp, size))
 
 
-def edp_members(cluster: ClusterSpec, plans: Plans) -> Ints:
+def edp_members(cluster: ClusterSpec, plans: Plans) -> Floats:
     """Members of the group that shares one expert's gradients, per tier."""
-    return _per_tier(cluster, plans.edp, lambda size: _expert_group(plans, plans.etp * plans.ep, plans.edp, size))
+    return _per_tier(cluster, plans.edp, lambda size: _group(plans, plans.etp * plans.ep, plans.edp, size))
 
 
 def pp_tier(cluster: ClusterSpec, plans: Plans) -> Ints:

@@ -1,6 +1,8 @@
 """One micro-batch through a pipeline stage: seconds by part, bytes kept, and what its worst stage needs.
 
     F  forward     B_i  backward to the input (with recomputation)     W  backward to the weights
+
+A stage takes as long as its layers, its part of the ends (embedding, head) and the communication that shows.
 """
 
 from dataclasses import dataclass, fields
@@ -10,19 +12,20 @@ import numpy as np
 from objectives.cost import mesh
 from objectives.cost.collectives import all_gather_s, send_s
 from objectives.cost.factored import factored
-from objectives.cost.kernels import BYTES_16_BIT, gemm_s, memory_bound_s
+from objectives.cost.kernels import entry_bytes, gemm_s, memory_bound_s
 from objectives.cost.layers import LayerCost, layer_cost, sequence_shards, tokens_per_device
-from objectives.cost.stages import Stages, representatives, stages_of, weights_of_representatives
+from objectives.cost.stages import Stages, representatives, stages_of
 from objectives.metrics import Job
 from search_spaces.framework import framework_named
-from search_spaces.plan import Floats, Plans, Recompute
+from search_spaces.plan import Floats, Ints, Plans, Recompute
 
 PASS_KNOBS = (
-    "tp", "pp", "dp", "cp", "ep", "etp", "vpp", "micro_batch", "first_layers", "last_layers", "recompute_every",
-    "cp_kind", "recompute", "rank_order", "sequence_parallel", "overlap_tp",
+    "tp", "pp", "dp", "cp", "ep", "etp", "vpp", "micro_batch", "first_layers", "last_layers",
+    "recompute_every", "cp_kind", "recompute", "rank_order", "sequence_parallel", "overlap_tp",
 )  # fmt: skip
 LAYER_KNOBS = (
-    "tp", "pp", "dp", "cp", "ep", "etp", "micro_batch", "cp_kind", "rank_order", "sequence_parallel", "overlap_tp",
+    "tp", "pp", "dp", "cp", "ep", "etp", "micro_batch", "cp_kind", "rank_order", "sequence_parallel",
+    "overlap_tp",
 )  # fmt: skip
 
 
@@ -69,20 +72,20 @@ class StagePass:
 
 def stage_pass(job: Job, plans: Plans, stages: Stages) -> StagePass:
     """Seconds and bytes of one micro-batch through each of the given stages."""
-    dense = _layers(_layer_cost(job, plans, "dense"), stages.n_layers - stages.n_moe)
-    total = dense
-    if job.model.moe is not None:
-        n_moe = stages.n_moe + stages.is_last * job.model.n_predict_layers
-        total = _add(dense, _layers(_layer_cost(job, plans, "moe"), n_moe))
+    n_predict = stages.is_last * job.model.n_predict_layers
+    n_layers = stages.n_layers + n_predict
+    total = _layers_cost(job, plans, stages, n_predict)
     head_s, head_comm_s = _head(job, plans)
-    heads = stages.is_last * (1 + job.model.n_predict_layers)
+    heads = stages.is_last + n_predict
+    ends_s = heads * head_s + n_predict * _predict_projection_s(job, plans)
     embedding_comm_s = stages.is_first * _embedding_comm(job, plans)
-    again_s, kept, transient = _recomputation(job, plans, total, stages)
+    again_s, kept, transient = _recomputation(job, plans, total, n_layers)
+    kept = kept + _stage_input_bytes(job, plans, stages)
     forward_comm = total.tp_forward_s + total.cp_forward_s + total.ep_forward_s
     return StagePass(
-        forward_s=total.forward_s + heads * head_s,
-        backward_input_s=total.backward_input_s + heads * head_s,
-        backward_weight_s=total.backward_weight_s + heads * head_s,
+        forward_s=total.forward_s + ends_s,
+        backward_input_s=total.backward_input_s + ends_s,
+        backward_weight_s=total.backward_weight_s + ends_s,
         recompute_s=again_s,
         tp_comm_s=total.tp_forward_s + total.tp_backward_s + 2 * (heads * head_comm_s + embedding_comm_s),
         cp_comm_s=total.cp_forward_s + total.cp_backward_s,
@@ -98,7 +101,16 @@ def _layer_cost(job: Job, plans: Plans, kind: str) -> LayerCost:
     return factored(plans, LAYER_KNOBS, lambda rows: layer_cost(job, rows, kind))
 
 
-def _layers(layer: LayerCost, n: Floats | np.ndarray) -> LayerCost:  # type: ignore[type-arg]
+def _layers_cost(job: Job, plans: Plans, stages: Stages, n_predict: Ints) -> LayerCost:
+    """All layers of each stage; a prediction module holds one more, of the kind that the model ends with."""
+    n_dense, n_moe = stages.n_layers - stages.n_moe, stages.n_moe + n_predict
+    if job.model.moe is None:
+        return _layers(_layer_cost(job, plans, "dense"), n_dense + n_predict)
+    dense = _layers(_layer_cost(job, plans, "dense"), n_dense)
+    return _add(dense, _layers(_layer_cost(job, plans, "moe"), n_moe))
+
+
+def _layers(layer: LayerCost, n: Ints) -> LayerCost:
     return LayerCost(**{field.name: n * getattr(layer, field.name) for field in fields(LayerCost)})
 
 
@@ -113,27 +125,66 @@ def logits_bytes(job: Job, plans: Plans) -> Floats:
 
 
 def _head(job: Job, plans: Plans) -> tuple[Floats, Floats]:
-    """Seconds of the output projection and loss (each of F, B_i, W has one such product), and their gather."""
+    """Seconds of the output projection and loss, once in each of F, B_i, W; and of their gather."""
     device, h = job.cluster.device, float(job.model.d_model)
     tokens = tokens_per_device(job, plans)
     columns = np.ceil(job.model.embedding.vocab_size / plans.tp)
     product = gemm_s(device, job.workload.precision, tokens, columns, h)
-    gather = all_gather_s(job.cluster, plans.tp, mesh.tp_members(job.cluster, plans), BYTES_16_BIT * tokens * h)
+    gather = all_gather_s(
+        job.cluster,
+        plans.tp,
+        mesh.tp_members(job.cluster, plans),
+        entry_bytes(job.workload.precision) * tokens * h,
+    )
     return product + memory_bound_s(device, logits_bytes(job, plans) / 3), gather
+
+
+def _predict_projection_s(job: Job, plans: Plans) -> Floats:
+    """Seconds of a prediction module's projection from 2h to h."""
+    h = float(job.model.d_model)
+    tokens, columns = tokens_per_device(job, plans), np.ceil(h / plans.tp)
+    return gemm_s(job.cluster.device, job.workload.precision, tokens, columns, 2 * h)
 
 
 def _embedding_comm(job: Job, plans: Plans) -> Floats:
     """Seconds of the vocabulary-parallel embedding's reduction, once each way."""
-    message = BYTES_16_BIT * tokens_per_device(job, plans) * job.model.d_model
+    message = entry_bytes(job.workload.precision) * tokens_per_device(job, plans) * job.model.d_model
     return all_gather_s(job.cluster, plans.tp, mesh.tp_members(job.cluster, plans), message)
 
 
 def boundary_bytes(job: Job, plans: Plans) -> Floats:
     """One layer's input on one device: 2 T h bytes, split over tp with sequence parallelism."""
-    return BYTES_16_BIT * tokens_per_device(job, plans) * job.model.d_model / sequence_shards(plans)
+    return (
+        entry_bytes(job.workload.precision)
+        * tokens_per_device(job, plans)
+        * job.model.d_model
+        / sequence_shards(plans)
+    )
 
 
-def _recomputation(job: Job, plans: Plans, total: LayerCost, stages: Stages) -> tuple[Floats, Floats, Floats]:
+def send_message_s(job: Job, plans: Plans) -> Floats:
+    """Seconds of handing one layer's input to the next stage.
+
+    DeepSpeed's pipeline engine sends each tensor-parallel rank its part and gathers them at the receiver.
+    """
+    boundary = boundary_bytes(job, plans)
+    tier = mesh.pp_tier(job.cluster, plans)
+    if not framework_named(job.workload.framework).keeps_stage_input:
+        return send_s(job.cluster, tier, boundary)
+    parts = plans.tp / sequence_shards(plans)
+    members = mesh.tp_members(job.cluster, plans)
+    gather_s = all_gather_s(job.cluster, plans.tp, members, np.where(parts > 1, boundary, 0.0))
+    return send_s(job.cluster, tier, boundary / parts) + gather_s
+
+
+def _stage_input_bytes(job: Job, plans: Plans, stages: Stages) -> Floats:
+    """What DeepSpeed's pipeline engine keeps of a stage's input: 2 T h / t bytes a micro-batch."""
+    pipelined = framework_named(job.workload.framework).keeps_stage_input & (plans.pp > 1)
+    whole = entry_bytes(job.workload.precision) * tokens_per_device(job, plans) * job.model.d_model
+    return np.where(pipelined, whole / plans.tp, 0.0) + np.zeros(stages.index.shape)
+
+
+def _recomputation(job: Job, plans: Plans, total: LayerCost, layers: Ints) -> tuple[Floats, Floats, Floats]:
     """Seconds done again, bytes kept for the backward pass, and bytes that live only while a layer is redone.
 
         full         every r-th layer keeps its input (2 T h) and runs forward again
@@ -143,24 +194,20 @@ def _recomputation(job: Job, plans: Plans, total: LayerCost, stages: Stages) -> 
     ------
     Korthikanti et al. (2022), arXiv:2205.05198, sections 4 and 5.
     """
-    n_layers = np.maximum(stages.n_layers, 1)
-    share = np.ceil(stages.n_layers / plans.recompute_every) / n_layers * plans.is_recompute(Recompute.FULL)
+    n_layers = np.maximum(layers, 1)
+    share = np.ceil(layers / plans.recompute_every) / n_layers * plans.is_recompute(Recompute.FULL)
     forward = total.forward_s + total.tp_forward_s + total.cp_forward_s + total.ep_forward_s
     selective = plans.is_recompute(Recompute.SELECTIVE)
     again_s = share * forward + selective * total.core_forward_s
     boundary = boundary_bytes(job, plans)
-    kept = (1 - share) * total.kept_bytes - selective * total.core_kept_bytes + share * stages.n_layers * boundary
-    if framework_named(job.workload.framework).keeps_stage_input:
-        kept = kept + np.where(stages.is_first & (plans.pp == 1), 0, BYTES_16_BIT) * (
-            tokens_per_device(job, plans) * job.model.d_model / plans.tp
-        )
+    kept = (1 - share) * total.kept_bytes - selective * total.core_kept_bytes + share * layers * boundary
     transient = np.where(share > 0, total.kept_bytes, selective * total.core_kept_bytes) / n_layers
     return again_s, kept, transient
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class PassTable:
-    """What a plan's pipeline needs of its passes; times have shape (n_plans,), bytes (n_representatives, n_plans).
+    """What a pipeline needs of its passes; times are (n_plans,), bytes (n_representatives, n_plans).
 
     The worst stage is the one with the longest F + B; its parts are those a step is made of.
     """
@@ -184,7 +231,8 @@ class PassTable:
 
 def pass_table(job: Job, plans: Plans) -> PassTable:
     """Passes of the representative stages, reduced to what the pipeline's closed forms use."""
-    stages = stages_of(job.model, plans, representatives(plans))
+    bounds = representatives(job.model, plans)
+    stages = stages_of(job.model, plans, bounds.index)
     passes = stage_pass(job, plans, stages)
     total = passes.total_s
     worst = np.argmax(total, axis=0)[None]
@@ -193,7 +241,6 @@ def pass_table(job: Job, plans: Plans) -> PassTable:
         picked: Floats = np.take_along_axis(part, worst, axis=0)[0]
         return picked
 
-    weights = weights_of_representatives(plans)
     boundary = boundary_bytes(job, plans)
     return PassTable(
         compute_s=of_worst(passes.compute_s),
@@ -204,9 +251,10 @@ def pass_table(job: Job, plans: Plans) -> PassTable:
         worst_s=of_worst(total),
         forward_s=of_worst(passes.full_forward_s),
         backward_s=of_worst(passes.full_backward_input_s + passes.backward_weight_s),
-        all_stages_s=np.sum(weights * total, axis=0),
-        weight_pass_s=np.sum(weights * passes.backward_weight_s, axis=0) - of_worst(passes.backward_weight_s),
-        send_s=send_s(job.cluster, mesh.pp_tier(job.cluster, plans), boundary),
+        all_stages_s=np.sum(bounds.weight * total, axis=0),
+        weight_pass_s=np.sum(bounds.weight * passes.backward_weight_s, axis=0)
+        - of_worst(passes.backward_weight_s),
+        send_s=send_message_s(job, plans),
         kept_bytes=passes.kept_bytes,
         transient_bytes=passes.transient_bytes,
         logits_bytes=passes.logits_bytes,

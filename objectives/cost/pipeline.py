@@ -7,8 +7,8 @@
         interleaved     (p - 1) (F + B) / v        p + (p - 1 - 2 i) / v,  m where m = p
         ZB-H1           (p - 1) (F + B_i - W)      min(m, p)
 
-With unequal stages (p - 1) x becomes the sum of x over all stages but the worst, exact for a worst stage that is
-never starved.
+With unequal stages (p - 1) x becomes the sum of x over all stages but the worst, exact for a worst stage that
+is never starved.
 
 Source: Narayanan et al. (2021), arXiv:2104.04473, section 2.2; Qi et al. (2023), arXiv:2401.10241, table 1.
 """

@@ -34,7 +34,7 @@ class StepTime:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class StepMemory:
-    """Peak bytes on one device by part; shape (n_plans,) at the plan's fullest stage, or (n_stages,) of one plan."""
+    """Peak bytes on one device by part: (n_plans,) at every fullest stage, or (n_stages,) of one plan."""
 
     weights_bytes: Floats
     gradients_bytes: Floats
@@ -85,10 +85,10 @@ class StageProfile:
     """One plan, stage by stage: what a pipeline simulator needs; every array has shape (pp,).
 
     Times are those of one micro-batch through the stage's whole share of layers, with their exposed tensor-,
-    context- and expert-parallel communication inside: `forward_s`, `backward_input_s` (with recomputation) and
-    `backward_weight_s`.  `send_s` is one activation (or gradient) message to the next stage.  `step_end_s` is what
-    follows the last backward pass on every stage: exposed gradient reduction and parameter gather, optimizer,
-    offload, fixed cost.
+    context- and expert-parallel communication inside: `forward_s`, `backward_input_s` (with recomputation)
+    and `backward_weight_s`.  `send_s` is one activation (or gradient) message to the next stage. `step_end_s`
+    is what follows the last backward pass on every stage: exposed gradient reduction and parameter gather,
+    optimizer, offload, fixed cost.
     """
 
     n_layers: Ints

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from objectives.cost.factored import distinct_settings, setting_codes
 from objectives.metrics import Job
 from search_spaces.framework import framework_named
 from search_spaces.model import ModelSpec
@@ -23,7 +24,7 @@ from search_spaces.parameters import (
 )
 from search_spaces.plan import Bools, Floats, Ints, Plans
 
-N_REPRESENTATIVES = 4
+LAYOUT_KNOBS = ("pp", "vpp", "first_layers", "last_layers")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -37,21 +38,52 @@ class Stages:
     is_last: Bools
 
 
-def representatives(plans: Plans) -> Ints:
-    """Four stages that bound all: the first, the second, the one before the last, the last.
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Representatives:
+    """Stages that bound all others, and how many each stands for; both (n_representatives, n_plans)."""
 
-    Middle stages hold equally many layers; the second has the most micro-batches in flight, the one before the
-    last has no leading dense layers.
+    index: Ints
+    weight: Floats
+
+
+def representatives(model: ModelSpec, plans: Plans) -> Representatives:
+    """The first stage, the last, and of the stages between the earliest of every kind.
+
+    Middle stages hold equally many layers, so a kind is a number of expert layers; the earliest of a kind has
+    the most micro-batches in flight.
     """
     last = plans.pp - 1
-    return np.stack([np.zeros_like(last), np.minimum(1, last), np.maximum(last - 1, 0), last])
+    first_weight, last_weight = np.ones(len(plans)), np.minimum(last, 1).astype(np.float64)
+    if model.n_moe_layers in (0, model.n_layers):
+        index = np.stack([np.zeros_like(last), np.minimum(1, last), last])
+        weight = np.stack([first_weight, np.maximum(plans.pp - 2, 0).astype(np.float64), last_weight])
+        return Representatives(index=index, weight=weight)
+    layouts, which = distinct_settings(setting_codes(plans, LAYOUT_KNOBS))
+    index, weight = _kinds_between(model, plans.take(layouts))
+    index, weight = index[:, which], weight[:, which]
+    return Representatives(
+        index=np.concatenate([np.zeros_like(last)[None], index, last[None]]),
+        weight=np.concatenate([first_weight[None], weight, last_weight[None]]),
+    )
 
 
-def weights_of_representatives(plans: Plans) -> Floats:
-    """How many stages each representative stands for; columns sum to pp."""
-    middle = np.maximum(plans.pp - 2, 0) / 2
-    one = np.ones(len(plans))
-    return np.stack([one, middle, middle, np.minimum(plans.pp - 1, 1) * one])
+def _kinds_between(model: ModelSpec, plans: Plans) -> tuple[Ints, Floats]:
+    """The earliest middle stage of every kind, and how many there are; rows without a kind weigh nothing."""
+    stage = np.arange(int(plans.pp.max(initial=1)))[:, None] + np.zeros_like(plans.pp)
+    n_moe = stages_of(model, plans, stage).n_moe
+    between = (stage > 0) & (stage < plans.pp - 1)
+    earliest, counts = [], []
+    for kind in np.unique(n_moe[between]):
+        alike = between & (n_moe == kind)
+        earliest.append(np.argmax(alike, axis=0))
+        counts.append(np.sum(alike, axis=0))
+    if not counts:
+        return np.zeros((0, len(plans)), np.int64), np.zeros((0, len(plans)))
+    count = np.stack(counts)
+    # Kinds that a layout has move to the top, so that as few rows as possible remain.
+    order = np.argsort(count == 0, axis=0, kind="stable")[: int(np.sum(count > 0, axis=0).max())]
+    weight = np.take_along_axis(count, order, axis=0).astype(np.float64)
+    return np.take_along_axis(np.stack(earliest), order, axis=0), weight
 
 
 def stages_of(model: ModelSpec, plans: Plans, index: Ints) -> Stages:
@@ -88,7 +120,7 @@ def _moe_layers(model: ModelSpec, plans: Plans, before: Ints, n_layers: Ints) ->
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class RankParameters:
-    """Parameters one device holds: the dense ones, and those of routed experts (sharded over other groups)."""
+    """Parameters one device holds: dense ones, and those of routed experts (sharded over other groups)."""
 
     dense: Floats
     expert: Floats
@@ -108,7 +140,7 @@ def rank_parameters(job: Job, plans: Plans, stages: Stages) -> RankParameters:
     """
     model, tp = job.model, plans.tp
     n_dense = stages.n_layers - stages.n_moe
-    dense = n_dense * layer_rank_parameters(model, tp).astype(np.float64)
+    dense: Floats = (n_dense * layer_rank_parameters(model, tp)).astype(np.float64)
     expert = np.zeros_like(dense)
     if model.moe is not None:
         per_layer = expert_rank_parameters(model, plans.ep, plans.etp)

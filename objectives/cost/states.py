@@ -1,12 +1,14 @@
 """Weights, gradients and optimizer state: the bytes a device holds and the seconds a step spends on them.
 
-    phi    parameters on one device (dense; expert)     D, D_e   devices that share one dense / expert gradient
+    phi      parameters on one device (dense; expert)
+    D, D_e   devices that share one dense / expert gradient
     w, g, o  bytes a parameter of weights, gradients, optimizer state (Workload.state)
 
         stage 0    phi (w + g + o)          stage 2    phi (w + (g + o) / D)
         stage 1    phi (w + g + o / D)      stage 3    phi (w + g + o) / D
 
-Source: Rajbhandari et al. (2020), arXiv:1910.02054, section 5; expert groups: Singh et al. (2023), arXiv:2303.06318.
+Source: Rajbhandari et al. (2020), arXiv:1910.02054, section 5; expert groups: Singh et al. (2023),
+arXiv:2303.06318.
 """
 
 from dataclasses import dataclass
@@ -14,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from objectives.cost import mesh
-from objectives.cost.collectives import all_gather_s, all_reduce_s, reduce_scatter_s
+from objectives.cost.collectives import all_gather_s, all_reduce_s, reduce_scatter_s, send_s
 from objectives.cost.kernels import memory_bound_s
 from objectives.cost.stages import RankParameters, rank_parameters, representatives, stages_of
 from objectives.metrics import Job
@@ -41,30 +43,35 @@ class StateBytes:
     weights_bytes: Floats
     gradients_bytes: Floats
     optimizer_bytes: Floats
-    gathered_bytes: Floats
+    whole_bytes: Floats
+    bucket_bytes: Floats
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class StateTable:
     """Bytes per representative stage (n_representatives, n_plans), and seconds on the fullest, (n_plans,).
 
-    `reduce_s` and `gather_s` are one reduction of all gradients and one gather of all weights.
+    `reduce_s` and `gather_s` are one reduction of all gradients and one gather of all weights; `tie_s` adds
+    the gradients of tied embeddings, which the first and the last stage both hold.
     """
 
     weights_bytes: Floats
     gradients_bytes: Floats
     optimizer_bytes: Floats
-    gathered_bytes: Floats
+    whole_bytes: Floats
+    bucket_bytes: Floats
     reduce_s: Floats
     gather_s: Floats
+    tie_s: Floats
     optimizer_s: Floats
     offload_s: Floats
 
 
 def state_bytes(job: Job, plans: Plans, parameters: RankParameters, n_layers: Floats) -> StateBytes:
-    """Bytes of weights, gradients and optimizer state, and of the layers that ZeRO-3 holds gathered.
+    """Bytes of weights, gradients, optimizer state, layers that ZeRO holds whole, and reduction buckets.
 
-    Two layers are gathered at a time: the one that runs and the one prefetched.
+    Stage 3 gathers two layers at a time: the one that runs and the one prefetched; from stage 2 on the layer
+    that runs has its gradients whole.  Overlapped reduction fills one bucket while another travels.
     """
     state, zero = job.workload.state, plans.zero
     sharded = _sharded(plans, parameters)
@@ -73,12 +80,15 @@ def state_bytes(job: Job, plans: Plans, parameters: RankParameters, n_layers: Fl
     optimizer = np.where(zero >= 1, sharded, parameters.total) * state.optimizer_bytes
     per_layer = parameters.total / np.maximum(n_layers, 1)
     bucket = framework_named(job.workload.framework).bucket_parameters
-    offloaded = np.minimum(bucket, parameters.total) * OFFLOAD_BUFFER_BYTES_PER_BUCKET_PARAMETER
+    bucket_parameters = np.minimum(bucket, parameters.total)
+    offloaded = bucket_parameters * OFFLOAD_BUFFER_BYTES_PER_BUCKET_PARAMETER
+    gathered = np.where(zero >= 3, 2 * per_layer * state.weight_bytes, 0.0)
     return StateBytes(
         weights_bytes=weights,
         gradients_bytes=gradients,
         optimizer_bytes=np.where(plans.offload_optimizer, offloaded, optimizer),
-        gathered_bytes=np.where(zero >= 3, 2 * per_layer * state.weight_bytes, 0.0),
+        whole_bytes=gathered + np.where(zero >= 2, per_layer * state.gradient_bytes, 0.0),
+        bucket_bytes=2 * bucket_parameters * state.gradient_bytes,
     )
 
 
@@ -89,7 +99,7 @@ def _sharded(plans: Plans, parameters: RankParameters) -> Floats:
 
 def state_table(job: Job, plans: Plans) -> StateTable:
     """State of the representative stages and the seconds of moving and updating it."""
-    stages = stages_of(job.model, plans, representatives(plans))
+    stages = stages_of(job.model, plans, representatives(job.model, plans).index)
     parameters = rank_parameters(job, plans, stages)
     table = state_bytes(job, plans, parameters, stages.n_layers.astype(np.float64))
     fullest = np.argmax(parameters.total, axis=0)[None]
@@ -102,18 +112,21 @@ def state_table(job: Job, plans: Plans) -> StateTable:
         weights_bytes=table.weights_bytes,
         gradients_bytes=table.gradients_bytes,
         optimizer_bytes=table.optimizer_bytes,
-        gathered_bytes=table.gathered_bytes,
+        whole_bytes=table.whole_bytes,
+        bucket_bytes=table.bucket_bytes,
         reduce_s=reduce_s,
         gather_s=gather_s,
+        tie_s=_tie_s(job, plans),
         optimizer_s=optimizer_s,
         offload_s=offload_s,
     )
 
 
 def _sharing_s(job: Job, plans: Plans, parameters: RankParameters) -> tuple[Floats, Floats]:
-    """Seconds of one gradient reduction (an all-reduce, or a reduce-scatter from stage 1) and one weight gather.
+    """Seconds of one gradient reduction and one weight gather.
 
-    Dense parameters go over dp x cp, routed experts over edp; one after the other.
+    Gradients are all-reduced, or reduce-scattered from stage 1 on.  Dense parameters go over dp x cp, routed
+    experts over edp; one after the other.
     """
     cluster, state = job.cluster, job.workload.state
     reduce_s, gather_s = np.zeros(len(plans)), np.zeros(len(plans))
@@ -129,10 +142,27 @@ def _sharing_s(job: Job, plans: Plans, parameters: RankParameters) -> tuple[Floa
     return reduce_s, gather_s
 
 
+def _tie_s(job: Job, plans: Plans) -> Floats:
+    """Seconds of the all-reduce of tied embeddings' gradients: V h / t, between the first and the last stage.
+
+    Source
+    ------
+    Shoeybi et al. (2019), arXiv:1909.08053, section 3; Megatron-LM's embedding group.
+    """
+    embedding = job.model.embedding
+    if not embedding.tied:
+        return np.zeros(len(plans))
+    width = embedding.width or job.model.d_model
+    entries = np.ceil(embedding.vocab_size / plans.tp) * width * (plans.pp > 1)
+    return send_s(job.cluster, mesh.pp_tier(job.cluster, plans), entries * job.workload.state.gradient_bytes)
+
+
 def _update_s(job: Job, plans: Plans, parameters: RankParameters) -> tuple[Floats, Floats]:
-    """Seconds of the optimizer on the device, and of an offloaded one: transfers both ways and the host's update.
+    """Seconds of the optimizer on the device; and of an offloaded one, its transfers included.
 
         update reads and writes o bytes, reads g, writes w, per parameter it owns
+
+    Assumes an update that is bound by memory, wherever it runs.
     """
     state, device = job.workload.state, job.cluster.device
     owned = np.where(plans.zero >= 1, _sharded(plans, parameters), parameters.total)
@@ -141,7 +171,9 @@ def _update_s(job: Job, plans: Plans, parameters: RankParameters) -> tuple[Float
     transfer = owned * (state.gradient_bytes + state.weight_bytes) / device.host_bandwidth_bytes_per_s
     on_host = transfer + moved / HOST_OPTIMIZER_BYTES_PER_S.value
     zero = np.zeros(len(plans))
-    return np.where(plans.offload_optimizer, zero, on_device), np.where(plans.offload_optimizer, on_host, zero)
+    return np.where(plans.offload_optimizer, zero, on_device), np.where(
+        plans.offload_optimizer, on_host, zero
+    )
 
 
 def deepspeed_bytes_after_step(n_parameters: Floats, dp: Floats) -> Floats:

@@ -20,7 +20,8 @@ CHUNK_PLANS = 32_768  # a chunk's columns stay in the processor's cache
 def estimate(job: Job, plans: Plans) -> Estimate:
     """Seconds and bytes of one step of every plan.
 
-    Assumes the plans are legal (`search_spaces.space`); memory does not grow with more than one result per plan.
+    Assumes the plans are legal (`search_spaces.space`); memory does not grow with more than one result per
+    plan.
 
     Returns
     -------
@@ -46,8 +47,10 @@ def join_estimates(parts: list[Estimate]) -> Estimate:
     )
 
 
-def _joined(parts: list[StepTime] | list[StepMemory], kind: type) -> dict[str, Floats]:
-    return {name: np.concatenate([getattr(part, name) for part in parts]) for name in kind.__dataclass_fields__}
+def _joined(parts: list[StepTime] | list[StepMemory], kind: type[StepTime | StepMemory]) -> dict[str, Floats]:
+    return {
+        name: np.concatenate([getattr(part, name) for part in parts]) for name in kind.__dataclass_fields__
+    }
 
 
 def estimate_chunk(job: Job, plans: Plans) -> Estimate:
@@ -56,7 +59,9 @@ def estimate_chunk(job: Job, plans: Plans) -> Estimate:
     states = factored(plans, STATE_KNOBS, lambda rows: state_table(job, rows))
     n_microbatches = microbatches(job, plans)
     memory, peak_stage = _memory(job, plans, passes, states, n_microbatches)
-    return Estimate(time=_time(job, plans, passes, states, n_microbatches), memory=memory, peak_stage=peak_stage)
+    return Estimate(
+        time=_time(job, plans, passes, states, n_microbatches), memory=memory, peak_stage=peak_stage
+    )
 
 
 def microbatches(job: Job, plans: Plans) -> Ints:
@@ -65,7 +70,7 @@ def microbatches(job: Job, plans: Plans) -> Ints:
 
 
 def _time(job: Job, plans: Plans, passes: PassTable, states: StateTable, m: Ints) -> StepTime:
-    """m micro-batches on the worst stage, the bubble around them, and what follows them.
+    """M micro-batches on the worst stage, the bubble around them, and what follows them.
 
     Stragglers stretch all of it: the slowest of n nodes sets the pace, a little more with every doubling.
     """
@@ -96,8 +101,8 @@ def exposed_dp_comm_s(job: Job, plans: Plans, passes: PassTable, states: StateTa
         stage 0    one all-reduce                     stage 2    m reduce-scatters, one gather
         stage 1    one reduce-scatter, one gather     stage 3    m reduce-scatters, 2 m gathers
 
-    Overlap hides up to the framework's share, behind the last backward and the first forward pass (stages 0 and
-    1) or behind every pass (2 and 3).
+    Overlap hides up to the framework's share, behind the last backward and the first forward pass (stages 0
+    and 1) or behind every pass (2 and 3).  Gradients of tied embeddings follow, exposed.
 
     Source
     ------
@@ -112,16 +117,18 @@ def exposed_dp_comm_s(job: Job, plans: Plans, passes: PassTable, states: StateTa
     gather_room = np.where(zero >= 3, m * passes.worst_s - hidden_reduce, passes.forward_s)
     hidden_gather = np.minimum(gathers, np.maximum(gather_room, 0))
     share = framework_named(job.workload.framework).dp_overlap * plans.overlap_dp
-    return reductions + gathers - share * (hidden_reduce + hidden_gather)
+    picked: Floats = reductions + gathers + states.tie_s - share * (hidden_reduce + hidden_gather)
+    return picked
 
 
 def _memory(
     job: Job, plans: Plans, passes: PassTable, states: StateTable, m: Ints
 ) -> tuple[StepMemory, Ints]:
     """Bytes of the fullest of the representative stages, by part."""
-    index = representatives(plans)
+    index = representatives(job.model, plans).index
     activations = pipeline.in_flight(plans, m, index) * passes.kept_bytes
-    buffers = buffer_bytes(job, plans, passes.boundary_bytes) + passes.transient_bytes + states.gathered_bytes
+    buffers = buffer_bytes(plans, passes.boundary_bytes) + passes.transient_bytes + states.whole_bytes
+    buffers += plans.overlap_dp * states.bucket_bytes
     total = states.weights_bytes + states.gradients_bytes
     total += states.optimizer_bytes
     total += activations
@@ -131,7 +138,8 @@ def _memory(
     flat = fullest * len(plans) + np.arange(len(plans))
 
     def at_peak(part: Floats) -> Floats:
-        return part.ravel()[flat]
+        picked: Floats = part.ravel()[flat]
+        return picked
 
     memory = StepMemory(
         weights_bytes=at_peak(states.weights_bytes),
@@ -145,17 +153,10 @@ def _memory(
     return memory, index.ravel()[flat]
 
 
-def buffer_bytes(job: Job, plans: Plans, boundary: Floats) -> Floats:
-    """Communication buffers: two messages each way between stages, the gathered sequence, gradient buckets.
-
-    Overlapped gradient reduction holds two buckets of the framework's size; sequence parallelism gathers one
-    layer's input whole.
-    """
-    profile = framework_named(job.workload.framework)
+def buffer_bytes(plans: Plans, boundary: Floats) -> Floats:
+    """Communication buffers: two messages each way between stages, and the sequence that sp gathers whole."""
     between = np.where(plans.pp > 1, 4 * boundary, 0.0)
-    gathered = np.where(plans.sequence_parallel, boundary * plans.tp, 0.0)
-    bucket = 2 * profile.bucket_parameters * job.workload.state.gradient_bytes
-    return between + gathered + np.where(plans.overlap_dp, bucket, 0.0)
+    return between + np.where(plans.sequence_parallel, boundary * plans.tp, 0.0)
 
 
 def stage_profile(job: Job, plan: Plan) -> StageProfile:
@@ -191,7 +192,8 @@ def _stage_memory(job: Job, one: Plans, index: Ints, activations: Floats) -> Ste
     stages = stages_of(job.model, one, index)
     passes = stage_pass(job, one, stages)
     held = state_bytes(job, one, rank_parameters(job, one, stages), stages.n_layers.astype(np.float64))
-    buffers = buffer_bytes(job, one, boundary_bytes(job, one)) + passes.transient_bytes + held.gathered_bytes
+    buffers = buffer_bytes(one, boundary_bytes(job, one)) + passes.transient_bytes + held.whole_bytes
+    buffers = buffers + one.overlap_dp * held.bucket_bytes
     reserve = np.full(len(index), job.cluster.memory_reserve_bytes.value)
     return StepMemory(
         weights_bytes=held.weights_bytes[:, 0],

@@ -1,0 +1,165 @@
+"""Closed forms of mixture-of-experts systems: what dispatch keeps, repeats and moves.
+
+    S  tokens on a device        E  n_experts     k  top_k               c  capacity factor
+    H  d_model                   f  expert width  n  nodes of an expert-parallel group
+    G  tensor-parallel degree    b  bytes a parameter of training state
+
+The step's own cost of experts is in `objectives.cost.layers`; these are the laws that papers publish about
+dispatch kinds and rebalancing, for choosing between them.  Degrees may be numbers or columns.
+"""
+
+from enum import StrEnum
+
+import numpy as np
+
+from objectives.cost.kernels import entry_bytes
+from search_spaces.model import ModelSpec, MoeSpec
+from search_spaces.parameters import expert_parameters
+from search_spaces.plan import Bools, Floats, Ints
+from search_spaces.workload import Precision
+
+SIXTEEN_BIT_BYTES = entry_bytes(Precision.BF16)
+FP32_BYTES = entry_bytes(Precision.FP32)
+MASK_BYTES = 2 * FP32_BYTES + 1  # two fp32 weights and one bool for every (token, expert, slot)
+PIPER_STATE_BYTES = 16.0  # 16-bit weight and gradient, fp32 master and two moments
+
+
+class Dispatch(StrEnum):
+    """How tokens reach their experts.
+
+    Dropless sends each (token, expert) pair once; the others pad every expert to its capacity.
+    """
+
+    DROPLESS = "dropless"
+    DEEPSPEED_MOE = "deepspeed-moe"
+    TUTEL = "tutel"
+
+
+def expert_capacity(moe: MoeSpec, tokens: Floats, capacity_factor: float) -> Floats:
+    """Slots of one expert when every expert is padded alike: C = c k S / E."""
+    return capacity_factor * moe.top_k * tokens / moe.n_experts
+
+
+def expert_layer_activation_bytes(
+    model: ModelSpec, tokens: Floats, dispatch: Dispatch, *, capacity_factor: float = 1.0
+) -> Floats:
+    """Activations that one expert layer keeps: dispatched tokens, inner activations, combined tokens.
+
+        dropless         2 k S H + 4 k S f + 2 k S H          what the mathematics needs
+        deepspeed-moe    c times that + (4 + 4 + 1) S E C     padding, and masks over all slots
+        tutel            c (2 k S H + 4 k S f + 4 k S H)      padding, and an fp32 combine
+
+    Assumes 16-bit activations and two-matrix experts, as the source does.
+
+    Returns
+    -------
+    shape of `tokens`, bytes
+
+    Source
+    ------
+    X-MoE (2025), arXiv:2508.13337, table 4.
+    """
+    moe = _moe(model)
+    routed = moe.top_k * tokens
+    side = SIXTEEN_BIT_BYTES * routed * model.d_model
+    inner = 2 * SIXTEEN_BIT_BYTES * routed * moe.expert_width
+    match dispatch:
+        case Dispatch.DROPLESS:
+            return 2 * side + inner
+        case Dispatch.DEEPSPEED_MOE:
+            slots = tokens * moe.n_experts * expert_capacity(moe, tokens, capacity_factor)
+            return capacity_factor * (2 * side + inner) + MASK_BYTES * slots
+        case Dispatch.TUTEL:
+            return capacity_factor * (side + inner + FP32_BYTES * routed * model.d_model)
+
+
+def dispatch_redundancy(moe: MoeSpec, n_nodes: Ints) -> Floats:
+    """Share of the token copies sent to a node that has that token already.
+
+        R = 1 − (n / k) (1 − C(E − E/n, k) / C(E, k))
+
+    n nodes hold E/n experts each; a token picks k experts uniformly and reaches n (1 − …) nodes.
+
+    Returns
+    -------
+    shape of `n_nodes`, a fraction
+
+    Source
+    ------
+    X-MoE (2025), arXiv:2508.13337: 54.8 % for 256 experts, top-8, on 4 nodes of 8 devices.
+    """
+    experts, k = moe.n_experts, moe.top_k
+    elsewhere = experts - experts / np.asarray(n_nodes, dtype=np.float64)
+    # C(E - E/n, k) / C(E, k) as a product, which stays exact where the binomials overflow.
+    factors = [np.maximum(elsewhere - i, 0) / (experts - i) for i in range(k)]
+    missed = np.prod(np.stack(factors), axis=0)
+    redundancy: Floats = 1 - n_nodes / k * (1 - missed)
+    return redundancy
+
+
+def deduplicated_dispatch_s(
+    flat_s: Floats, inside_s: Floats, redundancy: Floats, *, overhead_s: float = 0.0
+) -> Floats:
+    """Seconds of a dispatch that sends each token once to a node and copies it there.
+
+        t = T (1 − R) + T_inside R + overhead
+
+    Source
+    ------
+    X-MoE (2025), arXiv:2508.13337, redundancy-bypassing dispatch.
+    """
+    return flat_s * (1 - redundancy) + inside_s * redundancy + overhead_s
+
+
+def sharding_sequences_saves_more(moe: MoeSpec, seq_len: Ints, *, capacity_factor: float = 1.0) -> Bools:
+    """Whether splitting an expert block's sequence over tp saves more than splitting its experts.
+
+        k / f > 2 / (c S)
+
+    Splitting the sequence saves 4 c k S H (1 − 1/G) bytes of activations; splitting one expert a device saves
+    8 H f (1 − 1/G) bytes of weights and gradients.  Assumes ZeRO-1.
+
+    Source
+    ------
+    X-MoE (2025), arXiv:2508.13337, sequence-sharded blocks; TED: Singh et al. (2023), arXiv:2303.06318.
+    """
+    saves: Bools = np.asarray(moe.top_k / moe.expert_width > 2 / (capacity_factor * np.asarray(seq_len)))
+    return saves
+
+
+def expert_migration_bytes(model: ModelSpec, n_devices: Ints) -> Floats:
+    """Bytes a device moves when all experts of a layer change places: 16 · m E d f / G.
+
+    Assumes 16 bytes of state a parameter.  The source takes m = 3 matrices for every model; here it is the
+    model's own.
+
+    Source
+    ------
+    Piper (2026), arXiv:2605.05049, expert migration.
+    """
+    state_bytes = PIPER_STATE_BYTES * _moe(model).n_experts * expert_parameters(model)
+    moved: Floats = state_bytes / np.asarray(n_devices)
+    return moved
+
+
+def expert_migration_s(model: ModelSpec, n_devices: Ints, *, bandwidth_bytes_per_s: float) -> Floats:
+    """Seconds of that move over one link of each device."""
+    return expert_migration_bytes(model, n_devices) / bandwidth_bytes_per_s
+
+
+def expert_exchange_lower_bound_s(
+    model: ModelSpec, tokens: Floats, ep: Ints, *, bandwidth_bytes_per_s: float
+) -> Floats:
+    """Least seconds of one dispatch and its combine over ep devices that share the tokens: 4 S k d / (e β).
+
+    Source
+    ------
+    Piper (2026), arXiv:2605.05049, all-to-all lower bound.
+    """
+    sent = 2 * SIXTEEN_BIT_BYTES * tokens * _moe(model).top_k * model.d_model
+    return sent / (ep * bandwidth_bytes_per_s)
+
+
+def _moe(model: ModelSpec) -> MoeSpec:
+    assert model.moe is not None, f"{model.name} has no experts"
+    return model.moe

@@ -1,0 +1,180 @@
+"""Each rule where it holds and where it does not; a rule names the knobs that it reads."""
+
+import numpy as np
+import pytest
+
+from search_spaces.cluster_presets import load_cluster
+from search_spaces.knobs import ORDER, default_splits
+from search_spaces.model_presets import load_model
+from search_spaces.plan import KNOB_NAMES, Plan, column
+from search_spaces.rules import RULES, Context, broken_rules
+from search_spaces.space import RULES_AT
+from search_spaces.workload import Workload
+
+
+def context_of(model="llama-3-70b", n_devices=64, **workload):
+    given = Workload(**{"seq_len": 8192, "global_batch": 64, **workload})
+    return Context(model=load_model(model), cluster=load_cluster("dgx-h100", n_devices), workload=given)
+
+
+def columns_of(*plans):
+    return {name: column([getattr(plan, name) for plan in plans], name) for name in KNOB_NAMES}
+
+
+def broken(context, text):
+    return broken_rules(context, columns_of(Plan.parse(text)))
+
+
+LLAMA, MIXTRAL, DEEPSEEK = context_of(), context_of("mixtral-8x7b"), context_of("deepseek-v3")
+
+
+@pytest.mark.parametrize(
+    ("context", "text"),
+    [
+        (LLAMA, "tp=8 pp=8"),
+        (LLAMA, "tp=16 pp=4 sequence_parallel=true"),
+        (LLAMA, "tp=8 pp=8 first_layers=9 last_layers=11"),
+        (LLAMA, "tp=8 pp=2 dp=4 first_layers=39 zero=1 overlap_dp=true"),
+        (LLAMA, "tp=8 cp=8 cp_kind=ulysses"),
+        (LLAMA, "tp=8 pp=4 dp=2 vpp=5 schedule=interleaved overlap_pp=true"),
+        (MIXTRAL, "dp=64 ep=8 zero=1"),
+        (MIXTRAL, "tp=8 dp=8 ep=8 etp=8 sequence_parallel=true"),
+        (DEEPSEEK, "pp=16 dp=4 ep=4 first_layers=3 last_layers=2"),
+        (context_of(framework="deepspeed"), "tp=8 pp=8"),
+        (context_of(framework="megatron-lm"), "tp=8 dp=8 zero=1 offload_optimizer=true"),
+        (context_of(framework="torchtitan"), "dp=64 zero=3"),
+    ],
+)
+def test_a_sound_plan_breaks_no_rule(context, text):
+    assert broken(context, text) == []
+
+
+@pytest.mark.parametrize(
+    ("context", "text", "rule"),
+    [
+        (LLAMA, "tp=32 pp=2 dp=2", "tp * cp * dp * pp is the number of devices"),
+        (LLAMA, "tp=7 pp=8", "tp divides n_heads"),
+        (context_of("phi-3-mini"), "tp=64", "tp divides n_heads"),
+        (LLAMA, "tp=1 pp=64", "stages hold whole layers"),
+        (
+            LLAMA,
+            "tp=8 pp=8 first_layers=10",
+            "named stages differ from the middle ones; of two stages only the first is named",
+        ),
+        (
+            LLAMA,
+            "tp=8 pp=2 dp=4 last_layers=39",
+            "named stages differ from the middle ones; of two stages only the first is named",
+        ),
+        (
+            LLAMA,
+            "dp=64 first_layers=80",
+            "named stages differ from the middle ones; of two stages only the first is named",
+        ),
+        (context_of(seq_len=8190), "cp=64", "2 * cp divides seq_len"),
+        (
+            LLAMA,
+            "tp=8 cp=8 cp_kind=ring dp=1 rank_order=tp-cp-pp-dp",
+            "rank_order is set only with dp and pp above 1",
+        ),
+        (LLAMA, "dp=64 cp_kind=ulysses", "cp_kind is set only with cp above 1"),
+        (context_of("qwen3-32b"), "cp=32 tp=4 cp_kind=ulysses", "tp * cp divides n_heads with ulysses"),
+        (LLAMA, "dp=64 micro_batch=2", "micro_batch * dp divides the global batch"),
+        (LLAMA, "dp=64 ep=2", "ep divides n_experts"),
+        (MIXTRAL, "dp=64 ep=3", "ep divides n_experts"),
+        (MIXTRAL, "dp=64 etp=2", "etp is at most tp"),
+        (MIXTRAL, "tp=2 pp=16 dp=2 ep=8", "etp * ep divides tp * cp * dp"),
+        (MIXTRAL, "tp=8 dp=8", "experts with tp above 1 need sequence_parallel"),
+        (LLAMA, "tp=8 pp=8 vpp=3 schedule=interleaved", "vpp divides the layers of every stage"),
+        (LLAMA, "tp=8 pp=8 vpp=2", "vpp above 1 and the interleaved schedule go together"),
+        (LLAMA, "dp=64 schedule=gpipe", "a schedule other than 1f1b needs pp above 1"),
+        (
+            context_of(global_batch=4),
+            "tp=8 pp=8 vpp=2 schedule=interleaved",
+            "interleaving needs pp to divide the micro-batches",
+        ),
+        (LLAMA, "tp=8 pp=8 zero=1", "zero above 0 needs dp * cp above 1"),
+        (LLAMA, "dp=64 sequence_parallel=true", "sequence_parallel needs tp above 1"),
+        (
+            context_of(seq_len=8200),
+            "tp=16 dp=4 sequence_parallel=true",
+            "tp * cp divides seq_len with sequence_parallel",
+        ),
+        (LLAMA, "dp=64 recompute_every=2", "recompute_every above 1 needs recompute=full and as many layers"),
+        (LLAMA, "tp=8 pp=8 recompute=full schedule=zb-h1", "zb-h1 does not recompute whole layers"),
+        (LLAMA, "tp=8 pp=8 overlap_dp=true", "overlap_dp needs dp * cp above 1"),
+        (LLAMA, "tp=8 dp=8 overlap_tp=true", "overlap_tp needs sequence_parallel"),
+        (LLAMA, "tp=8 pp=8 overlap_pp=true", "overlap_pp needs the interleaved schedule"),
+    ],
+)
+def test_an_unsound_plan_breaks_the_rule_named_for_it(context, text, rule):
+    assert rule in broken(context, text)
+
+
+@pytest.mark.parametrize(
+    ("framework", "text", "rule"),
+    [
+        (
+            "deepspeed",
+            "tp=8 pp=8 first_layers=9 last_layers=11",
+            "the framework sets the layers of the first and the last stage",
+        ),
+        ("deepspeed", "tp=8 pp=4 dp=2 zero=2", "the framework runs the zero stage"),
+        ("deepspeed", "cp=8 dp=8", "the framework splits sequences in this way"),
+        (
+            "deepspeed",
+            "dp=64 offload_optimizer=true",
+            "the framework offloads the optimizer at the zero stage",
+        ),
+        ("deepspeed", "dp=64 recompute=full recompute_every=2", "the framework recomputes every n-th layer"),
+        ("deepspeed", "tp=8 pp=4 dp=2 rank_order=tp-cp-pp-dp", "the framework lays ranks in this order"),
+        (
+            "deepspeed",
+            "tp=8 dp=8 sequence_parallel=true overlap_tp=true",
+            "the framework overlaps tensor parallelism",
+        ),
+        ("megatron-lm", "tp=8 pp=8 schedule=zb-h1", "the framework runs the schedule"),
+        (
+            "megatron-lm",
+            "dp=64 zero=3 offload_optimizer=true",
+            "the framework offloads the optimizer at the zero stage",
+        ),
+        ("torchtitan", "dp=64 zero=1", "the framework runs the zero stage"),
+        (
+            "torchtitan",
+            "dp=64 zero=3 offload_optimizer=true",
+            "the framework offloads the optimizer at the zero stage",
+        ),
+    ],
+)
+def test_a_trainer_refuses_what_it_cannot_run(framework, text, rule):
+    assert broken(context_of(framework=framework), text) == [rule]
+    assert broken(LLAMA, text) == []
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
+def test_a_rule_reads_the_knobs_it_names_and_no_others(rule):
+    columns = columns_of(Plan(), Plan(tp=2, pp=2, dp=16))
+    assert set(rule.knobs) <= set(KNOB_NAMES)
+    held = rule.holds(MIXTRAL, {name: columns[name] for name in rule.knobs})
+    assert np.broadcast_to(held, (2,)).shape == (2,)
+
+
+def test_every_rule_is_applied_once_and_has_a_name_of_its_own():
+    applied = [rule.name for rules in RULES_AT for rule in rules]
+    assert sorted(applied) == sorted({rule.name for rule in RULES})
+
+
+def test_every_knob_is_enumerated_once():
+    knobs = [
+        name for knob in ORDER for name in (("first_layers", "last_layers") if knob == "split" else (knob,))
+    ]
+    assert sorted(knobs) == sorted(KNOB_NAMES)
+
+
+@pytest.mark.parametrize("pp", [2, 4, 16])
+def test_default_splits_pass_the_rules_about_splits(pp):
+    context = context_of(n_devices=16)
+    rules = [rule for rule in RULES if set(rule.knobs) == {"pp", "first_layers", "last_layers"}]
+    plans = columns_of(*(Plan(pp=pp, first_layers=a, last_layers=b) for a, b in default_splits(80, pp)))
+    assert all(rule.holds(context, plans).all() for rule in rules)
