@@ -129,10 +129,13 @@ def peak_bytes() -> float:
 def main() -> None:
     """Print all tables; memory first, while nothing else has raised the peak."""
     console = Console(width=110)
-    console.print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, NumPy {np.__version__}")
+    machine = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+    console.print(f"{machine}, Python {platform.python_version()}, NumPy {np.__version__}")
     ledger = rank(job_named("DeepSeek-V3 on 2,048 H800"), SpaceSpec()).ledger
     n = ledger.too_large + ledger.feasible
-    console.print(f"memory: {n:,} plans enumerated and priced with a peak of {gib(peak_bytes()):.2f} GiB resident\n")
+    console.print(
+        f"memory: {n:,} plans enumerated and priced with a peak of {gib(peak_bytes()):.2f} GiB resident\n"
+    )
     bench_rank(console)
     bench_estimate(console)
     bench_linear(console)

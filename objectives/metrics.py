@@ -16,7 +16,7 @@ from search_spaces.cluster import ClusterSpec
 from search_spaces.errors import InvalidSpec, UnknownName
 from search_spaces.model import ModelSpec
 from search_spaces.plan import Floats
-from search_spaces.units import HOUR_S, MILLION, MILLION
+from search_spaces.units import HOUR_S, MILLION
 from search_spaces.workload import Workload
 
 

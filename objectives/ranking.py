@@ -7,7 +7,6 @@ import numpy as np
 from objectives.cost.result import Estimate
 from objectives.cost.step import CHUNK_PLANS, estimate_chunk, join_estimates
 from objectives.metrics import Goal, Job, metric_named
-from search_spaces.cluster import ClusterSpec
 from search_spaces.errors import NothingFits, check
 from search_spaces.plan import Floats, Ints, Plans
 from search_spaces.space import SearchSpace, SpaceSpec, Tally
@@ -74,7 +73,7 @@ def rank(job: Job, space: SpaceSpec, *, metric: str = "step_time", keep: int = D
     check(keep >= 1, "rank must keep at least one plan", keep)
     sign = 1.0 if metric_named(metric).goal is Goal.MINIMIZE else -1.0
     tally, best = Tally(), _Best(keep)
-    limit, too_large, shortfall = job.cluster.device.memory_bytes, 0, np.inf
+    limit, too_large, shortfall = memory_limit_bytes(job), 0, np.inf
     for plans in SearchSpace(job.model, job.cluster, job.workload, space).chunks(tally):
         priced = estimate_chunk(job, plans)
         memory = priced.peak_memory_bytes
@@ -138,6 +137,6 @@ class _Best:
         return merged.take(order)
 
 
-def memory_limit_bytes(cluster: ClusterSpec) -> float:
-    """What a plan may use of one device."""
-    return cluster.device.memory_bytes
+def memory_limit_bytes(job: Job) -> float:
+    """What a plan may be predicted to use of one device."""
+    return job.cluster.device.memory_bytes * job.workload.memory_share

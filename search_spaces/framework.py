@@ -10,6 +10,7 @@ from types import MappingProxyType
 
 from search_spaces.errors import UnknownName
 from search_spaces.plan import CpKind, RankOrder, Schedule
+from search_spaces.state import MIXED_PRECISION_STATE, TrainingState
 
 ALL_SCHEDULES = tuple(Schedule)
 ALL_ZERO_STAGES = (0, 1, 2, 3)
@@ -45,6 +46,7 @@ class FrameworkProfile:
     dp_overlap: float = 0.9
     logits_bytes_per_entry: float = 6.0
     bucket_parameters: float = 40e6
+    state: TrainingState = MIXED_PRECISION_STATE
 
 
 FRAMEWORKS: Mapping[str, FrameworkProfile] = MappingProxyType(
@@ -74,6 +76,7 @@ FRAMEWORKS: Mapping[str, FrameworkProfile] = MappingProxyType(
                 overlaps_tp=False,
                 keeps_stage_input=True,
                 bucket_parameters=500e6,
+                state=TrainingState(gradient_bytes=2.0),
             ),
             FrameworkProfile(
                 name="torchtitan",

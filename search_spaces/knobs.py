@@ -4,7 +4,6 @@ A default choice list is every value that could be legal, up to a bound that is 
 others.
 """
 
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
@@ -25,14 +24,6 @@ ORDER = (
     "sequence_parallel", "recompute", "recompute_every", "rank_order", "zero", "overlap_tp", "overlap_pp",
     "overlap_dp", "offload_optimizer",
 )  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Knob:
-    """A searchable dimension and its values, in rising order of cost or degree."""
-
-    name: str
-    choices: tuple[Any, ...]
 
 
 def divisors(n: int) -> list[int]:

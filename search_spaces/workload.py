@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from search_spaces.errors import check
+from search_spaces.framework import framework_named
+from search_spaces.state import FP32_STATE, TrainingState
 
 
 class Precision(StrEnum):
@@ -23,37 +25,18 @@ class AttentionFlops(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TrainingState:
-    """Bytes a parameter takes while training; each is a vector entry the user may set.
-
-    Default: 16-bit weights, fp32 gradients accumulated, fp32 master weights and two Adam moments = 18 bytes
-    (Megatron-LM); DeepSpeed fp16 keeps 16-bit gradients = 16 bytes.
-    """
-
-    weight_bytes: float = 2.0
-    gradient_bytes: float = 4.0
-    master_bytes: float = 4.0
-    moment_bytes: float = 8.0
-
-    def __post_init__(self) -> None:
-        for name in ("weight_bytes", "gradient_bytes", "master_bytes", "moment_bytes"):
-            value = getattr(self, name)
-            check(0 <= value < float("inf"), f"TrainingState.{name} must be finite and not negative", value)
-
-    @property
-    def optimizer_bytes(self) -> float:
-        """Master weights and moments: what ZeRO-1 shards and what optimizer offload moves."""
-        return self.master_bytes + self.moment_bytes
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
-    """One training job's fixed part; `global_batch` counts sequences of `seq_len` tokens per step."""
+    """One training job's fixed part; `global_batch` counts sequences of `seq_len` tokens per step.
+
+    `state` None stands for what the framework keeps.  `memory_share` is how much of a device a plan may be
+    predicted to use: the rest is for the allocator's fragments and for the prediction's error.
+    """
 
     seq_len: int
     global_batch: int
     precision: Precision = Precision.BF16
-    state: TrainingState = TrainingState()
+    state: TrainingState | None = None
+    memory_share: float = 0.95
     attention_flops: AttentionFlops = AttentionFlops.CAUSAL
     flash_attention: bool = True
     framework: str = "any"
@@ -73,6 +56,11 @@ class Workload:
             "Workload.expert_imbalance is hottest over mean expert load and must be finite and at least 1",
             self.expert_imbalance,
         )
+        check(
+            0 < self.memory_share <= 1,
+            "Workload.memory_share must be above 0 and at most 1",
+            self.memory_share,
+        )
         for name in ("train_tokens", "device_hour_price"):
             value = getattr(self, name)
             check(
@@ -80,6 +68,13 @@ class Workload:
                 f"Workload.{name} must be positive and finite",
                 value,
             )
+
+    @property
+    def training_state(self) -> TrainingState:
+        """Bytes a parameter takes: as asked, else as the precision and the framework have it."""
+        if self.state is not None:
+            return self.state
+        return FP32_STATE if self.precision is Precision.FP32 else framework_named(self.framework).state
 
     @property
     def tokens_per_step(self) -> int:

@@ -209,7 +209,8 @@ def _recomputation(job: Job, plans: Plans, total: LayerCost, layers: Ints) -> tu
 class PassTable:
     """What a pipeline needs of its passes; times are (n_plans,), bytes (n_representatives, n_plans).
 
-    The worst stage is the one with the longest F + B; its parts are those a step is made of.
+    The worst stage is the one with the longest F + B; its parts are those a step is made of.  `all_stages_s` sums
+    F + B over the stages; `fillable_s` sums W + min(F, W) over all but the worst, what ZB-H1 fills of its bubble.
     """
 
     compute_s: Floats
@@ -221,7 +222,7 @@ class PassTable:
     forward_s: Floats
     backward_s: Floats
     all_stages_s: Floats
-    weight_pass_s: Floats
+    fillable_s: Floats
     send_s: Floats
     kept_bytes: Floats
     transient_bytes: Floats
@@ -242,6 +243,8 @@ def pass_table(job: Job, plans: Plans) -> PassTable:
         return picked
 
     boundary = boundary_bytes(job, plans)
+    weight_pass = passes.backward_weight_s
+    fillable = weight_pass + np.minimum(weight_pass, passes.full_forward_s)
     return PassTable(
         compute_s=of_worst(passes.compute_s),
         recompute_s=of_worst(passes.recompute_s),
@@ -252,8 +255,7 @@ def pass_table(job: Job, plans: Plans) -> PassTable:
         forward_s=of_worst(passes.full_forward_s),
         backward_s=of_worst(passes.full_backward_input_s + passes.backward_weight_s),
         all_stages_s=np.sum(bounds.weight * total, axis=0),
-        weight_pass_s=np.sum(bounds.weight * passes.backward_weight_s, axis=0)
-        - of_worst(passes.backward_weight_s),
+        fillable_s=np.sum(bounds.weight * fillable, axis=0) - of_worst(fillable),
         send_s=send_message_s(job, plans),
         kept_bytes=passes.kept_bytes,
         transient_bytes=passes.transient_bytes,

@@ -5,7 +5,7 @@
 
         GPipe, 1F1B     (p - 1) (F + B)            in flight  m ; min(m, p - i)
         interleaved     (p - 1) (F + B) / v        p + (p - 1 - 2 i) / v,  m where m = p
-        ZB-H1           (p - 1) (F + B_i - W)      min(m, p)
+        ZB-H1           (p - 1) (B_i + max(F - W, 0))    min(m, p)
 
 With unequal stages (p - 1) x becomes the sum of x over all stages but the worst, exact for a worst stage that
 is never starved.
@@ -23,8 +23,7 @@ def bubble_s(plans: Plans, passes: PassTable) -> Floats:
     """Idle seconds of the worst stage; shape (n_plans,)."""
     others = passes.all_stages_s - passes.worst_s
     zero_bubble = plans.is_schedule(Schedule.ZB_H1)
-    # Never negative: with W longer than F + B_i the schedule has no gap left to fill.
-    return np.where(zero_bubble, np.maximum(others - 2 * passes.weight_pass_s, 0), others / plans.vpp)
+    return np.where(zero_bubble, others - passes.fillable_s, others / plans.vpp)
 
 
 def in_flight(plans: Plans, n_microbatches: Ints, stage: Ints) -> Floats:

@@ -73,7 +73,7 @@ def state_bytes(job: Job, plans: Plans, parameters: RankParameters, n_layers: Fl
     Stage 3 gathers two layers at a time: the one that runs and the one prefetched; from stage 2 on the layer
     that runs has its gradients whole.  Overlapped reduction fills one bucket while another travels.
     """
-    state, zero = job.workload.state, plans.zero
+    state, zero = job.workload.training_state, plans.zero
     sharded = _sharded(plans, parameters)
     weights = np.where(zero >= 3, sharded, parameters.total) * state.weight_bytes
     gradients = np.where(zero >= 2, sharded, parameters.total) * state.gradient_bytes
@@ -128,7 +128,7 @@ def _sharing_s(job: Job, plans: Plans, parameters: RankParameters) -> tuple[Floa
     Gradients are all-reduced, or reduce-scattered from stage 1 on.  Dense parameters go over dp x cp, routed
     experts over edp; one after the other.
     """
-    cluster, state = job.cluster, job.workload.state
+    cluster, state = job.cluster, job.workload.training_state
     reduce_s, gather_s = np.zeros(len(plans)), np.zeros(len(plans))
     groups = (
         (parameters.dense, plans.dp * plans.cp, mesh.dp_members(cluster, plans)),
@@ -154,7 +154,9 @@ def _tie_s(job: Job, plans: Plans) -> Floats:
         return np.zeros(len(plans))
     width = embedding.width or job.model.d_model
     entries = np.ceil(embedding.vocab_size / plans.tp) * width * (plans.pp > 1)
-    return send_s(job.cluster, mesh.pp_tier(job.cluster, plans), entries * job.workload.state.gradient_bytes)
+    return send_s(
+        job.cluster, mesh.pp_tier(job.cluster, plans), entries * job.workload.training_state.gradient_bytes
+    )
 
 
 def _update_s(job: Job, plans: Plans, parameters: RankParameters) -> tuple[Floats, Floats]:
@@ -164,7 +166,7 @@ def _update_s(job: Job, plans: Plans, parameters: RankParameters) -> tuple[Float
 
     Assumes an update that is bound by memory, wherever it runs.
     """
-    state, device = job.workload.state, job.cluster.device
+    state, device = job.workload.training_state, job.cluster.device
     owned = np.where(plans.zero >= 1, _sharded(plans, parameters), parameters.total)
     moved = owned * (2 * state.optimizer_bytes + state.gradient_bytes + state.weight_bytes)
     on_device = memory_bound_s(device, moved)

@@ -84,7 +84,7 @@ def engine_config(job: Job, plan: Plan) -> dict[str, Any]:
     }
     if job.workload.precision is Precision.BF16:
         config["bf16"] = {"enabled": True}
-        wide = job.workload.state.gradient_bytes == 4.0
+        wide = job.workload.training_state.gradient_bytes == 4.0
         config["data_types"] = {"grad_accum_dtype": "fp32" if wide else "bf16"}
     if job.workload.precision is Precision.FP16:
         config["fp16"] = {"enabled": True, "loss_scale": 0, "initial_scale_power": 16}

@@ -244,7 +244,10 @@ def _run(job: Job, options: Options) -> Arguments:
 
 
 def _reduces_in_bf16(workload: Workload) -> bool:
-    return workload.state.gradient_bytes == 2.0 and workload.precision in (Precision.BF16, Precision.FP8)
+    return workload.training_state.gradient_bytes == 2.0 and workload.precision in (
+        Precision.BF16,
+        Precision.FP8,
+    )
 
 
 def _environment(plan: Plan) -> dict[str, str]:

@@ -11,7 +11,8 @@ from search_spaces.cluster_presets import load_cluster
 from search_spaces.model_presets import load_model
 from search_spaces.plan import Plans
 from search_spaces.space import SearchSpace, SpaceSpec
-from search_spaces.workload import AttentionFlops, Precision, TrainingState, Workload
+from search_spaces.state import TrainingState
+from search_spaces.workload import AttentionFlops, Precision, Workload
 
 
 def job_of(model, cluster, n_devices, *, seq_len=4096, global_batch=256, **workload):

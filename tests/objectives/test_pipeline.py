@@ -22,7 +22,7 @@ def equal_stages(plan):
         forward_s=F,
         backward_s=B_I + W,
         all_stages_s=plan.pp * (F + B_I + W),
-        weight_pass_s=(plan.pp - 1) * W,
+        fillable_s=(plan.pp - 1) * (W + min(F, W)),
         send_s=SEND,
     )
     rest = {name: 0.0 for name in PassTable.__dataclass_fields__ if name not in times}
@@ -108,6 +108,6 @@ def test_zero_bubble_fills_with_weight_passes(name):
     bubbles = estimate(job, plans).time.bubble_s
     for i, plan in enumerate(list(plans)[:20]):
         profile = stage_profile(job, plan)
-        idle = profile.forward_s + profile.backward_input_s - profile.backward_weight_s
+        idle = profile.backward_input_s + np.maximum(profile.forward_s - profile.backward_weight_s, 0)
         worst = np.argmax(profile.forward_s + profile.backward_s)
-        assert bubbles[i] == pytest.approx(max(idle.sum() - idle[worst], 0), rel=1e-9, abs=1e-9), plan.key
+        assert bubbles[i] == pytest.approx(idle.sum() - idle[worst], rel=1e-9, abs=1e-9), plan.key

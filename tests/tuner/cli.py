@@ -8,13 +8,25 @@ from dataclasses import dataclass
 
 from tuner.cli import run
 
-JOB = ["--model", "llama-3-8b", "--cluster", "dgx-h100", "--devices", "16", "--global-batch", "64", "--seq-len", "8192"]
+JOB = [
+    "--model",
+    "llama-3-8b",
+    "--cluster",
+    "dgx-h100",
+    "--devices",
+    "16",
+    "--global-batch",
+    "64",
+    "--seq-len",
+    "8192",
+]
 # A corner of the space that is priced in a moment.
 NARROW = [
     word
     for knob in (
         "tp=2,4", "pp=1,2", "cp=1", "micro_batch=1,2", "zero=1", "recompute=none,full", "recompute_every=1",
-        "schedule=1f1b", "vpp=1", "first_layers=0", "last_layers=0", "rank_order=tp-cp-dp-pp", "offload_optimizer=false",
+        "schedule=1f1b", "vpp=1", "first_layers=0", "last_layers=0", "rank_order=tp-cp-dp-pp",
+        "offload_optimizer=false",
     )
     for word in ("--set", knob)
 ]  # fmt: skip

@@ -27,12 +27,17 @@ def document(kind, **fields):
     return record(schema={"const": f"meshtune.{kind}"}, version={"const": 1}, **fields)
 
 
-PLAN = record(**{field.name: {"type": ["integer", "boolean", "string"]} for field in dataclasses.fields(Plan)})
+PLAN = record(
+    **{field.name: {"type": ["integer", "boolean", "string"]} for field in dataclasses.fields(Plan)}
+)
 JOB = record(
     model=TEXT, cluster=TEXT, devices=COUNT, global_batch=COUNT, seq_len=COUNT, precision=TEXT, framework=TEXT
 )
 LEDGER = record(
-    enumerated=COUNT, removed={"type": "object", "additionalProperties": COUNT}, too_large=COUNT, feasible=COUNT
+    enumerated=COUNT,
+    removed={"type": "object", "additionalProperties": COUNT},
+    too_large=COUNT,
+    feasible=COUNT,
 )
 PRICED = dict(
     plan=PLAN,
@@ -45,7 +50,9 @@ PRICED = dict(
     memory_bytes=PARTS,
 )
 RANK = document("rank", job=JOB, origin={"const": "analytic"}, plans=LEDGER, best=many(record(**PRICED), 1))
-STAGE = record(layers=COUNT, forward_s=FINITE, backward_s=FINITE, memory_bytes=PARTS, peak_memory_bytes=FINITE)
+STAGE = record(
+    layers=COUNT, forward_s=FINITE, backward_s=FINITE, memory_bytes=PARTS, peak_memory_bytes=FINITE
+)
 ESTIMATE = document(
     "estimate",
     job=JOB,

@@ -86,7 +86,7 @@ def estimate_document(
     job: Job, plans: Plans, estimate: Estimate, intervals: Intervals, profile: StageProfile
 ) -> dict[str, Any]:
     """What `estimate --json` prints."""
-    limit = memory_limit_bytes(job.cluster)
+    limit = memory_limit_bytes(job)
     peak = float(estimate.peak_memory_bytes[0])
     body = {
         "job": job_document(job),

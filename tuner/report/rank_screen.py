@@ -72,7 +72,7 @@ def best_table(job: Job, ranking: Ranking, top: int) -> RenderableType:
         ]
         for i in range(min(top, len(candidates)))
     ]
-    limit = gib(memory_limit_bytes(job.cluster))
+    limit = gib(memory_limit_bytes(job))
     columns = [">#", "~plan", ">step", ">tok/s/dev", ">MFU", f">of {limit:.1f} GiB"]
     return table(columns, rows)
 
@@ -98,10 +98,10 @@ def parts_table(job: Job, estimate: Estimate, i: int) -> RenderableType:
     """Seconds and bytes of one plan by part, with shares and bars, side by side in one table."""
     times = _part_rows(TIME_PARTS, time_by_part(estimate.time, i), seconds)
     memory = _part_rows(MEMORY_PARTS, memory_by_part(estimate.memory, i), gibibytes)
-    limit = memory_limit_bytes(job.cluster)
+    limit = memory_limit_bytes(job)
     peak = float(estimate.peak_memory_bytes[i])
     total_s = ["step", seconds(float(estimate.step_s[i])), "100.0 %", ""]
-    total_bytes = ["peak", gibibytes(peak), percent(peak / limit), "of the device"]
+    total_bytes = ["peak", gibibytes(peak), percent(peak / limit), "of the limit"]
     return Group(
         table(["time", ">seconds", ">share", ""], [*times, total_s]),
         "",
@@ -133,7 +133,7 @@ def explanation(job: Job, estimate: Estimate, profile: StageProfile) -> Renderab
 def stage_table(job: Job, profile: StageProfile) -> RenderableType:
     """One plan, stage by stage: layers, times of a micro-batch, memory."""
     total = profile.memory.total_bytes
-    limit = memory_limit_bytes(job.cluster)
+    limit = memory_limit_bytes(job)
     rows = [
         [
             str(i),
@@ -154,7 +154,7 @@ def stage_table(job: Job, profile: StageProfile) -> RenderableType:
 def estimate_screen(job: Job, plan: Plan, estimate: Estimate, intervals: Intervals) -> RenderableType:
     """One plan's figures."""
     step_s, peak = estimate.step_s, estimate.peak_memory_bytes
-    limit = memory_limit_bytes(job.cluster)
+    limit = memory_limit_bytes(job)
     tokens = job.values("tokens_per_s_per_device", step_s, peak)[0]
     return Group(
         job_facts(job),
