@@ -57,6 +57,7 @@ class _Draw:
         return replace(
             device,
             gemm_efficiency=self.efficiency(device.gemm_efficiency),
+            sustained_efficiency=self.efficiency(device.sustained_efficiency),
             attention_efficiency=self.efficiency(device.attention_efficiency),
             memory_efficiency=self.efficiency(device.memory_efficiency),
             kernel_launch_s=self.any(device.kernel_launch_s),

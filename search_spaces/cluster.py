@@ -39,7 +39,12 @@ def assumed(value: float, source: str = "", spread: float = 0.2) -> Constant:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceSpec:
-    """One accelerator (on MI250X: one GCD), with its peaks and how much of them programs reach."""
+    """One accelerator (on MI250X: one GCD), with its peaks and how much of them programs reach.
+
+    `gemm_efficiency` is the best matrix product alone over the dense peak; `sustained_efficiency` is what a
+    large product keeps of that inside a training step (power, clocks, other streams).  `kernel_launch_s` is
+    what its host takes to issue one operation.
+    """
 
     name: str
     source: str
@@ -48,7 +53,9 @@ class DeviceSpec:
     peak_flops_per_s: dict[Precision, float]
     host_bandwidth_bytes_per_s: float
     power_w: float
+    n_multiprocessors: int = 132
     gemm_efficiency: Constant
+    sustained_efficiency: Constant
     attention_efficiency: Constant
     memory_efficiency: Constant
     kernel_launch_s: Constant
@@ -62,7 +69,12 @@ class DeviceSpec:
         check(bool(peaks), "DeviceSpec.peak_flops_per_s must name at least one precision", "none")
         for precision, peak in peaks.items():
             check(0 < peak < float("inf"), f"the {precision} peak must be positive and finite", peak)
-        for name in ("gemm_efficiency", "attention_efficiency", "memory_efficiency"):
+        check(
+            self.n_multiprocessors > 0,
+            "DeviceSpec.n_multiprocessors must be positive",
+            self.n_multiprocessors,
+        )
+        for name in ("gemm_efficiency", "sustained_efficiency", "attention_efficiency", "memory_efficiency"):
             _check_share(f"DeviceSpec.{name}", getattr(self, name))
 
     def peak(self, precision: Precision) -> float:

@@ -20,9 +20,10 @@ PRESETS = Path(__file__).parent / "presets"
 
 DEVICE_DEFAULTS: Mapping[str, Constant] = MappingProxyType({
     "gemm_efficiency": assumed(0.7, "default: between MI250X (0.6) and A100 (0.87)"),
+    "sustained_efficiency": assumed(0.9, "default: as H100", spread=0.1),
     "attention_efficiency": assumed(0.45, "default: fused attention stays below plain products", spread=0.3),
     "memory_efficiency": assumed(0.8, "default: large element-wise kernels", spread=0.1),
-    "kernel_launch_s": assumed(5 * US, "default: one small kernel of an eager training loop", spread=0.5),
+    "kernel_launch_s": assumed(20 * US, "default: one operation of an eager training loop", spread=0.3),
 })  # fmt: skip
 CLUSTER_DEFAULTS: Mapping[str, Constant] = MappingProxyType({
     "step_fixed_s": assumed(0.02, "default: data loading, logging, host synchronisation", spread=1.0),

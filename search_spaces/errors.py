@@ -49,7 +49,7 @@ def nearest_name(name: str, known: Iterable[str]) -> str | None:
     """The known name a user most likely meant: one that starts with what was given, else the most alike."""
     names = sorted(known)
     longer = [each for each in names if name and each.startswith(name)]
-    return next(iter(longer or get_close_matches(name, names, n=1, cutoff=0.5)), None)
+    return next(iter(sorted(longer, key=len) or get_close_matches(name, names, n=1, cutoff=0.5)), None)
 
 
 class UnknownName(InvalidSpec):

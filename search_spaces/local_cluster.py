@@ -18,7 +18,7 @@ def local_cluster() -> ClusterSpec:
     n_cores = os.cpu_count() or 1
     n_devices = max(n_cores, MIN_DEVICES)
     share = n_cores / n_devices
-    guess = "no measurement; run `meshtune calibrate` for this machine"
+    guess = "no measurement of this machine"
     device = DeviceSpec(
         name="cpu",
         source="cores and memory as the operating system reports them at run time; speeds assumed",
@@ -27,10 +27,12 @@ def local_cluster() -> ClusterSpec:
         peak_flops_per_s={Precision.FP32: 0.05 * TFLOPS * share, Precision.BF16: 0.05 * TFLOPS * share},
         host_bandwidth_bytes_per_s=10 * GB * share,
         power_w=10.0 * share,
+        n_multiprocessors=1,
         gemm_efficiency=assumed(0.6, guess, spread=0.5),
+        sustained_efficiency=assumed(0.9, guess, spread=0.2),
         attention_efficiency=assumed(0.3, guess, spread=0.5),
         memory_efficiency=assumed(0.7, guess, spread=0.5),
-        kernel_launch_s=assumed(10 * US, guess, spread=1.0),
+        kernel_launch_s=assumed(20 * US, guess, spread=1.0),
     )
     tier = TierSpec(
         name="machine",

@@ -1,7 +1,12 @@
 """Seconds of one device's kernels: matrix products, attention, memory-bound operations.
 
-    M, N, K   rows, columns and depth of a product     t = max(2 M N K / (peak eta q), bytes / (beta eta_m))
-    q         tile quantisation: a product runs in whole tiles of 128 x 128
+    M, N, K   rows, columns and depth of a product
+    n         its tiles of 128 x 128, n = ceil(M / 128) ceil(N / 128), dealt to S multiprocessors in waves
+
+        t = max(2 (128 * 128 n) (K + K_0) / (peak eta) (ceil(n / S) / (n / S))^w,  bytes / (beta eta_m))
+
+    K_0 is a tile's prologue and epilogue as depth; w = 1 would be waves of equal tiles, and libraries that
+    split the depth or take smaller tiles soften them to w < 1.  Both are fitted to benchmarks/data at large.
 
 Source
 ------
@@ -11,12 +16,19 @@ Tiles: NVIDIA, "Matrix multiplication background".
 
 import numpy as np
 
-from search_spaces.cluster import DeviceSpec
+from search_spaces.cluster import Constant, DeviceSpec, Origin
 from search_spaces.plan import Floats
 from search_spaces.workload import Precision
 
 TILE = 128
-KERNELS_PER_LAYER = 20  # assumed: launches of one layer's forward pass with common fusions
+DEPTH_OF_A_TILE_START = Constant(value=125.0, origin=Origin.FITTED, spread=0.3)
+WAVE_EXPONENT = Constant(value=0.55, origin=Origin.FITTED, spread=0.2)
+FP8_SHARE = Constant(
+    value=0.78,
+    origin=Origin.FITTED,
+    spread=0.1,
+    source="fp8 products with their casts, over the 16-bit efficiency",
+)
 
 
 def activation_precision(precision: Precision) -> Precision:
@@ -29,16 +41,17 @@ def entry_bytes(precision: Precision) -> float:
     return 4.0 if precision is Precision.FP32 else 2.0
 
 
-def _whole_tiles(size: Floats) -> Floats:
-    return np.ceil(size / TILE) * TILE
-
-
 def gemm_s(
     device: DeviceSpec, precision: Precision, rows: Floats, columns: Floats, depth: Floats | float
 ) -> Floats:
-    """Seconds of a product (M x K)(K x N): the slower of its tiles' FLOPs and its operands' bytes."""
-    peak = device.peak(precision) * device.gemm_efficiency.value
-    compute_s = 2.0 * _whole_tiles(rows) * _whole_tiles(columns) * depth / peak
+    """Seconds of a product (M x K)(K x N): the slower of its waves of tiles and its operands' bytes."""
+    rate = device.peak(precision) * device.gemm_efficiency.value * device.sustained_efficiency.value
+    if precision is Precision.FP8:
+        rate *= FP8_SHARE.value
+    tiles = np.ceil(rows / TILE) * np.ceil(columns / TILE)
+    waves = tiles / device.n_multiprocessors
+    idle = (np.ceil(waves) / waves) ** WAVE_EXPONENT.value
+    compute_s = tiles * idle * (depth + DEPTH_OF_A_TILE_START.value) * (2.0 * TILE * TILE / rate)
     entries = rows * depth + columns * depth + rows * columns
     return np.maximum(compute_s, memory_bound_s(device, entry_bytes(precision) * entries))
 

@@ -16,7 +16,6 @@ from objectives.cost import mesh
 from objectives.cost.collectives import all_gather_s, all_reduce_s, all_to_all_s, reduce_scatter_s
 from objectives.cost.flops import attention_score_flops
 from objectives.cost.kernels import (
-    KERNELS_PER_LAYER,
     attention_s,
     entry_bytes,
     gemm_s,
@@ -25,10 +24,13 @@ from objectives.cost.kernels import (
 )
 from objectives.metrics import Job
 from search_spaces.framework import framework_named
+from search_spaces.habits import habits_of
 from search_spaces.model import MlpSpec
 from search_spaces.plan import CpKind, Floats, Plans
 from search_spaces.workload import AttentionFlops
 
+# Bytes an unfused core moves per score: fused mask and softmax, dropout, and both products' reads; fitted.
+SCORE_TRAFFIC_BYTES = 11.5
 ATTENTION_BACKWARD_OVER_FORWARD = 2.5  # five products for two: Dao (2023), arXiv:2307.08691, section 3.1
 
 
@@ -83,12 +85,11 @@ def layer_cost(job: Job, plans: Plans, kind: str) -> LayerCost:
     cp_forward, cp_backward = _cp_comm(job, plans, core_s)
     ep_forward = _ep_comm(job, plans) if kind == "moe" else np.zeros(len(plans))
     gemm = attention.gemm_s + mlp.gemm_s
-    other = attention.other_s + mlp.other_s
-    launch = KERNELS_PER_LAYER * job.cluster.device.kernel_launch_s.value
+    other = habits_of(job.workload.framework).traffic * (attention.other_s + mlp.other_s)
     return LayerCost(
-        forward_s=np.maximum(gemm + core_s + other, launch),
-        backward_input_s=np.maximum(gemm + ATTENTION_BACKWARD_OVER_FORWARD * core_s + 2 * other, launch),
-        backward_weight_s=np.maximum(gemm, launch / 2),
+        forward_s=gemm + core_s + other,
+        backward_input_s=gemm + ATTENTION_BACKWARD_OVER_FORWARD * core_s + 2 * other,
+        backward_weight_s=gemm,
         core_forward_s=core_s,
         tp_forward_s=tp_forward,
         tp_backward_s=tp_backward,
@@ -152,12 +153,13 @@ def _attention_core(job: Job, plans: Plans) -> tuple[Floats, Floats]:
     counting = AttentionFlops.CAUSAL if workload.flash_attention else AttentionFlops.FULL
     per_layer = [attention_score_flops(model, s, window, counting) for window in model.window_of_layer]
     share = plans.micro_batch / (plans.tp * plans.cp)
-    seconds = attention_s(device, workload.precision, share * (sum(per_layer) / model.n_layers))
+    flops = share * (sum(per_layer) / model.n_layers)
+    seconds = attention_s(device, workload.precision, flops) / habits_of(workload.framework).attention
     rows = share * model.attention.n_heads * float(s)
     if workload.flash_attention:
         return seconds, 4.0 * rows
     scores = rows * s
-    return seconds + memory_bound_s(device, 8.0 * scores), 5.0 * scores
+    return seconds + memory_bound_s(device, SCORE_TRAFFIC_BYTES * scores), 5.0 * scores
 
 
 def _mlp_block(job: Job, plans: Plans, mlp: MlpSpec) -> _Block:

@@ -17,6 +17,7 @@ from objectives.cost.layers import LayerCost, layer_cost, sequence_shards, token
 from objectives.cost.stages import Stages, representatives, stages_of
 from objectives.metrics import Job
 from search_spaces.framework import framework_named
+from search_spaces.habits import habits_of
 from search_spaces.plan import Floats, Ints, Plans, Recompute
 
 PASS_KNOBS = (
@@ -44,6 +45,8 @@ class StagePass:
     cp_comm_s: Floats
     ep_comm_s: Floats
     forward_comm_s: Floats
+    launch_forward_s: Floats
+    launch_backward_s: Floats
     kept_bytes: Floats
     transient_bytes: Floats
     logits_bytes: Floats
@@ -55,14 +58,14 @@ class StagePass:
 
     @property
     def full_forward_s(self) -> Floats:
-        """F: forward computation and its exposed communication."""
-        return self.forward_s + self.forward_comm_s
+        """F: forward computation, its exposed communication, and waiting for the host."""
+        return self.forward_s + self.forward_comm_s + self.launch_forward_s
 
     @property
     def full_backward_input_s(self) -> Floats:
-        """B_i: backward computation, recomputation and their exposed communication."""
+        """B_i: backward computation, recomputation, exposed communication, and waiting for the host."""
         comm = self.tp_comm_s + self.cp_comm_s + self.ep_comm_s - self.forward_comm_s
-        return self.backward_input_s + self.recompute_s + comm
+        return self.backward_input_s + self.recompute_s + comm + self.launch_backward_s
 
     @property
     def total_s(self) -> Floats:
@@ -82,6 +85,12 @@ def stage_pass(job: Job, plans: Plans, stages: Stages) -> StagePass:
     again_s, kept, transient = _recomputation(job, plans, total, n_layers)
     kept = kept + _stage_input_bytes(job, plans, stages)
     forward_comm = total.tp_forward_s + total.cp_forward_s + total.ep_forward_s
+    forward_comm = forward_comm + heads * head_comm_s + embedding_comm_s
+    backward_comm = total.tp_backward_s + total.cp_backward_s + total.ep_backward_s
+    backward_comm = backward_comm + heads * head_comm_s + embedding_comm_s
+    backward_s = total.backward_input_s + total.backward_weight_s + 2 * ends_s + again_s + backward_comm
+    device_s = (total.forward_s + ends_s + forward_comm, backward_s)
+    launch_forward, launch_backward = _launch(job, plans, n_layers, device_s)
     return StagePass(
         forward_s=total.forward_s + ends_s,
         backward_input_s=total.backward_input_s + ends_s,
@@ -90,11 +99,29 @@ def stage_pass(job: Job, plans: Plans, stages: Stages) -> StagePass:
         tp_comm_s=total.tp_forward_s + total.tp_backward_s + 2 * (heads * head_comm_s + embedding_comm_s),
         cp_comm_s=total.cp_forward_s + total.cp_backward_s,
         ep_comm_s=total.ep_forward_s + total.ep_backward_s,
-        forward_comm_s=forward_comm + heads * head_comm_s + embedding_comm_s,
+        forward_comm_s=forward_comm,
+        launch_forward_s=launch_forward,
+        launch_backward_s=launch_backward,
         kept_bytes=kept,
         transient_bytes=transient,
         logits_bytes=heads * logits_bytes(job, plans),
     )
+
+
+def _launch(job: Job, plans: Plans, n_layers: Ints, device_s: tuple[Floats, Floats]) -> tuple[Floats, Floats]:
+    """Seconds in which the device waits for its host, forward and backward.
+
+        max(operations * seconds to issue one - the device's own seconds, 0)
+
+    Issuing runs ahead of the device, so only a pass whose operations are many and small waits.
+    """
+    habits = habits_of(job.workload.framework)
+    one = job.cluster.device.kernel_launch_s.value
+    per_layer = habits.operations_per_layer + habits.tp_operations * (plans.tp > 1)
+    forward = one * (n_layers * per_layer + habits.pass_operations)
+    again = plans.is_recompute(Recompute.FULL) / plans.recompute_every
+    backward = (habits.backward_operations + again) * forward
+    return np.maximum(forward - device_s[0], 0), np.maximum(backward - device_s[1], 0)
 
 
 def _layer_cost(job: Job, plans: Plans, kind: str) -> LayerCost:
@@ -136,7 +163,8 @@ def _head(job: Job, plans: Plans) -> tuple[Floats, Floats]:
         mesh.tp_members(job.cluster, plans),
         entry_bytes(job.workload.precision) * tokens * h,
     )
-    return product + memory_bound_s(device, logits_bytes(job, plans) / 3), gather
+    moved = tokens * columns * habits_of(job.workload.framework).logits_bytes
+    return product + memory_bound_s(device, moved / 3), gather
 
 
 def _predict_projection_s(job: Job, plans: Plans) -> Floats:
@@ -209,8 +237,9 @@ def _recomputation(job: Job, plans: Plans, total: LayerCost, layers: Ints) -> tu
 class PassTable:
     """What a pipeline needs of its passes; times are (n_plans,), bytes (n_representatives, n_plans).
 
-    The worst stage is the one with the longest F + B; its parts are those a step is made of.  `all_stages_s` sums
-    F + B over the stages; `fillable_s` sums W + min(F, W) over all but the worst, what ZB-H1 fills of its bubble.
+    The worst stage is the one with the longest F + B; its parts are those a step is made of.  `all_stages_s`
+    sums F + B over the stages; `fillable_s` sums W + min(F, W) over all but the worst: what ZB-H1 fills of
+    its bubble.
     """
 
     compute_s: Floats
@@ -218,6 +247,7 @@ class PassTable:
     tp_comm_s: Floats
     cp_comm_s: Floats
     ep_comm_s: Floats
+    launch_s: Floats
     worst_s: Floats
     forward_s: Floats
     backward_s: Floats
@@ -251,6 +281,7 @@ def pass_table(job: Job, plans: Plans) -> PassTable:
         tp_comm_s=of_worst(passes.tp_comm_s),
         cp_comm_s=of_worst(passes.cp_comm_s),
         ep_comm_s=of_worst(passes.ep_comm_s),
+        launch_s=of_worst(passes.launch_forward_s + passes.launch_backward_s),
         worst_s=of_worst(total),
         forward_s=of_worst(passes.full_forward_s),
         backward_s=of_worst(passes.full_backward_input_s + passes.backward_weight_s),

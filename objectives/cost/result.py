@@ -16,6 +16,7 @@ class StepTime:
     tp_comm_s: Floats
     cp_comm_s: Floats
     ep_comm_s: Floats
+    launch_s: Floats
     pp_comm_s: Floats
     bubble_s: Floats
     dp_comm_s: Floats

@@ -86,6 +86,7 @@ def _time(job: Job, plans: Plans, passes: PassTable, states: StateTable, m: Ints
         tp_comm_s=m * passes.tp_comm_s,
         cp_comm_s=m * passes.cp_comm_s,
         ep_comm_s=m * passes.ep_comm_s,
+        launch_s=m * passes.launch_s,
         pp_comm_s=send,
         bubble_s=bubble,
         dp_comm_s=dp_comm,

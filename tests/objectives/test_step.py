@@ -127,7 +127,7 @@ def test_recomputation_never_saves_time_and_never_keeps_more(name):
     ]
     for less, more in pairwise(tables):
         assert (more.kept_bytes <= less.kept_bytes).all()
-        assert (more.worst_s >= less.worst_s).all()
+        assert (more.worst_s >= less.worst_s * (1 - 1e-12)).all()  # a host-bound sum may round differently
 
 
 @every_job
@@ -145,7 +145,9 @@ def test_a_profiles_passes_are_the_steps(name):
     """The worst stage's passes, m times, are the step without bubble, messages and end."""
     job, plans = JOBS[name], legal_plans(name, 40)
     time = time_of(job, plans)
-    busy = time.compute_s + time.recompute_s + time.tp_comm_s + time.cp_comm_s + time.ep_comm_s
+    busy = (
+        time.compute_s + time.recompute_s + time.tp_comm_s + time.cp_comm_s + time.ep_comm_s + time.launch_s
+    )
     for i, plan in enumerate(plans):
         profile = stage_profile(job, plan)
         worst = (profile.forward_s + profile.backward_s).max()

@@ -21,7 +21,7 @@ DOCS = Path(__file__).parents[2] / "docs" / "cluster-file.md"
 REQUIRED = {
     *("frontier", "lumi", "perlmutter", "polaris", "selene", "summit", "alps", "local"),
     *("dgx-2", "dgx-a100", "dgx-h100", "dgx-h200", "dgx-b200", "gb200-nvl72", "h800-pod", "mi300x-pod"),
-    *("aws-p4d", "aws-p5"),
+    *("aws-p4d", "aws-p5", "gb300-nvl72"),
 }
 
 every_cluster = pytest.mark.parametrize("name", cluster_names())
@@ -42,6 +42,7 @@ ACCELERATORS = {
     "b200": (2250, 180, 8000, 1000),
     "b300": (2250, 288, 8000, 1100),
     "gb200": (2500, 186, 8000, 1200),
+    "gb300": (2500, 288, 8000, 1400),
     "mi250x-gcd": (191.5, 64, 1635, 280),
     "mi300x": (1307.4, 192, 5300, 750),
 }
@@ -69,6 +70,7 @@ NETWORKS = {
     "h800-pod": (8, 200, 200, 50),
     "dgx-b200": (8, 900, 900, 50),
     "gb200-nvl72": (4, 900, 900, 50),
+    "gb300-nvl72": (4, 900, 900, 100),
     "perlmutter": (4, 300, 100, 25),
     "polaris": (4, 300, 100, 12.5),
     "alps": (4, 450, 150, 25),
@@ -114,7 +116,7 @@ def test_every_cluster_has_a_source_and_constants_with_an_origin(name):
 def test_no_preset_leaves_a_constant_to_a_default(path):
     table = read_toml(path)
     written = constants_of_tables(table)
-    wanted = 4 if path.parent.name == "devices" else 3 + 2 * len(table["tiers"])
+    wanted = 5 if path.parent.name == "devices" else 3 + 2 * len(table["tiers"])
     assert len(written) == wanted
     assert all(constant.keys() == {"value", "origin", "source", "spread"} for constant in written)
 

@@ -29,6 +29,7 @@ TIME_PARTS = _table(
     ("tp_comm_s", "tp communication", "#ea580c"),
     ("cp_comm_s", "cp communication", "#f59e0b"),
     ("ep_comm_s", "ep communication", "#dc2626"),
+    ("launch_s", "waiting for the host", "#cbd5e1"),
     ("pp_comm_s", "pp communication", "#fb7185"),
     ("bubble_s", "pipeline bubble", "#94a3b8"),
     ("dp_comm_s", "dp communication", "#b45309"),

@@ -1,0 +1,100 @@
+"""How far a predicted step time may be off because the cluster's constants are known only so well.
+
+    sigma^2 = sum over constants c of  ( ln t(c up) - ln t(c down) )^2 / 4
+    interval = t exp(-z sigma) ... t exp(+z sigma)
+
+`step_sigma` takes ( ln t(c down) - ln t )^2 instead: half the work where many jobs are priced.
+
+Assumes independent constants and no error in the formulas themselves: the true error can be larger.
+"""
+
+from dataclasses import fields, replace
+from typing import Any
+
+import numpy as np
+
+from objectives.cost.step import estimate
+from objectives.metrics import Job
+from search_spaces.cluster import ClusterSpec, Constant
+from search_spaces.plan import Floats, Plans
+
+COVERAGE, Z_SCORE = 0.9, 1.645
+TIMELESS = ("memory_reserve_bytes", "device_hour_price")  # constants that no second depends on
+
+
+def constants(cluster: ClusterSpec) -> dict[str, Constant]:
+    """Every constant of a cluster by its place: `step_fixed_s`, `device.gemm_efficiency`."""
+    named: list[tuple[str, Any]] = [("", cluster), ("device.", cluster.device)]
+    named += [(f"{tier.name}.", tier) for tier in cluster.tiers]
+    return {
+        prefix + field.name: value
+        for prefix, spec in named
+        for field in fields(spec)
+        if isinstance(value := getattr(spec, field.name), Constant)
+    }
+
+
+def with_constant(cluster: ClusterSpec, name: str, constant: Constant) -> ClusterSpec:
+    """The cluster with another constant in that place."""
+    owner, _, field = name.rpartition(".")
+    changed: dict[str, Any] = {field: constant}
+    if not owner:
+        return replace(cluster, **changed)
+    if owner == "device":
+        return replace(cluster, device=replace(cluster.device, **changed))
+    tiers = [replace(tier, **changed) if tier.name == owner else tier for tier in cluster.tiers]
+    return replace(cluster, tiers=tuple(tiers))
+
+
+def step_interval_s(job: Job, plans: Plans) -> tuple[Floats, Floats]:
+    """Lower and upper step seconds that hold with 90 % if only the constants are wrong.
+
+    Returns
+    -------
+    two arrays of shape (n_plans,), seconds
+    """
+    middle_s = estimate(job, plans).step_s
+    variance = np.zeros_like(middle_s)
+    for name, constant in constants(job.cluster).items():
+        if constant.spread:
+            low_s, high_s = (
+                estimate(replace(job, cluster=with_constant(job.cluster, name, bound)), plans).step_s
+                for bound in _bounds(name, constant)
+            )
+            variance += np.log(high_s / low_s) ** 2 / 4
+    factor = np.exp(Z_SCORE * np.sqrt(variance))
+    return middle_s / factor, middle_s * factor
+
+
+def step_sigma(job: Job, plans: Plans, step_s: Floats) -> Floats:
+    """Standard deviation of the logarithm of step seconds if only the constants are wrong.
+
+    Returns
+    -------
+    shape (n_plans,)
+    """
+    variance = np.zeros_like(step_s)
+    reached = _reached(job.cluster)
+    for name, constant in constants(reached).items():
+        if constant.spread and name not in TIMELESS:
+            low, _ = _bounds(name, constant)
+            worse = replace(job, cluster=with_constant(job.cluster, name, low))
+            variance += np.log(estimate(worse, plans).step_s / step_s) ** 2
+    return np.sqrt(variance)
+
+
+def _reached(cluster: ClusterSpec) -> ClusterSpec:
+    """The cluster without the constants of tiers that lie beyond all of its devices."""
+    sizes = [tier.size or cluster.n_devices for tier in cluster.tiers]
+    first = next((i for i, size in enumerate(sizes) if size >= cluster.n_devices), len(sizes) - 1)
+    outermost = replace(cluster.tiers[first], size=None)
+    return replace(cluster, tiers=(*cluster.tiers[:first], outermost))
+
+
+def _bounds(name: str, constant: Constant) -> tuple[Constant, Constant]:
+    """One spread down and up on the scale of ratios; an efficiency stays within what is possible."""
+    high = constant.value * (1 + constant.spread)
+    low = constant.value / (1 + constant.spread)
+    if name.endswith("efficiency"):
+        high = min(high, 1.0)
+    return replace(constant, value=low), replace(constant, value=high)

@@ -1,0 +1,200 @@
+"""The cost model against measured runs: a prediction for each, and figures of error for groups of them."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from objectives.cost.step import estimate
+from objectives.measurements import MeasuredRun
+from objectives.uncertainty import step_sigma
+from search_spaces.plan import Floats, Plan, Plans
+
+INTERVAL_COVERAGE, INTERVAL_Z = 0.8, 1.2816
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prediction:
+    """What the model says of one run; the interval holds with 80 % if only the constants are wrong."""
+
+    run: MeasuredRun
+    step_s: float
+    low_s: float
+    high_s: float
+    peak_memory_bytes: float
+
+    @property
+    def error(self) -> float:
+        """Predicted over measured step seconds, less one."""
+        assert self.run.step_s is not None
+        return self.step_s / self.run.step_s - 1
+
+    @property
+    def memory_error(self) -> float:
+        """Predicted over measured peak bytes, less one."""
+        assert self.run.peak_memory_bytes is not None
+        return self.peak_memory_bytes / self.run.peak_memory_bytes - 1
+
+    @property
+    def is_covered(self) -> bool:
+        """Whether the measured time lies in the interval."""
+        assert self.run.step_s is not None
+        return self.low_s <= self.run.step_s <= self.high_s
+
+    @property
+    def memory_share(self) -> float:
+        """Predicted peak over what a device has; beyond all measure where no trainer can run the plan."""
+        if self.run.impossible:
+            return float("inf")
+        return self.peak_memory_bytes / self.run.job.cluster.device.memory_bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Accuracy:
+    """Figures of error of one group of runs, as fractions; None where the group cannot tell.
+
+    `bias` is the median signed error.  `pair_order` is the share of pairs of comparable runs (of one job)
+    whose order is predicted; `regret` is how much slower than the best the plan predicted best is, the mean
+    over jobs.  `failed_auc` is the chance that a failed run is given more memory than one that ran.
+    """
+
+    by: str
+    name: str
+    n: int
+    median_ape: float | None
+    mean_ape: float | None
+    p90_ape: float | None
+    bias: float | None
+    pair_order: float | None
+    regret: float | None
+    coverage: float | None
+    n_memory: int
+    memory_mean_ape: float | None
+    memory_median_ape: float | None
+    n_failed: int
+    failed_auc: float | None
+
+
+def predict(runs: Sequence[MeasuredRun]) -> list[Prediction]:
+    """A prediction for every run, in order; runs of one job are priced together."""
+    predictions: dict[int, Prediction] = {}
+    for places in jobs_of(runs):
+        job, plans = runs[places[0]].job, Plans.of(runs[i].plan for i in places)
+        priced = estimate(job, plans)
+        step_s, memory = priced.step_s, priced.peak_memory_bytes
+        factor = np.exp(INTERVAL_Z * step_sigma(job, plans, step_s))
+        for row, i in enumerate(places):
+            predictions[i] = Prediction(
+                run=runs[i],
+                step_s=float(step_s[row]),
+                low_s=float(step_s[row] / factor[row]),
+                high_s=float(step_s[row] * factor[row]),
+                peak_memory_bytes=float(memory[row]),
+            )
+    return [predictions[i] for i in range(len(runs))]
+
+
+def jobs_of(runs: Sequence[MeasuredRun]) -> list[list[int]]:
+    """Positions of the runs of each job: these differ in their plan only, and can be compared."""
+    places: dict[int, list[int]] = {}
+    for i, run in enumerate(runs):
+        places.setdefault(id(run.job), []).append(i)
+    return list(places.values())
+
+
+def accuracies(predictions: Sequence[Prediction]) -> list[Accuracy]:
+    """Figures for all runs, for every value of every label, largest group first."""
+    groups = [accuracy("all", "all", predictions)] if predictions else []
+    labels = predictions[0].run.labels if predictions else ()
+    for label in labels:
+        names = {each.run.labels[label] for each in predictions}
+        found = [
+            accuracy(label, name, [each for each in predictions if each.run.labels[label] == name])
+            for name in names
+        ]
+        groups += sorted(found, key=lambda group: (-group.n, group.name))
+    return groups
+
+
+def accuracy(by: str, name: str, predictions: Sequence[Prediction]) -> Accuracy:
+    """Figures of one group."""
+    timed = [each for each in predictions if each.run.step_s is not None]
+    weighed = [each for each in predictions if each.run.peak_memory_bytes and not each.run.outcome.is_failure]
+    failed = [each for each in predictions if each.run.outcome.is_failure]
+    errors = np.array([each.error for each in timed])
+    memory_errors = np.abs([each.memory_error for each in weighed])
+    return Accuracy(
+        by=by,
+        name=name,
+        n=len(timed),
+        median_ape=_quantile(np.abs(errors), 0.5),
+        mean_ape=_mean(np.abs(errors)),
+        p90_ape=_quantile(np.abs(errors), 0.9),
+        bias=_quantile(errors, 0.5),
+        pair_order=_pair_order(timed),
+        regret=_regret(timed),
+        coverage=_mean(np.array([each.is_covered for each in timed], dtype=float)),
+        n_memory=len(weighed),
+        memory_mean_ape=_mean(memory_errors),
+        memory_median_ape=_quantile(memory_errors, 0.5),
+        n_failed=len(failed),
+        failed_auc=area_under_curve(
+            np.array([each.memory_share for each in failed]),
+            np.array([each.memory_share for each in timed]),
+        ),
+    )
+
+
+def _pair_order(timed: Sequence[Prediction]) -> float | None:
+    counts = [ordered_pairs(*group) for group in _comparable(timed)]
+    n_pairs = sum(n for _, n in counts)
+    return sum(right for right, _ in counts) / n_pairs if n_pairs else None
+
+
+def _regret(timed: Sequence[Prediction]) -> float | None:
+    return _mean(np.array([regret(*group) for group in _comparable(timed)]))
+
+
+def _comparable(timed: Sequence[Prediction]) -> Iterable[tuple[Floats, Floats]]:
+    """Measured and predicted seconds of each job's plans; of a plan run again the median."""
+    for places in jobs_of([each.run for each in timed]):
+        again: dict[Plan, list[Prediction]] = {}
+        for i in places:
+            again.setdefault(timed[i].run.plan, []).append(timed[i])
+        if len(again) > 1:
+            measured = [np.median([each.run.step_s or 0.0 for each in alike]) for alike in again.values()]
+            yield np.array(measured), np.array([alike[0].step_s for alike in again.values()])
+
+
+def ordered_pairs(measured: Floats, predicted: Floats) -> tuple[float, int]:
+    """Pairs in the right order, and pairs in all; equal measurements make no pair, equal predictions half."""
+    differs = np.triu(measured[:, None] != measured[None, :])
+    agreement = np.sign(measured[:, None] - measured) * np.sign(predicted[:, None] - predicted)
+    return float(np.sum((agreement[differs] + 1) / 2)), int(np.sum(differs))
+
+
+def regret(measured: Floats, predicted: Floats) -> float:
+    """How much slower than the fastest the run is that is predicted to be the fastest."""
+    return float(measured[np.argmin(predicted)] / np.min(measured) - 1)
+
+
+def area_under_curve(positive: Floats, negative: Floats) -> float | None:
+    """Chance that a positive scores above a negative (a tie counts half); None without both.
+
+    Source
+    ------
+    Hanley and McNeil (1982), Radiology 143, 29-36: the area under the curve is Wilcoxon's statistic.
+    """
+    if not len(positive) or not len(negative):
+        return None
+    ordered = np.sort(negative)
+    below, up_to = (np.searchsorted(ordered, positive, side=side) for side in ("left", "right"))
+    return float(np.mean((below + up_to) / 2) / len(negative))
+
+
+def _mean(values: Floats) -> float | None:
+    return float(np.mean(values)) if len(values) else None
+
+
+def _quantile(values: Floats, share: float) -> float | None:
+    return float(np.quantile(values, share)) if len(values) else None
