@@ -3,17 +3,15 @@
 Columns are those of the public measurements file; an empty cell states nothing.
 """
 
-import csv
-import io
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from objectives.measurements.cells import BadRow, Cells, read_cells
 from objectives.metrics import Job
-from search_spaces.documents import read_text
 from search_spaces.errors import InvalidSpec
 from search_spaces.plan import CpKind, Plan, Recompute, Schedule
 from search_spaces.units import GB
@@ -56,10 +54,6 @@ class Row:
         return all(getattr(plan, name) == value for name, value in self.knobs.items())
 
 
-class _BadRow(Exception):
-    """A row that cannot be read, or a plan that Meshtune cannot express."""
-
-
 def read_rows(path: Path | str, job: Job) -> list[Row]:
     """Rows of a measurements file that were run with the job's shapes.
 
@@ -68,21 +62,15 @@ def read_rows(path: Path | str, job: Job) -> list[Row]:
     InvalidSpec
         A column is missing, or no row can be used: with line and reason of the first bad ones.
     """
-    reader = csv.DictReader(io.StringIO(read_text(Path(path))))
-    missing = [name for name in _NEEDED if name not in (reader.fieldnames or ())]
-    if missing:
-        raise InvalidSpec(
-            f"{path} must have the columns {', '.join(_NEEDED)}", f"none named {', '.join(missing)}"
-        )
     rows, bad, n_others = [], [], 0
-    for cells in reader:
+    for cells in read_cells(path, _NEEDED):
         try:
             if not _is_of_job(cells, job):
                 n_others += 1
-            elif cells["outcome"] in ("ok", *_FAILURES):
-                rows.append(_row(cells, reader.line_num))
-        except _BadRow as reason:
-            bad.append(f"line {reader.line_num}: {reason}")
+            elif cells.text("outcome") in ("ok", *_FAILURES):
+                rows.append(_row(cells))
+        except BadRow as reason:
+            bad.append(f"line {cells.line}: {reason}")
     for words in bad:
         logger.info("%s: %s", path, words)
     if not rows:
@@ -92,7 +80,7 @@ def read_rows(path: Path | str, job: Job) -> list[Row]:
     return rows
 
 
-def _is_of_job(cells: Mapping[str, str], job: Job) -> bool:
+def _is_of_job(cells: Cells, job: Job) -> bool:
     """Whether every shape that the row states is the job's."""
     attention = job.model.attention
     shapes = {
@@ -106,64 +94,49 @@ def _is_of_job(cells: Mapping[str, str], job: Job) -> bool:
         "n_gpus": job.cluster.n_devices,
         "gpus_per_node": job.cluster.devices_per_node,
     }
-    accelerator = (cells.get("accelerator") or "").partition("-")[0].lower()
+    accelerator = cells.text("accelerator").partition("-")[0].lower()
     return accelerator in job.cluster.device.name.lower() and all(
         value in (None, wanted)
-        for value, wanted in ((_number(cells, name, int), wanted) for name, wanted in shapes.items())
+        for value, wanted in ((cells.whole(name), wanted) for name, wanted in shapes.items())
     )
 
 
-def _number(cells: Mapping[str, str], name: str, kind: Callable[[str], Any]) -> Any:
-    """A cell's number; None where it is empty."""
-    text = (cells.get(name) or "").strip()
-    if not text:
-        return None
-    try:
-        value = kind(text)
-    except ValueError:
-        raise _BadRow(f"{name} must be a number; got {text!r}") from None
-    if not 0 <= value < float("inf"):
-        raise _BadRow(f"{name} must be finite and not negative; got {text!r}")
-    return value
-
-
-def _row(cells: Mapping[str, str], line: int) -> Row:
-    step_s, peak_gb = _number(cells, "step_time_s", float), _number(cells, "peak_mem_gb", float)
-    if cells["outcome"] == "ok" and not step_s:
-        raise _BadRow("step_time_s must be positive where the outcome is ok")
+def _row(cells: Cells) -> Row:
+    outcome = cells.text("outcome")
+    step_s, peak_gb = cells.number("step_time_s"), cells.number("peak_mem_gb")
+    if outcome == "ok" and not step_s:
+        raise BadRow("step_time_s must be positive where the outcome is ok")
     return Row(
-        line=line,
+        line=cells.line,
         knobs=_knobs(cells),
-        outcome=cells["outcome"],
-        step_s=step_s if cells["outcome"] == "ok" else None,
+        outcome=outcome,
+        step_s=step_s if outcome == "ok" else None,
         peak_memory_bytes=peak_gb * GB if peak_gb else None,
     )
 
 
-def _knobs(cells: Mapping[str, str]) -> dict[str, Any]:
+def _knobs(cells: Cells) -> dict[str, Any]:
     """Knobs that the row states; those that do nothing in its plan are left open."""
-    stated = {knob: _number(cells, column, int) for knob, column in _DEGREES.items()}
+    stated = {knob: cells.whole(column) for knob, column in _DEGREES.items()}
     knobs: dict[str, Any] = {knob: value for knob, value in stated.items() if value is not None}
     for name in ("tp", "pp", "dp", "micro_batch"):
         if knobs.get(name, 0) < 1:
-            raise _BadRow(f"{name} must be stated and at least 1")
+            raise BadRow(f"{name} must be stated and at least 1")
     if knobs["dp"] * knobs.get("cp", 1) == 1:
         knobs.pop("zero", None)
-    if knobs["tp"] > 1 and (cells.get("seq_parallel") or "").strip() in ("0", "1"):
-        knobs["sequence_parallel"] = cells["seq_parallel"].strip() == "1"
+    if knobs["tp"] > 1 and cells.text("seq_parallel") in ("0", "1"):
+        knobs["sequence_parallel"] = cells.is_set("seq_parallel")
     if knobs["pp"] > 1:
         knobs |= _word(cells, "schedule", _SCHEDULES, unstated=("", "none"))
-    if knobs.get("cp", 1) > 1 and (kind := cells.get("cp_kind") or ""):
+    if knobs.get("cp", 1) > 1 and (kind := cells.text("cp_kind")):
         knobs["cp_kind"] = CpKind.ULYSSES if kind.startswith("a2a") else CpKind.RING
     return knobs | _word(cells, "recompute", _RECOMPUTES, unstated=("", "unknown"))
 
 
-def _word(
-    cells: Mapping[str, str], name: str, known: Mapping[str, Any], *, unstated: tuple[str, ...]
-) -> dict[str, Any]:
-    word = (cells.get(name) or "").strip()
+def _word(cells: Cells, name: str, known: Mapping[str, Any], *, unstated: tuple[str, ...]) -> dict[str, Any]:
+    word = cells.text(name)
     if word in unstated:
         return {}
     if word not in known:
-        raise _BadRow(f"{name} must be one of {', '.join(known)}; got {word!r}")
+        raise BadRow(f"{name} must be one of {', '.join(known)}; got {word!r}")
     return {name: known[word]}

@@ -1,0 +1,184 @@
+"""The layout columns of a row as a plan."""
+
+from types import MappingProxyType
+
+from objectives.measurements.cells import BadRow, Cells
+from search_spaces.plan import CpKind, Plan, Recompute, Schedule
+
+SCHEDULES = MappingProxyType({
+    "gpipe": Schedule.GPIPE,
+    "none": Schedule.ONE_F_ONE_B,
+    "1f1b": Schedule.ONE_F_ONE_B,
+    "1f1b-interleaved": Schedule.INTERLEAVED,
+    "interleaved": Schedule.INTERLEAVED,
+    "zb-1p": Schedule.ZB_H1,
+    "zb-h1": Schedule.ZB_H1,
+})  # fmt: skip
+# Schedules that Meshtune lacks, and the nearest that it has.
+NEAREST_SCHEDULES = MappingProxyType({
+    "zb-2p": Schedule.ZB_H1,
+    "zb-h2": Schedule.ZB_H1,
+    "zb-v": Schedule.ZB_H1,
+    "dualpipe": Schedule.ZB_H1,
+})  # fmt: skip
+_OVERLAPS = {
+    "overlap_dp": ("dp_grad_reduce", "dp_param_gather", "fsdp_prefetch"),
+    "overlap_tp": ("tp_userbuffer", "tp_async"),
+    "overlap_pp": ("pp_p2p",),
+}
+
+
+def plan_of(cells: Cells, n_layers: int) -> tuple[Plan, list[str]]:
+    """The row's plan, and what the row leaves open or Meshtune has no word for.
+
+    Raises
+    ------
+    BadRow
+        A degree is missing, or the degrees do not multiply to the devices.
+    """
+    notes: list[str] = []
+    degrees = _degrees(cells)
+    schedule, vpp = _schedule(cells, degrees["pp"], notes)
+    first, last = _uneven(n_layers, degrees["pp"], vpp, notes)
+    overlaps = _overlaps(cells, degrees, notes)
+    plan = Plan(
+        tp=degrees["tp"],
+        pp=degrees["pp"],
+        cp=degrees["cp"],
+        dp=degrees["dp"],
+        ep=cells.whole("ep") or 1,
+        etp=cells.whole("etp") or 1,
+        vpp=vpp,
+        micro_batch=cells.needed("micro_batch"),
+        zero=_zero(cells, notes),
+        first_layers=first,
+        last_layers=last,
+        cp_kind=_cp_kind(cells),
+        schedule=schedule,
+        recompute=_recompute(cells, notes),
+        sequence_parallel=cells.is_set("seq_parallel") and degrees["tp"] > 1,
+        offload_optimizer=_offloads_optimizer(cells, notes),
+        overlap_dp=overlaps["overlap_dp"],
+        overlap_tp=overlaps["overlap_tp"],
+        overlap_pp=overlaps["overlap_pp"],
+    )
+    return plan, notes
+
+
+def unfillable(plan: Plan, n_layers: int) -> str:
+    """Why a model has too few layers for a plan's stages and chunks; empty where it has enough.
+
+    A chunk may hold the embedding alone, or the head.
+    """
+    if n_layers + 2 >= plan.pp * plan.vpp:
+        return ""
+    return f"{n_layers} layers do not fill {plan.pp} stages of {plan.vpp} chunks"
+
+
+def _degrees(cells: Cells) -> dict[str, int]:
+    """tp, pp, cp, dp; dp follows from the devices where the row leaves it out."""
+    n_devices = cells.needed("n_gpus")
+    degrees = {"tp": cells.needed("tp"), "pp": cells.needed("pp"), "cp": cells.whole("cp") or 1}
+    inner = degrees["tp"] * degrees["pp"] * degrees["cp"]
+    degrees["dp"] = cells.whole("dp") or max(n_devices // inner, 1)
+    if inner * degrees["dp"] != n_devices:
+        words = " x ".join(f"{name} {value}" for name, value in degrees.items())
+        raise BadRow(f"tp x pp x cp x dp must be n_gpus {n_devices}; got {words} = {inner * degrees['dp']}")
+    return degrees
+
+
+def _schedule(cells: Cells, pp: int, notes: list[str]) -> tuple[Schedule, int]:
+    """The schedule, and the chunks of a stage that it needs."""
+    word, vpp = cells.text("schedule").lower(), max(cells.whole("vpp") or 1, 1)
+    if pp == 1:
+        return Schedule.ONE_F_ONE_B, 1
+    if vpp > 1:
+        return Schedule.INTERLEAVED, vpp
+    if not word:
+        notes.append("schedule not stated: 1f1b")
+        return Schedule.ONE_F_ONE_B, 1
+    if word in NEAREST_SCHEDULES:
+        notes.append(f"schedule {word}: the nearest is {NEAREST_SCHEDULES[word]}")
+        return NEAREST_SCHEDULES[word], 1
+    if word not in SCHEDULES:
+        known = ", ".join([*SCHEDULES, *NEAREST_SCHEDULES])
+        raise BadRow(f"schedule must be one of {known}; got {word!r}")
+    # One chunk a stage leaves nothing to interleave.
+    schedule = SCHEDULES[word]
+    return (Schedule.ONE_F_ONE_B if schedule is Schedule.INTERLEAVED else schedule), 1
+
+
+def _uneven(n_layers: int, pp: int, vpp: int, notes: list[str]) -> tuple[int, int]:
+    """Layers of the first and the last stage where they do not divide: (0, 0) where they do.
+
+    Stages hold the rounded-up share.  Two layers too few: one less at each end, as trainers do that count
+    embedding and head as a layer each; otherwise the last stage goes short, or, where that is not enough,
+    both ends.
+    """
+    whole = -(-n_layers // (pp * vpp)) * vpp
+    short = whole * pp - n_layers
+    if short == 0 or pp == 1:
+        return 0, 0
+    if short == 2 and whole > 1 and pp > 2:
+        return whole - 1, whole - 1
+    ends = 2 * whole - short
+    if ends < 2:
+        return 0, 0
+    first = whole if short < whole else ends // 2
+    notes.append(f"{n_layers} layers on {pp} x {vpp} chunks taken as {first}, {whole} ..., {ends - first}")
+    return first, (ends - first if pp > 2 else 0)
+
+
+def _zero(cells: Cells, notes: list[str]) -> int:
+    stage = cells.whole("zero_stage")
+    if stage is None:
+        notes.append("ZeRO stage not stated: 0")
+        return 0
+    if stage > 3:
+        raise BadRow(f"zero_stage must be from 0 to 3; got {stage}")
+    return stage
+
+
+def _cp_kind(cells: Cells) -> CpKind:
+    word = cells.text("cp_kind").lower()
+    return CpKind.ULYSSES if "a2a" in word or "ulysses" in word else CpKind.RING
+
+
+def _recompute(cells: Cells, notes: list[str]) -> Recompute:
+    """None, the attention core, or all; other modules are named in a note."""
+    word, _, modules = cells.text("recompute").lower().partition(":")
+    if word in ("", "unknown"):
+        notes.append("recompute not stated: none")
+        return Recompute.NONE
+    if word in ("none", "full"):
+        return Recompute(word)
+    if word != "selective":
+        raise BadRow(f"recompute must be none, full, unknown or selective:MODULES; got {word!r}")
+    if not modules or "core_attn" in modules:
+        return Recompute.SELECTIVE
+    notes.append(f"recomputes {modules}, which has no word here: none")
+    return Recompute.NONE
+
+
+def _offloads_optimizer(cells: Cells, notes: list[str]) -> bool:
+    word = cells.text("offload").lower()
+    if word in ("", "none"):
+        return False
+    if "optimizer" in word:
+        return True
+    notes.append(f"offloads {word}, which has no word here")
+    return False
+
+
+def _overlaps(cells: Cells, degrees: dict[str, int], notes: list[str]) -> dict[str, bool]:
+    stated = cells.overlap
+    if stated is None:
+        notes.append("overlap not stated: none")
+        stated = {}
+    flags = {
+        knob: any(stated.get(name) in (1, True, "1") for name in names) for knob, names in _OVERLAPS.items()
+    }
+    flags["overlap_dp"] &= degrees["dp"] * degrees["cp"] > 1
+    flags["overlap_tp"] &= degrees["tp"] > 1 and cells.is_set("seq_parallel")
+    flags["overlap_pp"] &= degrees["pp"] > 1
+    return flags

@@ -1,0 +1,176 @@
+"""Rows of the measurements file: published ones mapped by hand, and bad ones named with line and reason."""
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from objectives.measurements import RunOutcome, read_measurements
+from search_spaces.errors import InvalidSpec, UnknownName
+from search_spaces.parameters import total_parameters
+from search_spaces.plan import Recompute, Schedule
+from search_spaces.workload import Precision
+
+FILE = Path(__file__).parents[2] / "benchmarks" / "data" / "measurements.csv"
+SOUND = {
+    "id": "mine-1", "outcome": "ok", "n_layers": "16", "hidden": "2048", "ffn_hidden": "8192",
+    "n_heads": "32", "vocab": "32000", "gated_mlp": "1", "seq_len": "4096", "accelerator": "H100-80",
+    "n_gpus": "8", "dtype": "bf16", "global_batch": "64", "micro_batch": "1", "tp": "2", "pp": "2", "dp": "2",
+    "step_time_s": "3.0", "overlap": "{}", "recompute": "none", "schedule": "1f1b", "zero_stage": "0",
+    "cluster": "dgx-h100", "extra": '{"attn": "flash2"}',
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def published():
+    return read_measurements(FILE)
+
+
+@pytest.fixture(scope="module")
+def runs(published):
+    return {run.id: run for run in published.runs}
+
+
+@pytest.fixture
+def read(tmp_path):
+    def write_and_read(*changes, **options):
+        rows = [SOUND | change for change in changes]
+        with (tmp_path / "runs.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(dict.fromkeys(name for row in rows for name in row)))
+            writer.writeheader()
+            writer.writerows(rows)
+        return read_measurements(tmp_path / "runs.csv", **options)
+
+    return write_and_read
+
+
+def test_every_row_is_a_run_or_rejected_with_a_reason(published):
+    assert published.n_rows == len(published.runs) + len(published.rejected) == 3132
+    assert len(published.runs) > 3050
+    assert all(row.reason and row.line > 1 for row in published.rejected)
+
+
+@pytest.mark.parametrize(
+    ("run", "plan"),
+    [
+        ("playbook-0040", "pp=4 dp=2 overlap_dp=true"),
+        ("mosaic-0001", "dp=512 micro_batch=8 zero=3 recompute=full overlap_dp=true"),
+        ("zero-bubble-0001", "pp=8 micro_batch=6 schedule=zb-h1 first_layers=2 last_layers=2"),
+        ("vtrain-multi-0000", "dp=64 micro_batch=8 recompute=full"),
+        (
+            "mbridge-0001",
+            "pp=2 dp=128 ep=32 vpp=8 zero=1 schedule=interleaved first_layers=32 overlap_dp=true",
+        ),
+        ("dgxc-0019", "cp=2 dp=4 zero=1 overlap_dp=true"),
+    ],
+)
+def test_a_published_row_has_its_plan(runs, run, plan):
+    assert runs[run].plan == type(runs[run].plan).parse(plan)
+
+
+@pytest.mark.parametrize(
+    "run", ["playbook-0001", "mosaic-0001", "zero-bubble-0001", "dgxc-0019", "mbridge-0001"]
+)
+def test_the_shapes_make_the_published_number_of_parameters(runs, run):
+    with FILE.open() as file:
+        stated = next(int(row["params_total"]) for row in csv.DictReader(file) if row["id"] == run)
+    # Norms and biases are no columns; prediction modules are not in the published figure.
+    assert total_parameters(runs[run].job.model) == pytest.approx(stated, rel=0.025)
+
+
+def test_the_job_of_a_published_row(runs):
+    job = runs["mbridge-0001"].job
+    assert (job.cluster.device.name, job.cluster.n_devices, job.cluster.tiers[0].size) == ("gb300", 256, 72)
+    assert (job.workload.precision, job.workload.tokens_per_step) == (Precision.FP8, 4096 * 4096)
+    assert (job.model.n_moe_layers, job.model.n_predict_layers) == (58, 1)
+    assert job.model.attention.latent.kv_lora_rank == 512
+
+
+@pytest.mark.parametrize(
+    ("run", "bytes_per_s"), [("vtrain-multi-0000", 12.5e9), ("playbook-0001", 50e9), ("mosaic-0001", 50e9)]
+)
+def test_a_network_is_as_its_words_say(runs, run, bytes_per_s):
+    assert runs[run].job.cluster.tiers[-1].bandwidth_bytes_per_s == bytes_per_s
+
+
+def test_what_a_row_leaves_open_is_noted(runs):
+    notes = "; ".join(runs["vtrain-multi-0000"].notes)
+    assert "vocabulary not stated" in notes
+    assert "attention kernel not stated: not fused" in notes
+    assert "nearest is zb-h1" in "; ".join(runs["zero-bubble-0001"].notes)
+
+
+def test_rows_of_one_job_share_it(runs):
+    assert runs["playbook-0001"].job is runs["playbook-0040"].job
+
+
+def test_a_failed_plan_that_cannot_exist_says_why(published):
+    impossible = [run for run in published.runs if run.impossible]
+    assert len(impossible) > 50
+    assert all(run.outcome is RunOutcome.FAILED for run in impossible)
+
+
+def test_a_users_own_row_needs_few_columns(read):
+    run = read({}).runs[0]
+    assert (run.job.cluster.name, run.trusted, run.notes) == ("dgx-h100", True, ())
+    assert (run.plan.recompute, run.plan.schedule) == (Recompute.NONE, Schedule.ONE_F_ONE_B)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"hidden": ""}, "hidden is missing"),
+        ({"step_time_s": "nan"}, "step_time_s must be finite"),
+        ({"step_time_s": "fast"}, "step_time_s must be a number"),
+        ({"step_time_s": ""}, "step_time_s must be positive"),
+        ({"step_time_s": "0.003"}, "of the peak: a slip of the unit"),
+        ({"step_time_s": "300000"}, "more than a day"),
+        ({"tokens_per_s_per_gpu": "1000"}, "contradicts step_time_s"),
+        ({"peak_mem_gb": "40000"}, "more than the device's"),
+        ({"dp": "4"}, "tp x pp x cp x dp must be n_gpus 8"),
+        ({"global_batch": "63"}, "global_batch must be a multiple"),
+        ({"accelerator": "abacus", "cluster": ""}, "accelerator must be one of"),
+        ({"dtype": "int3"}, "dtype must be one of"),
+        ({"schedule": "backwards"}, "schedule must be one of"),
+        ({"outcome": "fine"}, "outcome must be one of"),
+        ({"extra": "[1]"}, "extra must be a JSON object"),
+        ({"pp": "4", "dp": "1", "n_layers": "1"}, "1 layers do not fill 4 stages"),
+        ({"n_heads": "7", "n_kv_heads": "3"}, "n_kv_heads must divide n_heads"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_bad_row_is_named_and_the_rest_is_used(read, change, reason):
+    found = read({}, change, {})
+    assert len(found.runs) == 2
+    assert found.rejected[0].line == 3
+    assert reason in found.rejected[0].reason
+
+
+def test_tokens_that_agree_with_the_step_are_no_contradiction(read):
+    assert read({"tokens_per_s_per_gpu": str(64 * 4096 / 3.0 / 8)}).runs
+
+
+def test_one_cluster_may_stand_for_every_row(read):
+    found = read({"accelerator": "abacus"}, cluster="aws-p5")
+    assert found.runs[0].job.cluster.name == "aws-p5"
+
+
+def test_a_table_beside_the_file_explains_its_words(read, tmp_path):
+    (tmp_path / "clusters.toml").write_text('[[network]]\nmatch = ["our hall"]\nfabric_bytes_per_s = 3e9\n')
+    run = read({"cluster": "Our Hall, 2 racks"}).runs[0]
+    assert run.job.cluster.tiers[-1].bandwidth_bytes_per_s == 3e9
+
+
+def test_a_table_with_an_unknown_key_is_an_error(read, tmp_path):
+    (tmp_path / "frameworks.toml").write_text('[[framework]]\nmatch = ["x"]\nprofil = "any"\n')
+    with pytest.raises(UnknownName, match="profil"):
+        read({})
+
+
+@pytest.mark.parametrize(
+    ("text", "must"), [("a,b\n1,2\n", "must have the columns"), ("", "must have the columns")]
+)
+def test_a_file_of_something_else_is_an_error(tmp_path, text, must):
+    (tmp_path / "runs.csv").write_text(text)
+    with pytest.raises(InvalidSpec, match=must):
+        read_measurements(tmp_path / "runs.csv")
