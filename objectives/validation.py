@@ -15,7 +15,7 @@ INTERVAL_COVERAGE, INTERVAL_Z = 0.8, 1.2816
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prediction:
-    """What the model says of one run; the interval holds with 80 % if only the constants are wrong."""
+    """What the model says of one run; the interval should hold with 80 %."""
 
     run: MeasuredRun
     step_s: float

@@ -65,13 +65,15 @@ def group_members(n: Ints, stride: Ints, tiers: Sequence[TierSpec]) -> Floats:
 def ring_line(cluster: ClusterSpec, n: Ints, members: Floats) -> Line:
     """A ring once around: n − 1 hops, each member passing on all but its own part.
 
-        t = Σ_j α_j (n / M_{j-1} − n / M_j)  +  max_j S (n − 1)/n / (β_j M_{j-1})
+        t = (n − 1) max_j α_j  +  max_j S (n − 1)/n / (β_j M_{j-1})
 
-    The hops of tier j are those between domains of tier j−1 that stay inside one of tier j.
+    The steps are in lock-step: in each of them some part crosses the slowest tier, and all wait for it.
+    Published runs with tensor parallelism over two and four nodes take 0.8 and 1.8 ms a collective of 17 MB
+    (benchmarks/data): the steps times one network hop, not the crossings of nodes times it.
     """
     latency_s, slowest = _zeros(n), _zeros(n)
     for tier, inner, outer in _spans(cluster, members):
-        latency_s += tier.latency_s.value * (n / inner - n / outer)
+        np.maximum(latency_s, (outer > inner) * tier.latency_s.value * (n - 1), out=latency_s)
         np.maximum(slowest, _exit_s_per_byte(tier, inner, outer), out=slowest)
     return Line(latency_s=latency_s, s_per_byte=slowest * ((n - 1) / n))
 

@@ -232,3 +232,10 @@ def test_an_nvl72_rack_need_not_divide_the_cluster():
     seconds = collectives.all_reduce_s(cluster, n, members, np.full(2, GB))
     assert members.tolist() == [[72, 72], [72, 512]]
     assert 0 < seconds[0] < seconds[1]
+
+
+def test_every_step_of_a_ring_waits_for_its_slowest_hop():
+    cluster = cluster_of(tier(8, 450 * GB, latency=2 * US), tier(None, 50 * GB, latency=40 * US))
+    n, members = np.array([8, 16]), np.array([[8.0, 8.0], [8.0, 16.0]])
+    seconds = collectives.all_gather_s(cluster, n, members, np.array([1.0, 1.0]))
+    assert seconds == pytest.approx([7 * 2 * US, 15 * 40 * US], rel=1e-3)  # one byte adds next to nothing

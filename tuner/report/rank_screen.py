@@ -8,6 +8,7 @@ from rich.text import Text
 from objectives.cost.result import Estimate, StageProfile
 from objectives.metrics import Job
 from objectives.ranking import Ledger, Ranking, memory_limit_bytes
+from objectives.uncertainty import constants
 from search_spaces.cluster import Origin
 from search_spaces.parameters import active_parameters, total_parameters
 from search_spaces.plan import Floats, Plan
@@ -15,7 +16,6 @@ from search_spaces.units import gib
 from tuner.report.parts import MEMORY_PARTS, TIME_PARTS, Part, memory_by_part, time_by_part
 from tuner.report.tables import bar, facts, table
 from tuner.report.words import count, gibibytes, percent, plan_words, seconds
-from tuner.uncertainty import constants
 
 Intervals = tuple[Floats, Floats]
 Unit = Callable[[float], str]
@@ -186,7 +186,7 @@ def origin_lines(job: Job, intervals: Intervals) -> list[tuple[str, str]]:
     lines = [
         (
             "origin",
-            f"analytic; 90 % interval of its step time {low} to {high}, from the spread of the constants",
+            f"analytic; 90 % interval of its step time {low} to {high}, from the spreads of constants and formulas",
         )
     ]
     if weak:
