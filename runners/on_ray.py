@@ -1,7 +1,7 @@
 """Trials spread over Ray: an embedded one of our own, or a cluster at an address.
 
     study  <- pipe ->  host (`on_ray_host`, the only process that imports Ray)
-                         <- Ray ->  one actor and one placement group a slot
+                         <- Ray ->  one placement group a trial, at most one warm actor a slot
                                       <- pipe ->  trial server, forks one child a trial
 
 Ray starts with the first plan.  An embedded Ray takes a random token, no dashboard, no usage report, as many

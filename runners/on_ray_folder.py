@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import shutil
+import stat
 import tempfile
 from pathlib import Path
 
@@ -23,9 +24,18 @@ def make_folder() -> Path:
     parent = usual if len(usual) + _PREFIX_LENGTH <= _SOCKET_PATH_ROOM else "/tmp"
     for folder in Path(parent).glob(f"{_PREFIX}*"):
         owner = folder.name.removeprefix(_PREFIX).partition("-")[0]
-        if owner.isdigit() and not psutil.pid_exists(int(owner)):
+        if owner.isdigit() and _is_ours(folder) and not psutil.pid_exists(int(owner)):
             remove_folder(folder)
     return Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=parent))
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether this user made it: who else may write there could name any process to be killed."""
+    try:
+        status = folder.lstat()
+    except OSError:
+        return False
+    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid()
 
 
 def list_processes(folder: Path, pid: int) -> None:

@@ -18,20 +18,18 @@ from typing import Any, NoReturn
 
 import psutil
 import ray
-from ray.util.placement_group import placement_group, remove_placement_group
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from objectives.outcome import Cause, Failed, Outcome
+from objectives.outcome import Cause, Failed
 from runners.on_ray_words import Done, HostOptions, Lost, Ready, Submit
-from runners.protocol import RunnerSource
-from runners.trial_process import ProcessLost, TrialProcess
+from runners.on_ray_workers import Worker, Workers, ask_accelerators, node_of, release, reserve
 from runners.trial_server import adopt_orphans, kill_descendants
 from search_spaces.errors import MeshtuneError, RunnerError
-from search_spaces.plan import Plan
 from search_spaces.units import MB
 
 OBJECT_STORE_BYTES = int(100 * MB)  # plans and outcomes are kilobytes; Ray's default is a third of the memory
-_POLL_S = 0.05
+_POLL_S, _SHORTEST_POLL_S = 0.05, 0.002
+_FIRST_PATIENCE_S, _LAST_PATIENCE_S = 0.015, 0.5
+_NEWS_MS = 10  # how often a node says what is free: Ray's default of 100 would be most of a short trial
 _PROBE_S = 5.0
 _VITAL = ("gcs_server", "raylet")
 
@@ -40,30 +38,25 @@ class RayDied(Exception):
     """The embedded Ray lost a process that it cannot live without."""
 
 
-class TrialActor:
-    """A slot's worker: keeps a warm process for trials on its node."""
-
-    def __init__(self, source: RunnerSource) -> None:
-        self._source = source
-        self._process = TrialProcess(source)
-
-    def run(self, plan: Plan, attempt: int, time_limit_s: float | None) -> Outcome:
-        """What came of the plan; a trial process killed from outside is a lost machine."""
-        try:
-            return self._process.run(plan, attempt=attempt, time_limit_s=time_limit_s)
-        except ProcessLost as lost:
-            return Failed(cause=Cause.LOST_MACHINE, message=str(lost), origin=self._source.origin)
-
-
 @dataclass(slots=True, kw_only=True, eq=False)
-class _Slot:
-    """A placement group, the actor in it once the group is ready, and the trial it has."""
+class _Trial:
+    """A trial in flight: its group, what it waits for (None: room in the cluster), and its worker."""
 
+    submit: Submit
     group: Any
-    waits_for: Any
-    trial: Submit | None
-    actor: Any = None
+    reserved_s: float
+    patience_s: float = _FIRST_PATIENCE_S
+    node: str = ""
+    waits_for: Any = None
+    worker: Worker | None = None
     deadline_s: float = float("inf")
+
+    @property
+    def pause_s(self) -> float:
+        """How long until it is worth looking again: room is there at once, or not for long."""
+        if self.waits_for is not None:
+            return _POLL_S
+        return min(max((time.monotonic() - self.reserved_s) / 10, _SHORTEST_POLL_S), _POLL_S)
 
 
 class Host:
@@ -71,7 +64,8 @@ class Host:
 
     def __init__(self, link: Connection, options: HostOptions) -> None:
         self._link, self._options = link, options
-        self._slots: list[_Slot] = []
+        self._trials: list[_Trial] = []
+        self._workers = Workers(options.source, options.n_slots)
         self._vital = [
             p for p in psutil.Process().children() if options.address is None and p.name() in _VITAL
         ]
@@ -79,85 +73,92 @@ class Host:
     def run(self) -> None:
         """Work until the executor hangs up (EOFError) or Ray is dead (RayDied)."""
         while True:
-            busy = [slot for slot in self._slots if slot.trial]
-            while self._link.poll(0 if busy else 10 * _POLL_S):
-                busy.append(self._start(self._link.recv()))
+            while self._link.poll(0 if self._trials else 10 * _POLL_S):
+                self._start(self._link.recv())
             self._check_alive()
-            if busy:
-                ready, _ = ray.wait([slot.waits_for for slot in busy], timeout=_POLL_S)
-                for slot in busy:
-                    if slot.waits_for in ready:
-                        self._advance(slot)
-            for slot in busy:
-                self._check_deadline(slot)
+            for trial in self._arrived():
+                self._advance(trial)
+            for trial in list(self._trials):
+                self._check_deadline(trial)
 
-    def _start(self, trial: Submit) -> _Slot:
-        for slot in self._slots:
-            if slot.trial is None:
-                slot.trial = trial
-                self._call(slot)
-                return slot
-        asked = self._options.reservation
-        group = placement_group([dict(bundle) for bundle in asked.bundles], strategy=asked.strategy)
-        slot = _Slot(group=group, waits_for=group.ready(), trial=trial)
-        self._slots.append(slot)
-        return slot
+    def _start(self, submit: Submit) -> None:
+        group = reserve(self._options.reservation)
+        self._trials.append(_Trial(submit=submit, group=group, reserved_s=time.monotonic()))
 
-    def _advance(self, slot: _Slot) -> None:
-        """The group is ready: put the actor in; or the actor has answered: pass it on."""
-        trial = slot.trial
-        assert trial is not None
+    def _arrived(self) -> list[_Trial]:
+        """Trials that wait for room, and one whose answer is there, after a pause if there is none."""
+        promises = [trial.waits_for for trial in self._trials if trial.waits_for is not None]
+        pause_s = min((trial.pause_s for trial in self._trials), default=0.0)
+        if not promises:
+            time.sleep(pause_s)
+        ready = ray.wait(promises, timeout=pause_s)[0] if promises else []
+        return [trial for trial in self._trials if trial.waits_for is None or trial.waits_for in ready]
+
+    def _advance(self, trial: _Trial) -> None:
+        """The next step: the group is placed, its accelerators are known, or the worker has answered."""
         try:
-            answer = ray.get(slot.waits_for)
-            if slot.actor is None:
-                slot.actor = self._actor_in(slot.group)
-                self._call(slot)
+            if trial.waits_for is None:
+                self._place(trial)
                 return
-            slot.trial = None
-            self._link.send(Done(ticket=trial.ticket, outcome=answer))
+            answer = ray.get(trial.waits_for)
+            if trial.worker is None:
+                self._call(trial, environment=answer)
+                return
         except ray.exceptions.RayTaskError as error:
             cause = error.cause
             raise cause if isinstance(cause, MeshtuneError) else _worker_trouble(error) from None
         except (ray.exceptions.RayError, OSError) as error:
-            self._drop(slot)
-            self._link.send(Lost(ticket=trial.ticket, message=_first_line(error)))
-
-    def _actor_in(self, group: Any) -> Any:
-        bundle = dict(self._options.reservation.bundles[0])
-        remote = ray.remote(TrialActor).options(
-            num_cpus=bundle.pop("CPU", 0),
-            num_gpus=bundle.pop("GPU", 0),
-            resources=bundle,
-            max_restarts=0,
-            max_task_retries=0,
-            scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=0),
-        )
-        return remote.remote(self._options.source)
-
-    def _call(self, slot: _Slot) -> None:
-        trial, limit_s = slot.trial, self._options.time_limit_s
-        assert trial is not None
-        slot.waits_for = slot.actor.run.remote(trial.plan, trial.attempt, limit_s)
-        if limit_s is not None:
-            slot.deadline_s = time.monotonic() + limit_s + self._options.grace_s
-
-    def _check_deadline(self, slot: _Slot) -> None:
-        """The outer limit: the worker did not keep the inner one, so it is killed with its trial."""
-        if slot.trial is None or time.monotonic() < slot.deadline_s:
+            self._end(trial, kill=True)
+            self._link.send(Lost(ticket=trial.submit.ticket, message=_first_line(error)))
             return
-        trial, limit_s = slot.trial, self._options.time_limit_s
-        self._drop(slot)
+        self._end(trial)
+        self._link.send(Done(ticket=trial.submit.ticket, outcome=answer))
+
+    def _place(self, trial: _Trial) -> None:
+        node = node_of(trial.group)
+        if node is None:
+            self._reserve_again(trial)
+            return
+        trial.node = node
+        trial.waits_for = ask_accelerators(trial.group, self._options.reservation)
+        if trial.waits_for is None:
+            self._call(trial, environment={})
+
+    def _reserve_again(self, trial: _Trial) -> None:
+        """Ray looks at a new group at once, and again only after a second: long, if a trial ended just now.
+
+        So a few times a group without room is given up for a new one, ever later; then it keeps its place.
+        """
+        now_s = time.monotonic()
+        if trial.patience_s <= _LAST_PATIENCE_S and now_s > trial.reserved_s + trial.patience_s:
+            release(trial.group)
+            trial.group, trial.reserved_s = reserve(self._options.reservation), now_s
+            trial.patience_s *= 2
+
+    def _call(self, trial: _Trial, *, environment: dict[str, str]) -> None:
+        submit, limit_s = trial.submit, self._options.time_limit_s
+        trial.worker = self._workers.take(trial.node)
+        run = trial.worker.actor.run.remote
+        trial.waits_for = run(submit.plan, submit.attempt, limit_s, environment)
+        if limit_s is not None:
+            trial.deadline_s = time.monotonic() + limit_s + self._options.grace_s
+
+    def _check_deadline(self, trial: _Trial) -> None:
+        """The outer limit: the worker did not keep the inner one, so it is killed with its trial."""
+        if time.monotonic() < trial.deadline_s:
+            return
+        limit_s = self._options.time_limit_s
+        self._end(trial, kill=True)
         message = f"the trial did not end within {limit_s:g} s and its worker did not answer"
         failed = Failed(cause=Cause.TIMEOUT, message=message, origin=self._options.source.origin)
-        self._link.send(Done(ticket=trial.ticket, outcome=failed))
+        self._link.send(Done(ticket=trial.submit.ticket, outcome=failed))
 
-    def _drop(self, slot: _Slot) -> None:
-        self._slots.remove(slot)
-        slot.trial = None
-        with contextlib.suppress(ray.exceptions.RayError, ValueError):
-            if slot.actor is not None:
-                ray.kill(slot.actor, no_restart=True)
-            remove_placement_group(slot.group)
+    def _end(self, trial: _Trial, *, kill: bool = False) -> None:
+        """Give back what a trial had; its worker too, unless it has to be killed."""
+        self._trials.remove(trial)
+        if trial.worker is not None:
+            (self._workers.end if kill else self._workers.give_back)(trial.worker)
+        release(trial.group)
 
     def _check_alive(self) -> None:
         """Ray's client may wait for ever for an embedded Ray that is dead; so look at its processes."""
@@ -196,6 +197,7 @@ def start_ray(options: HostOptions) -> None:
         resources=total,
         object_store_memory=OBJECT_STORE_BYTES,
         _temp_dir=options.temp_dir,
+        _system_config={"raylet_report_resources_period_milliseconds": _NEWS_MS},
         **{**common, "include_dashboard": False},
     )
 

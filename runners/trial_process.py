@@ -6,7 +6,9 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from multiprocessing.connection import Pipe
+from types import MappingProxyType
 from typing import IO
 
 from objectives.outcome import Cause, Failed, Outcome, tail
@@ -74,8 +76,15 @@ class TrialProcess:
         """Id of the server process, once it runs."""
         return self._child.process.pid if self._child else None
 
-    def run(self, plan: Plan, *, attempt: int = 0, time_limit_s: float | None = None) -> Outcome:
-        """What came of the plan.
+    def run(
+        self,
+        plan: Plan,
+        *,
+        attempt: int = 0,
+        time_limit_s: float | None = None,
+        environment: Mapping[str, str] = MappingProxyType({}),
+    ) -> Outcome:
+        """What came of the plan, tried with these variables beside those of the process.
 
         Raises
         ------
@@ -86,7 +95,9 @@ class TrialProcess:
         """
         child = self._child or self._start()
         try:
-            child.link.send(Request(plan=plan, attempt=attempt, time_limit_s=time_limit_s))
+            child.link.send(
+                Request(plan=plan, attempt=attempt, time_limit_s=time_limit_s, environment=dict(environment))
+            )
             trial_pid = child.link.recv()
         except (EOFError, OSError):
             raise self._lost(child, None) from None

@@ -18,7 +18,8 @@ import sys
 import tempfile
 import time
 import traceback
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, Pipe, wait
 from typing import IO, NoReturn
 
@@ -36,11 +37,12 @@ _MOST_LOG_BYTES = 64 * 1024
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """One trial: a plan, the tries it lost to machines before, and its limit (None: as long as it takes)."""
+    """One trial: a plan, the tries it lost to machines before, its limit (None: none), and its variables."""
 
     plan: Plan
     attempt: int = 0
     time_limit_s: float | None = None
+    environment: Mapping[str, str] = field(default_factory=dict)
 
 
 def adopt_orphans() -> None:
@@ -126,6 +128,7 @@ def _run_child(runner: Runner, request: Request, answer: Connection, log: IO[byt
         die_with_parent()
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
+        os.environ.update(request.environment)
         (outcome,) = runner.run(Plans.of([request.plan]), attempt=request.attempt)
         answer.send(outcome)
         status = 0

@@ -6,6 +6,7 @@ parsers.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from types import MappingProxyType
 
 from search_spaces.errors import UnknownName
@@ -16,15 +17,57 @@ ALL_SCHEDULES = tuple(Schedule)
 ALL_ZERO_STAGES = (0, 1, 2, 3)
 
 
+class EndStages(StrEnum):
+    """How many layers the first and the last pipeline stage may have."""
+
+    EVEN = "even"  # as many as the others
+    LIGHTER = "lighter"  # fewer, by at most one chunk
+    ANY = "any"
+
+
+class ExpertTensor(StrEnum):
+    """Into how many parts an expert's matrices may be split."""
+
+    ANY = "any"
+    TP_OR_WHOLE = "tp or whole"
+    TP_WITHOUT_EP = "tp without ep, whole with it"
+
+
+class ExpertRanks(StrEnum):
+    """Over which ranks of a pipeline stage the experts may be spread."""
+
+    ALL = "all"
+    DP = "dp"
+    SHARDED = "tp, cp and the replicas that shard gradients"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpertAbilities:
+    """Where and how a trainer lays experts.
+
+    `in_pipeline`: beside pp > 1.  `split_beside_biases`: with etp > 1 where a linear layer has a bias.
+    `own_replicas_in_any_order`: where the pipeline lies inside the replicas (rank_order=tp-cp-pp-dp), experts
+    may have another number of them than the rest of the model.
+    """
+
+    in_pipeline: bool = True
+    tensor: ExpertTensor = ExpertTensor.ANY
+    ranks: ExpertRanks = ExpertRanks.ALL
+    split_beside_biases: bool = True
+    own_replicas_in_any_order: bool = True
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FrameworkProfile:
     """A trainer's abilities and habits.
 
-    `zero_stages_with_pipeline` and `zero_stages_with_offload` are the ZeRO stages it runs beside pp > 1 and
-    beside an offloaded optimizer.  `keeps_stage_input`: a stage's input travels and is kept split over tp,
-    beside the first layer's own (DeepSpeed's pipeline engine).  `tp_overlap`, `cp_overlap` and `dp_overlap`
-    are the shares of communication that can hide behind computation where it is overlapped; all three are
-    assumed.
+    `zero_stages_with_pipeline`, `zero_stages_with_offload` and `zero_stages_with_overlap` are the ZeRO stages
+    that it runs beside pp > 1, an offloaded optimizer, and overlapped gradients.  `cp_alone`: it splits
+    sequences only without a pipeline and without sequence parallelism.  `waits_from_pp`: the shortest
+    interleaved pipeline whose transfers it can leave unoverlapped.  `ties_over_stages`: tied embeddings may
+    lie on two stages.  `keeps_stage_input`: a stage's input travels and is kept split over tp, beside the
+    first layer's own (DeepSpeed's pipeline engine).  `tp_overlap`, `cp_overlap` and `dp_overlap` are the
+    shares of communication that can hide behind computation where it is overlapped; all three are assumed.
     """
 
     name: str
@@ -33,11 +76,15 @@ class FrameworkProfile:
     zero_stages: tuple[int, ...] = ALL_ZERO_STAGES
     zero_stages_with_pipeline: tuple[int, ...] = ALL_ZERO_STAGES
     zero_stages_with_offload: tuple[int, ...] = ALL_ZERO_STAGES
+    zero_stages_with_overlap: tuple[int, ...] = ALL_ZERO_STAGES
     cp_kinds: tuple[CpKind, ...] = tuple(CpKind)
+    cp_alone: bool = False
     rank_orders: tuple[RankOrder, ...] = tuple(RankOrder)
-    uneven_stages: bool = True
+    end_stages: EndStages = EndStages.ANY
+    waits_from_pp: int = 2
+    ties_over_stages: bool = True
     recompute_every: bool = True
-    expert_tensor_parallel: bool = True
+    experts: ExpertAbilities = ExpertAbilities()
     overlaps_tp: bool = True
     keeps_stage_input: bool = False
     dropout: bool = False
@@ -62,6 +109,8 @@ FRAMEWORKS: Mapping[str, FrameworkProfile] = MappingProxyType(
                 schedules=(Schedule.ONE_F_ONE_B, Schedule.INTERLEAVED),
                 zero_stages_with_pipeline=(0, 1),
                 zero_stages_with_offload=(1,),
+                waits_from_pp=3,
+                experts=ExpertAbilities(split_beside_biases=False, own_replicas_in_any_order=False),
             ),
             FrameworkProfile(
                 name="deepspeed",
@@ -69,10 +118,15 @@ FRAMEWORKS: Mapping[str, FrameworkProfile] = MappingProxyType(
                 schedules=(Schedule.ONE_F_ONE_B,),
                 zero_stages_with_pipeline=(0, 1),
                 zero_stages_with_offload=(1, 2, 3),
+                zero_stages_with_overlap=(1, 2, 3),
                 cp_kinds=(CpKind.ULYSSES,),
+                cp_alone=True,
                 rank_orders=(RankOrder.TP_CP_DP_PP,),
-                uneven_stages=False,
+                end_stages=EndStages.EVEN,
                 recompute_every=False,
+                experts=ExpertAbilities(
+                    in_pipeline=False, tensor=ExpertTensor.TP_OR_WHOLE, ranks=ExpertRanks.DP
+                ),
                 overlaps_tp=False,
                 keeps_stage_input=True,
                 bucket_parameters=500e6,
@@ -83,12 +137,67 @@ FRAMEWORKS: Mapping[str, FrameworkProfile] = MappingProxyType(
                 source="torchtitan 0.3.0, torchtitan/config and distributed/parallel_dims.py",
                 schedules=(Schedule.GPIPE, Schedule.ONE_F_ONE_B, Schedule.INTERLEAVED),
                 recompute_every=False,
-                expert_tensor_parallel=False,
+                end_stages=EndStages.LIGHTER,
+                ties_over_stages=False,
+                experts=ExpertAbilities(tensor=ExpertTensor.TP_WITHOUT_EP, ranks=ExpertRanks.SHARDED),
                 zero_stages=(0, 2, 3),
                 zero_stages_with_pipeline=(0, 2, 3),
                 zero_stages_with_offload=(),
                 cp_kinds=(),
                 rank_orders=(RankOrder.TP_CP_DP_PP,),
+            ),
+            FrameworkProfile(
+                name="nemo",
+                source="NVIDIA NeMo and Megatron-Bridge, which train through Megatron-LM core",
+                schedules=(Schedule.ONE_F_ONE_B, Schedule.INTERLEAVED),
+                zero_stages_with_pipeline=(0, 1),
+                zero_stages_with_offload=(1,),
+            ),
+            FrameworkProfile(
+                name="megatron-deepspeed",
+                source="Megatron-DeepSpeed of 2022: Megatron-LM's layers in DeepSpeed's pipeline engine",
+                schedules=(Schedule.ONE_F_ONE_B,),
+                zero_stages_with_pipeline=(0, 1),
+                cp_kinds=(),
+                rank_orders=(RankOrder.TP_CP_DP_PP,),
+                end_stages=EndStages.EVEN,
+                overlaps_tp=False,
+                keeps_stage_input=True,
+                dropout=True,
+                state=TrainingState(gradient_bytes=2.0),
+            ),
+            FrameworkProfile(
+                name="nanotron",
+                source="github.com/huggingface/nanotron, src/nanotron/parallel",
+                schedules=(Schedule.GPIPE, Schedule.ONE_F_ONE_B),
+                zero_stages=(0, 1),
+                zero_stages_with_pipeline=(0, 1),
+                zero_stages_with_offload=(),
+                cp_kinds=(),
+                rank_orders=(RankOrder.TP_CP_DP_PP,),
+                end_stages=EndStages.EVEN,
+                recompute_every=False,
+                tp_overlap=0.0,
+                dp_overlap=0.0,
+            ),
+            FrameworkProfile(
+                name="fsdp",
+                source="PyTorch FSDP as llm-foundry and Composer drive it: no tensor or pipeline parallelism",
+                schedules=(Schedule.ONE_F_ONE_B,),
+                zero_stages=(2, 3),
+                zero_stages_with_pipeline=(),
+                zero_stages_with_offload=(2, 3),
+                cp_kinds=(),
+                recompute_every=False,
+                overlaps_tp=False,
+            ),
+            FrameworkProfile(
+                name="internevo",
+                source="github.com/InternLM/InternEvo, doc/en/train_performance.md",
+                zero_stages=(0, 1),
+                zero_stages_with_pipeline=(0, 1),
+                zero_stages_with_offload=(),
+                dp_overlap=0.3,
             ),
         )
     }

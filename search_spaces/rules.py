@@ -12,7 +12,13 @@ from enum import StrEnum
 import numpy as np
 
 from search_spaces.cluster import ClusterSpec
-from search_spaces.framework import FrameworkProfile, framework_named
+from search_spaces.framework import (
+    EndStages,
+    ExpertRanks,
+    ExpertTensor,
+    FrameworkProfile,
+    framework_named,
+)
 from search_spaces.model import ModelSpec
 from search_spaces.plan import Bools, CpKind, Ints, RankOrder, Recompute, Schedule, code
 from search_spaces.workload import Workload
@@ -52,7 +58,7 @@ def _is(p: Columns, value: Schedule | Recompute | CpKind | RankOrder, knob: str)
     return held
 
 
-def _divides(degree: Ints, whole: int) -> Bools:
+def _divides(degree: Ints, whole: int | Ints) -> Bools:
     divides: Bools = whole % degree == 0
     return divides
 
@@ -106,6 +112,17 @@ def _chunks_are_whole(c: Context, p: Columns) -> Bools:
     return held
 
 
+def _end_stages_fit(c: Context, p: Columns) -> Bools | bool:
+    """What a trainer takes from an end stage comes off that stage's one chunk of a middle one's."""
+    if c.framework.end_stages is not EndStages.LIGHTER:
+        return True
+    first, middle, last = _layers_of_stages(c, p)
+    most = np.where(p["pp"] > 2, middle, np.maximum(first, last))
+    fewest = most - most // p["vpp"]
+    held: Bools = (np.maximum(first, last) <= most) & (np.minimum(first, last) >= fewest)
+    return held
+
+
 def _ulysses_heads(c: Context, p: Columns) -> Bools:
     held: Bools = ~_is(p, CpKind.ULYSSES, "cp_kind") | (c.model.attention.n_heads % (p["tp"] * p["cp"]) == 0)
     return held
@@ -117,6 +134,48 @@ def _experts(c: Context) -> int:
 
 def _expert_width(c: Context) -> int:
     return c.model.moe.expert_width if c.model.moe else 1
+
+
+def _expert_tensor(c: Context, p: Columns) -> Bools | bool:
+    ability = c.framework.experts.tensor
+    if ability is ExpertTensor.ANY or c.model.moe is None:
+        return True
+    as_the_rest: Bools = p["etp"] == p["tp"]
+    whole: Bools = p["etp"] == 1
+    if ability is ExpertTensor.TP_OR_WHOLE:
+        return as_the_rest | whole
+    held: Bools = np.where(p["ep"] > 1, whole, as_the_rest)
+    return held
+
+
+def _has_bias(c: Context) -> bool:
+    model = c.model
+    has_dense = model.n_moe_layers < model.n_layers
+    return model.attention.qkv_bias or model.attention.out_bias or (has_dense and model.mlp.bias)
+
+
+def _expert_ranks(c: Context, p: Columns) -> Bools | bool:
+    ability = c.framework.experts.ranks
+    if ability is ExpertRanks.ALL:
+        return True
+    if ability is ExpertRanks.DP:
+        return _divides(p["ep"], p["dp"])
+    return _divides(p["ep"], p["tp"] * p["cp"] * np.where(p["zero"] > 0, p["dp"], 1))
+
+
+def _expert_replicas(c: Context, p: Columns) -> Bools | bool:
+    if c.framework.experts.own_replicas_in_any_order or c.model.moe is None:
+        return True
+    inside = _is(p, RankOrder.TP_CP_PP_DP, "rank_order") & (p["pp"] > 1)
+    held: Bools = ~inside | (p["etp"] * p["ep"] == p["tp"] * p["cp"])
+    return held
+
+
+def _waiting_transfers(c: Context, p: Columns) -> Bools | bool:
+    if c.framework.waits_from_pp <= 2:
+        return True
+    held: Bools = (p["vpp"] == 1) | (p["pp"] >= c.framework.waits_from_pp) | p["overlap_pp"].astype(bool)
+    return held
 
 
 def _n_microbatches(c: Context, p: Columns) -> Ints:
@@ -141,11 +200,22 @@ RULES: tuple[Rule, ...] = (
     _rule("named stages differ from the middle ones; of two stages only the first is named",
           "pp first_layers last_layers", _split_is_named_once),
     _rule("the framework sets the layers of the first and the last stage", "first_layers last_layers",
-          lambda c, p: ((p["first_layers"] == 0) & (p["last_layers"] == 0)) | c.framework.uneven_stages),
+          lambda c, p: ((p["first_layers"] == 0) & (p["last_layers"] == 0))
+          | (c.framework.end_stages is not EndStages.EVEN)),
+    _rule("the framework takes so many layers off an end stage", "pp vpp first_layers last_layers",
+          _end_stages_fit),
+    _rule("the framework lays tied embeddings on two stages", "pp",
+          lambda c, p: (p["pp"] == 1) | c.framework.ties_over_stages | (not c.model.embedding.tied)),
+    _rule("the framework trains experts in a pipeline", "pp",
+          lambda c, p: (p["pp"] == 1) | c.framework.experts.in_pipeline | (c.model.moe is None)),
     _rule("2 * cp divides seq_len", "cp",
           lambda c, p: (p["cp"] == 1) | _divides(2 * p["cp"], c.workload.seq_len)),
     _rule("the framework splits sequences in this way", "cp cp_kind",
           lambda c, p: (p["cp"] == 1) | _among(p["cp_kind"], c.framework.cp_kinds)),
+    _rule("the framework splits sequences beside a pipeline", "pp cp",
+          lambda c, p: (p["cp"] == 1) | (p["pp"] == 1) | (not c.framework.cp_alone)),
+    _rule("the framework splits sequences beside sequence_parallel", "cp sequence_parallel",
+          lambda c, p: (p["cp"] == 1) | ~p["sequence_parallel"].astype(bool) | (not c.framework.cp_alone)),
     _rule("cp_kind is set only with cp above 1", "cp cp_kind",
           lambda c, p: (p["cp"] > 1) | _is(p, CpKind.RING, "cp_kind")),
     _rule("tp * cp divides n_heads with ulysses", "tp cp cp_kind", _ulysses_heads),
@@ -155,8 +225,10 @@ RULES: tuple[Rule, ...] = (
           lambda c, p: c.workload.global_batch % (p["micro_batch"] * p["dp"]) == 0),
     _rule("ep divides n_experts", "ep", lambda c, p: _experts(c) % p["ep"] == 0),
     _rule("etp divides the expert width", "etp", lambda c, p: _expert_width(c) % p["etp"] == 0),
-    _rule("the framework splits experts' matrices by their own degree", "tp etp",
-          lambda c, p: (p["etp"] == 1) | (p["etp"] == p["tp"]) | c.framework.expert_tensor_parallel),
+    _rule("the framework splits experts' matrices by this degree", "tp ep etp", _expert_tensor),
+    _rule("the framework splits experts' matrices beside linear layers with a bias", "etp",
+          lambda c, p: (p["etp"] == 1) | c.framework.experts.split_beside_biases | (not _has_bias(c))),
+    _rule("the framework spreads experts over these ranks", "tp cp dp ep zero", _expert_ranks),
     _rule("etp is at most tp", "tp etp", lambda c, p: p["etp"] <= p["tp"]),
     _rule("etp * ep divides tp * cp * dp", "tp cp dp ep etp",
           lambda c, p: (p["tp"] * p["cp"] * p["dp"]) % (p["etp"] * p["ep"]) == 0),
@@ -198,6 +270,13 @@ RULES: tuple[Rule, ...] = (
           lambda c, p: ~p["overlap_tp"].astype(bool) | c.framework.overlaps_tp),
     _rule("overlap_pp needs the interleaved schedule", "schedule overlap_pp",
           lambda c, p: ~p["overlap_pp"].astype(bool) | _is(p, Schedule.INTERLEAVED, "schedule")),
+    _rule("the framework leaves transfers of so short a pipeline unoverlapped", "pp vpp overlap_pp",
+          _waiting_transfers),
+    _rule("the framework overlaps gradient reduction at the zero stage", "zero overlap_dp",
+          lambda c, p: ~p["overlap_dp"].astype(bool)
+          | np.isin(p["zero"], c.framework.zero_stages_with_overlap)),
+    _rule("the framework gives experts replicas of their own in this rank order",
+          "tp pp cp ep etp rank_order", _expert_replicas),
     _rule("rank_order is set only with dp and pp above 1", "pp dp rank_order",
           lambda c, p: ((p["pp"] > 1) & (p["dp"] > 1)) | _is(p, RankOrder.TP_CP_DP_PP, "rank_order")),
     _rule("the framework lays ranks in this order", "rank_order",

@@ -14,6 +14,7 @@ from objectives import ranking
 from objectives.cost import step
 from objectives.cost.result import Estimate
 from objectives.metrics import Job
+from objectives.uncertainty import step_interval_s
 from runners.launchers.base import Options
 from runners.launchers.export import export as write_export
 from search_spaces.cluster import ClusterSpec
@@ -26,7 +27,6 @@ from search_spaces.model_presets import load_model
 from search_spaces.plan import Plan, Plans
 from search_spaces.space import SearchSpace, SpaceSpec
 from search_spaces.workload import Workload
-from tuner.uncertainty import step_interval_s
 
 __all__ = ["describe_job", "estimate", "export", "rank", "read_plan", "step_interval_s"]
 

@@ -7,11 +7,12 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version as version_of
+from itertools import pairwise
 from typing import Annotated
 
 import typer
 
-from tuner import cli_export, cli_known, cli_price, cli_study
+from tuner import cli_export, cli_known, cli_price, cli_study, cli_validate
 from tuner.cli_output import ReaderLeft, tell
 
 DONE, ANSWER_IS_NO, BAD_INPUT, INTERRUPTED, BROKEN_PIPE = 0, 1, 2, 130, 141
@@ -26,7 +27,7 @@ app = typer.Typer(
 )
 PRICE, STUDY, KNOWN = "Price plans", "Studies", "What is known"
 for _panel, _verbs in {
-    PRICE: (cli_price.rank, cli_price.estimate),
+    PRICE: (cli_price.rank, cli_price.estimate, cli_validate.validate),
     STUDY: (
         cli_study.tune,
         cli_study.resume,
@@ -62,7 +63,7 @@ def run(arguments: Sequence[str]) -> int:
     try:
         code = app(args=list(arguments), standalone_mode=False)
     except typer.TyperException as error:
-        _show_usage_error(error)
+        _show_usage_error(error, arguments)
         return BAD_INPUT
     except (KeyboardInterrupt, typer.Abort):
         tell("interrupted")
@@ -78,17 +79,25 @@ def run(arguments: Sequence[str]) -> int:
     return code if isinstance(code, int) else DONE
 
 
-def _show_usage_error(error: typer.TyperException) -> None:
+def _show_usage_error(error: typer.TyperException, arguments: Sequence[str]) -> None:
     near = getattr(error, "possibilities", None)
     if type(error).__name__ == "NoArgsIsHelpError":
         tell(str(error))
         return
-    tell(f"error: {error.message if near else error.format_message()}")
+    tell(f"error: {error.message if near else error.format_message()}{_given(error, arguments)}")
     if near:
         tell(f"hint: did you mean {sorted(near)[0]!r}?")
     else:
         context = getattr(error, "ctx", None)
         tell(f"hint: see {context.command_path if context else 'meshtune'} --help")
+
+
+def _given(error: typer.TyperException, arguments: Sequence[str]) -> str:
+    """What followed the flag whose value is refused: typer's own sentences leave it out."""
+    words = [part for word in arguments for part in (word.split("=", 1) if word[:2] == "--" else [word])]
+    flags = getattr(getattr(error, "param", None), "opts", ())
+    values = [value for flag, value in pairwise(words) if flag in flags]
+    return f"; got {values[-1]!r}." if values else ""
 
 
 def main() -> None:
@@ -100,4 +109,9 @@ def main() -> None:
         # Without this Python complains once more at exit, when it flushes what is left.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = BROKEN_PIPE
+    except OSError as error:  # a full disk under standard output
+        tell(
+            f"error: what is printed must be written somewhere; got {(error.strerror or str(error)).lower()}."
+        )
+        os._exit(BAD_INPUT)
     sys.exit(code)

@@ -29,13 +29,13 @@ def job_from(flags: JobFlags) -> Job:
         f"--model {flags.model} --hf-config {flags.hf_config}",
     )
     needed = {
-        "--model or --hf-config": flags.model or flags.hf_config,
+        "--model or --hf-config": flags.hf_config if flags.model is None else flags.model,
         "--cluster": flags.cluster,
         "--devices": flags.devices,
         "--global-batch": flags.global_batch,
         "--seq-len": flags.seq_len,
     }
-    missing = [name for name, value in needed.items() if value is None]
+    missing = [name for name, value in needed.items() if value in (None, "")]
     if missing:
         raise InvalidSpec(f"the job must be described by {', '.join(needed)}", f"no {', no '.join(missing)}")
     return describe_job(
@@ -68,6 +68,7 @@ def space_from(flags: JobFlags) -> SpaceSpec:
 
 def space_table(flags: JobFlags) -> dict[str, Any]:
     """The same as the table a study file would hold."""
+    check(flags.space != "", "--space must name a file", "''")
     table = _space_file(Path(flags.space)) if flags.space else {}
     return table | {name: list(asked_choices(name, values)) for name, values in settings(flags.set_ or ())}
 

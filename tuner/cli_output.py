@@ -2,10 +2,12 @@
 
 import json
 import os
+import shlex
 import sys
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
+from shutil import which
 from typing import Any
 
 from rich.console import Console, RenderableType
@@ -50,6 +52,13 @@ def show(*parts: RenderableType) -> None:
 def tell(text: str) -> None:
     """A line of the story; text from outside is not read as markup."""
     err().print(text, markup=False, soft_wrap=True)
+
+
+def command_line(*words: str) -> str:
+    """A command of ours as this user can type it: where `meshtune` is not on the path, as it was called."""
+    called = Path(sys.argv[0])
+    away = called.name == "meshtune" and called.exists() and which("meshtune") is None
+    return shlex.join([str(called) if away else "meshtune", *words])
 
 
 def show_json(document: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tuner.cli_flags import JobFlags, JsonFlag, StorageFlag, job_flags
-from tuner.cli_output import check_writable, err, show_json, tell
+from tuner.cli_output import check_writable, command_line, err, show_json, tell
 from tuner.cli_output import show as put
 
 if TYPE_CHECKING:
@@ -127,11 +127,11 @@ def _finish(result: "StudyResult", *, storage: str, json: bool) -> None:
         show_json(study_documents.tune_document(result))
     else:
         put(study_screen.outcome_screen(from_study.study_report(result.view, with_importance=False)))
-    flag = f"{result.view.name} --storage {storage}"
+    words = (result.view.name, "--storage", storage)
     if result.stop is Stop.INTERRUPTED:
-        tell(f"go on with: meshtune resume {flag}")
+        tell(f"go on with: {command_line('resume', *words)}")
         raise typer.Exit(INTERRUPTED)
-    tell(f"see: meshtune report {flag}")
+    tell(f"see: {command_line('report', *words)}")
 
 
 def studies(*, storage: StorageFlag = None, json: JsonFlag = False) -> None:

@@ -15,7 +15,7 @@ import socket
 import time
 import uuid
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import cache
 from pathlib import Path
 from typing import Any, Self
@@ -85,10 +85,10 @@ class Lease:
 def lease_of(attributes: Mapping[str, Any]) -> Lease | None:
     """The lease among a trial's user attributes; None for a trial that is not ours."""
     stored = attributes.get("lease")
-    if not isinstance(stored, Mapping) or not {"driver", "host", "pid", "started", "until"} <= stored.keys():
+    names = [each.name for each in fields(Owner)]
+    if not isinstance(stored, Mapping) or not {*names, "until"} <= stored.keys():
         return None
-    fields = dict(stored)
-    return Lease(until=float(fields.pop("until")), owner=Owner(**fields))
+    return Lease(until=float(stored["until"]), owner=Owner(**{name: stored[name] for name in names}))
 
 
 @cache

@@ -1,4 +1,4 @@
-"""The candidate table of a study: the best predicted plans that fit, by each metric of the objective."""
+"""The candidate table of a study: the best predicted plans that fit and that the framework can launch."""
 
 from collections.abc import Sequence
 
@@ -7,6 +7,7 @@ import numpy as np
 from objectives.cost.step import join_estimates
 from objectives.ranking import DEFAULT_KEEP, Candidates, Ranking, rank
 from search_spaces.plan import Plans
+from tuner.exportable import exportable
 from tuner.inputs import StudyInputs
 
 
@@ -19,11 +20,13 @@ def shortlist(inputs: StudyInputs, *, keep: int = DEFAULT_KEEP) -> Ranking:
         The rules leave no plan.
     NothingFits
         Legal plans exist, and the leanest is too large for the devices.
+    CannotExport
+        The framework's launcher refuses all of them.
     """
     rankings = [rank(inputs.job, inputs.space, metric=metric, keep=keep) for metric in inputs.objective]
     tables = [ranking.candidates for ranking in rankings]
     merged = tables[0] if len(tables) == 1 else merge(tables, inputs)
-    return Ranking(ledger=rankings[0].ledger, candidates=merged)
+    return exportable(inputs.job, Ranking(ledger=rankings[0].ledger, candidates=merged))
 
 
 def merge(tables: Sequence[Candidates], inputs: StudyInputs) -> Candidates:

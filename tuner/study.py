@@ -4,18 +4,20 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from inspect import signature
 from pathlib import Path
-from typing import Any
+from pkgutil import resolve_name
+from typing import Any, get_type_hints
 
 import optuna
 from optuna.samplers import RandomSampler
 from optuna.storages import BaseStorage
 from optuna.study import Study
 
-from objectives.ranking import Ledger, Ranking
-from runners.protocol import Executor
+from objectives.ranking import Candidates, Ledger
+from runners.protocol import RUNNERS, Executor, RunnerRecipe
 from search_spaces.documents import build
-from search_spaces.errors import InvalidSpec
+from search_spaces.errors import InvalidSpec, check, suggest_keys
 from tuner.book import Book
 from tuner.budget import Budget, Stop
 from tuner.config import ExecutorKind, Machine, StudyConfig
@@ -33,12 +35,14 @@ from tuner.inputs import (
 from tuner.interrupts import interruptible
 from tuner.leases import Owner
 from tuner.samplers import SAMPLERS, make_sampler
+from tuner.samplers.candidates import CandidateSampler, CandidateTable
 from tuner.shortlist import shortlist
 from tuner.storage import list_studies, open_storage, storage_place, storage_trouble
 from tuner.view import StudyView, load_study, require_study
 
 # A driver that creates a study writes its inputs next; another one that comes in between waits so long.
 CREATION_S = 5.0
+WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,14 +72,17 @@ def tune(config: StudyConfig, *, executor: Executor | None = None, on_event: OnE
     """
     inputs = config.inputs
     check_sampler(inputs.sampler)
+    check_runner(inputs.recipe)
     storage = open_storage(config.storage)
     _refuse_other(config.name, storage, inputs)
     ranking = shortlist(inputs)
     on_event(Ranked(ledger=ranking.ledger, n_candidates=len(ranking.candidates)))
+    sampler = _sampler(inputs, ranking.candidates)
     book = open_book(config, storage, Owner.this_process())
     with storage_trouble(book.shown):
         _remember(book.study, config)
-    stop = _drive(config, book, ranking, executor, on_event)
+    book.study.sampler = sampler
+    stop = _drive(config, book, sampler.table, executor, on_event)
     on_event(Stopped(why=stop))
     return StudyResult(view=load_study(config.name, storage), stop=stop, ledger=ranking.ledger)
 
@@ -170,28 +177,47 @@ def check_sampler(name: str) -> None:
         make_sampler(name, candidates=None, metrics=(), seed=0, job=None)  # type: ignore[arg-type]
 
 
-def _drive(
-    config: StudyConfig, book: Book, ranking: Ranking, executor: Executor | None, on_event: OnEvent
-) -> Stop:
-    inputs = config.inputs
-    sampler = make_sampler(
-        inputs.sampler,
-        candidates=ranking.candidates,
-        metrics=inputs.objective,
-        seed=inputs.seed,
-        job=inputs.job,
+def check_runner(recipe: RunnerRecipe) -> None:
+    """Refuse options that the runner does not take before anything is written."""
+    runner: Any = resolve_name(RUNNERS[recipe.kind])
+    kinds = get_type_hints(runner.__init__)
+    options = [each for each in signature(runner).parameters.values() if each.kind is each.KEYWORD_ONLY]
+    where = f"[runner] options of {recipe.kind}"
+    check(
+        bool(options) or not recipe.options,
+        f"the runner {recipe.kind} takes no options",
+        list(recipe.options),
     )
-    book.study.sampler = sampler
+    suggest_keys(where, recipe.options, [each.name for each in options])
+    for each in options:
+        needed = each.default is each.empty
+        check(not needed or each.name in recipe.options, f"{where} must have the key {each.name}", "none")
+    for name, value in recipe.options.items():
+        accepted = {float: (int, float)}.get(kinds[name], kinds[name])
+        fits = isinstance(value, accepted) and (kinds[name] is bool or not isinstance(value, bool))
+        check(fits, f"{where}: {name} must be {WORDS.get(kinds[name], 'a value')}", repr(value))
+    recipe.build()
+
+
+def _sampler(inputs: StudyInputs, candidates: Candidates) -> CandidateSampler:
+    return make_sampler(
+        inputs.sampler, candidates=candidates, metrics=inputs.objective, seed=inputs.seed, job=inputs.job
+    )
+
+
+def _drive(
+    config: StudyConfig, book: Book, table: CandidateTable, executor: Executor | None, on_event: OnEvent
+) -> Stop:
     with interruptible() as is_interrupted, _executor(config, executor) as get_executor:
         driver = Driver(
             book=book,
-            table=sampler.table,
+            table=table,
             budget=config.budget,
             n_slots=executor.n_slots if executor else config.machine.parallel,
             get_executor=get_executor,
             is_interrupted=is_interrupted,
             on_event=on_event,
-            inputs=inputs,
+            inputs=config.inputs,
         )
         return driver.run()
 

@@ -18,8 +18,8 @@ every plan fails; trials that fell into that quarter, median over the seeds (ran
 
 So TPE learns as much from PRUNED as from COMPLETE, with one objective and with several; the constraint tells
 it which failure was the nearer miss.  GP reads only COMPLETE trials: it cannot learn from a failure without
-made-up values, and is kept from the same plan only by the candidate table.  Meshtune's own sampler reads the
-outcome itself.
+made-up values, so `ProjectedGP` keeps its proposals among the plans that likely run.  Meshtune's own sampler
+reads the outcome itself.
 """
 
 import math

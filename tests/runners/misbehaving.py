@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import psutil
@@ -70,6 +70,13 @@ class Misbehaving:
             assert time.monotonic() < deadline, f"no try {n_tries} of {plan.key}"
             time.sleep(0.02)
         return self.tries(plan)[n_tries - 1][1]
+
+
+class Seeing(Misbehaving):
+    """Says which accelerators it may use."""
+
+    def try_one(self, plan, attempt):
+        return replace(super().try_one(plan, attempt), log_tail=os.environ.get("CUDA_VISIBLE_DEVICES", "any"))
 
 
 class Unbuildable(Misbehaving):

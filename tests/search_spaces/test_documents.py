@@ -51,6 +51,7 @@ def test_what_a_spec_says_of_itself_needs_no_path():
         ({"seq_len": "many"}, InvalidSpec, r"\[workload\]: seq_len: .*; got 'many'"),
         ({"seq_len": True}, InvalidSpec, r"\[workload\]: seq_len: .*; got True"),
         ({"train_tokens": float("inf")}, InvalidSpec, r"\[workload\]: train_tokens\b"),
+        ({"seq_len": 10**20}, InvalidSpec, r"seq_len must be at most 9,223,.*; got a number of 21 digits"),
         ({"precision": "bf61"}, InvalidSpec, r"\[workload\]: precision: .*; got 'bf61'"),
     ],
 )  # fmt: skip
@@ -64,9 +65,16 @@ def test_a_missing_key_is_named():
         build(Workload, {"seq_len": 1}, "[workload]")
 
 
+def test_a_misspelt_key_is_told_before_the_one_that_it_leaves_missing():
+    with pytest.raises(UnknownName, match=r"got 'sequence'\.\nhint: did you mean 'seq_len'"):
+        build(Workload, {"sequence": 8192, "global_batch": 8}, "[workload]")
+
+
 @pytest.mark.parametrize(
     ("name", "text", "read", "sentence"),
     [
+        ("a.json", "[" * 100_000, read_json, "a.json must be a JSON file; got maximum recursion"),
+        ("a.json", "9" * 5_000, read_json, "a.json must be a JSON file; got Exceeds the limit"),
         ("a.toml", "x = ", read_toml, "a.toml must be a TOML file"),
         ("a.json", "{", read_json, "a.json must be a JSON file"),
         ("a.json", "[1]", read_json, "a.json must hold one JSON object; got list"),

@@ -1,9 +1,12 @@
 """Each rule where it holds and where it does not; a rule names the knobs that it reads."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from search_spaces.cluster_presets import load_cluster
+from search_spaces.framework import FRAMEWORKS
 from search_spaces.knobs import ORDER, default_splits
 from search_spaces.model_presets import load_model
 from search_spaces.plan import KNOB_NAMES, Plan, column
@@ -25,6 +28,7 @@ def broken(context, text):
     return broken_rules(context, columns_of(Plan.parse(text)))
 
 
+BIASED = "qwen3-30b-a3b with biases"
 LLAMA, MIXTRAL, DEEPSEEK = context_of(), context_of("mixtral-8x7b"), context_of("deepseek-v3")
 
 
@@ -152,11 +156,74 @@ def test_a_trainer_refuses_what_it_cannot_run(framework, text, rule):
     assert broken(LLAMA, text) == []
 
 
+@pytest.mark.parametrize(
+    ("framework", "model", "text", "rule"),
+    [
+        (
+            "megatron-lm", "llama-3-8b", "pp=2 dp=32 vpp=2 schedule=interleaved",
+            "the framework leaves transfers of so short a pipeline unoverlapped",
+        ),
+        (
+            "megatron-lm", "mixtral-8x7b", "pp=2 dp=32 ep=8 rank_order=tp-cp-pp-dp",
+            "the framework gives experts replicas of their own in this rank order",
+        ),
+        (
+            "megatron-lm", BIASED, "tp=2 dp=32 etp=2 sequence_parallel=true",
+            "the framework splits experts' matrices beside linear layers with a bias",
+        ),
+        (
+            "deepspeed", "llama-3-8b", "pp=2 cp=2 dp=16 cp_kind=ulysses",
+            "the framework splits sequences beside a pipeline",
+        ),
+        (
+            "deepspeed", "llama-3-8b", "tp=2 cp=2 dp=16 cp_kind=ulysses sequence_parallel=true",
+            "the framework splits sequences beside sequence_parallel",
+        ),
+        (
+            "deepspeed", "llama-3-8b", "dp=64 overlap_dp=true",
+            "the framework overlaps gradient reduction at the zero stage",
+        ),
+        ("deepspeed", "mixtral-8x7b", "pp=2 dp=32", "the framework trains experts in a pipeline"),
+        (
+            "deepspeed", "mixtral-8x7b", "tp=16 dp=4 ep=8 sequence_parallel=true",
+            "the framework spreads experts over these ranks",
+        ),
+        (
+            "deepspeed", "mixtral-8x7b", "tp=4 dp=16 etp=2 sequence_parallel=true",
+            "the framework splits experts' matrices by this degree",
+        ),
+        ("torchtitan", "mixtral-8x7b", "dp=64 ep=8", "the framework spreads experts over these ranks"),
+        (
+            "torchtitan", "mixtral-8x7b", "tp=2 dp=32 zero=2 sequence_parallel=true",
+            "the framework splits experts' matrices by this degree",
+        ),
+        (
+            "torchtitan", "llama-3-8b", "pp=4 dp=16 first_layers=10 last_layers=6",
+            "the framework takes so many layers off an end stage",
+        ),
+        ("torchtitan", "gpt2", "pp=2 dp=32", "the framework lays tied embeddings on two stages"),
+    ],
+)  # fmt: skip
+def test_a_trainer_refuses_what_its_launcher_cannot_say(framework, model, text, rule):
+    assert broken(_context_for(model, framework), text) == [rule]
+    assert broken(_context_for(model, "any"), text) == []
+
+
+def _context_for(model, framework):
+    context = context_of(model.removesuffix(" with biases"), seq_len=4096, framework=framework)
+    if model != BIASED:
+        return context
+    attention = replace(context.model.attention, qkv_bias=True)
+    return replace(context, model=replace(context.model, attention=attention))
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
-def test_a_rule_reads_the_knobs_it_names_and_no_others(rule):
+def test_a_rule_reads_the_knobs_it_names_and_no_others(rule, framework):
     columns = columns_of(Plan(), Plan(tp=2, pp=2, dp=16))
     assert set(rule.knobs) <= set(KNOB_NAMES)
-    held = rule.holds(MIXTRAL, {name: columns[name] for name in rule.knobs})
+    context = context_of("mixtral-8x7b", framework=framework)
+    held = rule.holds(context, {name: columns[name] for name in rule.knobs})
     assert np.broadcast_to(held, (2,)).shape == (2,)
 
 

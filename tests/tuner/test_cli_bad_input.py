@@ -85,7 +85,12 @@ def test_an_unknown_verb_is_answered_with_the_nearest():
         (["rank", *JOB, "--set", "tp"], "--set must be KNOB=VALUE,VALUE; got 'tp'"),
         (["rank", *JOB, "--set", "tp=two"], "tp must be a whole number; got 'two'"),
         (["rank", *JOB, "--top", "0"], "--top"),
-        (["rank", *job(devices="nan")], "--devices"),
+        (["rank", *job(devices="nan")], "got 'nan'."),
+        (["rank", *JOB[2:], "--hf-config", ""], "no --model or --hf-config"),
+        (["rank", *job(cluster="")], "got no --cluster"),
+        (["rank", *JOB, "--space", ""], "--space must name a file"),
+        (["rank", *job(seq_len="9" * 20)], "seq_len must be at most"),
+        (["rank", *JOB, "--top=1e3"], "got '1e3'."),
         (["rank", *job(global_batch="inf")], "--global-batch"),
         (["rank", *job(seq_len="0")], "seq_len must be a positive number of tokens; got 0"),
         (["rank", *job(devices="-8")], "got -8"),
@@ -98,12 +103,26 @@ def test_an_unknown_verb_is_answered_with_the_nearest():
         (["tune", *JOB, "--trials", "0"], "trials must be positive; got 0"),
         (["tune", *JOB, "--parallel", "0"], "parallel must be a positive number of trials; got 0"),
         (["tune", *JOB, "--runner-option", "noise=nan"], "must be finite"),
+        (["tune", *JOB, "--runner-option", "nois=1"], "did you mean 'noise'?"),
+        (["tune", *JOB, "--runner-option", "noise=x"], "noise must be a number; got 'x'"),
+        (["tune", *JOB, "--runner-option", "noise=true"], "noise must be a number; got True"),
+        (["tune", *JOB, "--runner-option", "noise=-1"], "noise must be finite, not negative"),
+        (["tune", *JOB, "--runner", "replay"], "options of replay must have the key path"),
+        (
+            ["tune", *JOB, "--runner", "replay", "--runner-option", "path=no.csv"],
+            "no.csv must be a readable text file; got no such file",
+        ),
+        (
+            ["tune", *JOB, "--runner", "analytic", "--runner-option", "a=1"],
+            "the runner analytic takes no options",
+        ),
     ],
     ids=lambda value: value if isinstance(value, str) else value[0],
 )
-def test_a_wrong_value_is_named(arguments, sentence, tmp_path, monkeypatch):
+def test_a_wrong_value_is_named_and_nothing_is_written(arguments, sentence, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert sentence in complaint(*arguments)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_batch_that_cannot_be_divided_names_the_rule():

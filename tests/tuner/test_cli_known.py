@@ -58,6 +58,7 @@ def test_version():
 VERBS = {
     "rank": "job set space top metric json",
     "estimate": "job set space plan explain json",
+    "validate": "cluster all html json",
     "tune": "job set space name trials hours parallel runner runner-option executor ray-address sampler seed"
     " metric storage json",
     "resume": "trials hours parallel storage json",

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.tuner.cli import JOB, NARROW, PLAN
+from tuner.cli_output import command_line
 
 ROOT = Path(__file__).parents[2]
 HEAVY = {"torch", "ray", "pandas", "plotly", "sklearn"}
@@ -111,3 +112,29 @@ def test_ctrl_c_ends_a_study_cleanly_and_it_can_be_resumed(tmp_path):
     assert "Traceback" not in rest
     after = json.loads(run("resume", "x", "--storage", storage, "--json").stdout)
     assert after["counts"]["measured"] + after["counts"]["failed"] == 4
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_a_full_disk_under_the_output_is_a_sentence():
+    with Path("/dev/full").open("w") as full:
+        answer = subprocess.run(
+            command("models"),
+            cwd=ROOT,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    assert answer.returncode == 2
+    assert answer.stderr == "error: what is printed must be written somewhere; got no space left on device.\n"
+
+
+def test_the_command_is_named_as_the_user_can_call_it(tmp_path, monkeypatch):
+    called = tmp_path / "meshtune"
+    called.touch()
+    monkeypatch.setattr(sys, "argv", [str(called)])
+    monkeypatch.setenv("PATH", "")
+    assert command_line("show", "my study") == f"{called} show 'my study'"
+    monkeypatch.setattr(sys, "argv", ["-m"])
+    assert command_line("show", "x") == "meshtune show x"

@@ -2,13 +2,15 @@
 
 import dataclasses
 import json
+import re
 
 import pytest
 
 from search_spaces.errors import InvalidSpec, MeshtuneError, UnknownName
 from search_spaces.model_presets import load_model
-from search_spaces.workload import Precision
-from tests.tuner.studies import config, tables
+from search_spaces.plan import KNOB_NAMES
+from search_spaces.workload import Precision, Workload
+from tests.tuner.studies import ROOT, config, tables
 from tuner.budget import Budget
 from tuner.config import ExecutorKind, Machine, config_from_tables, read_config
 from tuner.inputs import RunnerChoice, inputs_from_document, inputs_to_document, plain
@@ -223,3 +225,39 @@ def test_unknown_samplers_are_refused_before_anything_is_written(tmp_path):
 
 def test_the_tables_of_these_tests_are_a_study_file(tmp_path):
     assert config_from_tables(tables("s.db"), folder=tmp_path) == config("s.db")
+
+
+def test_the_example_is_the_issues_main_job():
+    config = read_config(ROOT / "docs/examples/llama-3-70b/study.toml")
+    assert config.inputs.model.n_layers == load_model("llama-3-70b").n_layers
+    assert (config.name, config.budget.trials) == ("llama-3-70b-512xh100", 24)
+    assert (config.inputs.cluster.n_devices, config.inputs.workload.framework) == (512, "megatron-lm")
+
+
+def keys_documented(table):
+    """The keys in the first column of the study file's page, under the table's heading."""
+    text = (ROOT / "docs/study-file.md").read_text()
+    section = text.split(f"\n## [{table}]\n")[1].split("\n## ")[0]
+    first_cells = [line.split("|")[1] for line in section.splitlines() if line.startswith("|")]
+    return {name for cell in first_cells for name in re.findall(r"`(\w+)`", cell)}
+
+
+@pytest.mark.parametrize(
+    ("table", "keys"),
+    [
+        ("study", {"name", "storage", "sampler", "seed"}),
+        ("workload", {field.name for field in dataclasses.fields(Workload)}),
+        ("space", set(KNOB_NAMES)),
+        ("runner", {field.name for kind in (RunnerChoice, Machine) for field in dataclasses.fields(kind)}),
+        ("budget", {field.name for field in dataclasses.fields(Budget)}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_the_page_of_the_study_file_has_every_key(table, keys):
+    assert keys_documented(table) == keys
+
+
+def test_the_shortest_file_on_the_page_is_whole(tmp_path):
+    page = (ROOT / "docs/study-file.md").read_text()
+    (tmp_path / "study.toml").write_text(page.split("```toml\n")[1].split("```")[0])
+    assert read_config(tmp_path / "study.toml").name == "llama-3-8b-16xdgx-h100"

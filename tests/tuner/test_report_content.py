@@ -7,6 +7,7 @@ import pytest
 
 from objectives.cost.result import StepMemory, StepTime
 from objectives.metrics import METRICS, Goal
+from objectives.uncertainty import constants, step_interval_s, with_constant
 from search_spaces.plan import CpKind, Plan, Plans, Recompute, Schedule
 from tests.tuner.report_example import job, plan, study_report
 from tuner.report import words
@@ -14,7 +15,6 @@ from tuner.report.content import accuracy, best_so_far, pair_order, pareto_front
 from tuner.report.importance import knob_importance
 from tuner.report.parts import MEMORY_PARTS, TIME_PARTS
 from tuner.report.tables import bar
-from tuner.uncertainty import constants, step_interval_s, with_constant
 
 
 @pytest.mark.parametrize(("table", "kind"), [(TIME_PARTS, StepTime), (MEMORY_PARTS, StepMemory)])

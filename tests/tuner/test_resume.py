@@ -136,7 +136,7 @@ def test_a_killed_ray_worker_costs_nothing_and_a_killed_ray_can_be_resumed(tmp_p
     on_ray = {"executor": "ray", "parallel": 2, "options": {"seconds_per_trial": 0.4}}
     driver = start_driver(tmp_path, storage, runner=on_ray, budget={"trials": 10})
     wait_for(driver, "finished", 1)
-    actors = [each for each in ray_processes(driver) if "".join(each.cmdline()).startswith("ray::")]
+    actors = [each for each in ray_processes(driver) if "".join(each.cmdline()).startswith("ray::TrialActor")]
     actors[0].kill()
     wait_for(driver, "finished", 4)
     assert driver.poll() is None

@@ -7,6 +7,7 @@ import optuna
 import pytest
 
 from objectives.outcome import Cause, Failed, OutcomeOrigin, outcome_to_dict
+from search_spaces.errors import InvalidSpec
 from tests.tuner.hidden_cluster import (
     CAPACITY_BYTES,
     HiddenCluster,
@@ -18,7 +19,8 @@ from tests.tuner.hidden_cluster import (
     told,
 )
 from tuner.acquisition import chebyshev
-from tuner.samplers import make_sampler
+from tuner.samplers import check_sampler, make_sampler
+from tuner.samplers.projected import ProjectedGP, ProjectedRandom
 
 SEEDS = range(10)
 BUDGET = 16
@@ -118,6 +120,50 @@ def test_plans_like_those_that_failed_by_themselves_are_avoided(cause):
         failure = Failed(cause=cause, message="it did not run", origin=OutcomeOrigin.SIMULATED)
         tell(study, trial, failure if bad[rows[-1]] else cluster.outcome(rows[-1]))
     assert bad[rows[-8:]].sum() <= 2
+
+
+class GpWithoutTorch(ProjectedGP):
+    """Chance in the place of the Gaussian process."""
+
+    def inner(self, seed):
+        return optuna.samplers.RandomSampler(seed=seed)
+
+
+def n_bad(sampler, cause, n_trials=32):
+    """Plans of the schedules that fail, among all but the first eight tried."""
+    cluster, bad = hidden_cluster(TABLE, 0), TABLE.plans.schedule != TABLE.plans.schedule[0]
+    failure = Failed(cause=cause, message="it did not run", origin=OutcomeOrigin.SIMULATED)
+    study, rows = optuna.create_study(sampler=sampler), []
+    for _ in range(n_trials):
+        trial = study.ask(fixed_distributions=sampler.table.distributions)
+        rows.append(sampler.table.row_of(trial.params))
+        tell(study, trial, failure if bad[rows[-1]] else cluster.outcome(rows[-1]))
+    return bad[rows[8:]].sum()
+
+
+@pytest.mark.parametrize("cause", [Cause.CRASH, Cause.OUT_OF_MEMORY])
+def test_failures_that_the_gp_never_sees_keep_it_from_plans_like_them(cause):
+    counts = [
+        sum(n_bad(kind(TABLE, metrics=("step_time",), seed=seed, job=job()), cause) for seed in range(4))
+        for kind in (GpWithoutTorch, ProjectedRandom)
+    ]
+    assert counts[0] < 0.7 * counts[1]
+
+
+@pytest.mark.torch
+def test_the_gp_is_no_worse_than_chance_where_many_plans_do_not_fit():
+    cluster = hidden_cluster(TABLE, 0)
+    tight = HiddenCluster(cluster.step_s, cluster.peak_bytes * 1.8, noise=0.01, seed=0)
+    assert regrets(sampler("gp"), tight, 20)[-1] <= regrets(sampler("random"), tight, 20)[-1]
+
+
+def test_a_sampler_whose_package_is_missing_says_how_to_get_it(monkeypatch):
+    monkeypatch.setattr("tuner.samplers.importlib.util.find_spec", lambda name: None)
+    hint = r"the sampler 'gp' needs torch; got none installed\.\nhint: pip install 'meshtune\[torch\]'"
+    for attempt in (lambda: check_sampler("gp"), lambda: sampler("gp")):
+        with pytest.raises(InvalidSpec, match=hint):
+            attempt()
+    check_sampler("meshtune")
 
 
 def test_a_machine_fault_says_nothing_about_the_plan():

@@ -1,11 +1,11 @@
 """A stored study as the content of a report."""
 
 from objectives.metrics import metric_named
+from objectives.uncertainty import constants
 from search_spaces.cluster import Origin
 from tuner.inputs import PARTS, StudyInputs, fingerprint, plain
 from tuner.report.content import Importance, StudyReport, TrialRow
 from tuner.report.importance import knob_importance
-from tuner.uncertainty import constants
 from tuner.view import State, StudyView, TrialRecord
 
 

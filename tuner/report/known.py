@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.console import Group, RenderableType
 
+from objectives.uncertainty import constants
 from runners.launchers import LAUNCHERS, load_launcher
 from search_spaces.cluster import ClusterSpec, Constant
 from search_spaces.model import ModelSpec
@@ -14,7 +15,6 @@ from search_spaces.parameters import active_parameters, parameters_without_embed
 from search_spaces.units import TFLOPS, gb, gib
 from tuner.report.tables import facts, table
 from tuner.report.words import count
-from tuner.uncertainty import constants
 
 
 def model_row(model: ModelSpec) -> dict[str, Any]:

@@ -25,14 +25,18 @@ for (const holder of document.querySelectorAll(".plot")) {
 
 def page(report: StudyReport) -> str:
     """The whole document."""
+    body = "\n".join([_head(report), _cards(report), '<div class="grid">', *_sections(report), "</div>"])
+    return html_document(report.name, body)
+
+
+def html_document(title: str, body: str) -> str:
+    """One self-contained file in the reports' style, its pictures drawn when it opens."""
     style = files("tuner.report").joinpath("page.css").read_text(encoding="utf-8")
     script = files("plotly").joinpath("package_data", "plotly.min.js").read_text(encoding="utf-8")
-    title = escape(report.name)
-    body = "\n".join([_head(report), _cards(report), '<div class="grid">', *_sections(report), "</div>"])
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{title} · Meshtune</title>\n<style>\n{style}</style>\n</head>\n"
+        f"<title>{escape(title)} · Meshtune</title>\n<style>\n{style}</style>\n</head>\n"
         f"<body>\n<main>\n{body}\n</main>\n"
         f"<script>{script}</script>\n<script>{DRAW}</script>\n</body>\n</html>\n"
     )
@@ -44,27 +48,28 @@ def _head(report: StudyReport) -> str:
 
 
 def _cards(report: StudyReport) -> str:
-    cards = [_card(str(len(report.trials)), f"trials: {report.states or 'none yet'}")]
+    cards = [card(str(len(report.trials)), f"trials: {report.states or 'none yet'}")]
     best = report.best
     if best and best.measured:
         measured, limit = best.measured, report.job.cluster.device.memory_bytes
         tokens = report.job.workload.tokens_per_step / measured.step_s / report.job.cluster.n_devices
         mfu = float(report.job.mfu(measured.step_s))  # type: ignore[arg-type]
         cards = [
-            _card(
+            card(
                 seconds(measured.step_s),
                 f"best step, {measured.origin}; predicted {seconds(best.predicted_s)}",
             ),
-            _card(f"{tokens:,.0f}", "tokens/s/device"),
-            _card(percent(mfu), f"MFU of the dense {report.job.workload.precision} peak"),
-            _card(gibibytes(measured.peak_memory_bytes), f"peak memory of {gib(limit):.1f} GiB"),
+            card(f"{tokens:,.0f}", "tokens/s/device"),
+            card(percent(mfu), f"MFU of the dense {report.job.workload.precision} peak"),
+            card(gibibytes(measured.peak_memory_bytes), f"peak memory of {gib(limit):.1f} GiB"),
             *cards,
         ]
     plan = f"<p>Best plan: <code>{escape(best.plan.key)}</code></p>" if best else ""
     return f'<div class="cards">{"".join(cards)}</div>\n{plan}'
 
 
-def _card(value: str, label: str) -> str:
+def card(value: str, label: str) -> str:
+    """A figure and what it is."""
     return f'<div class="card"><b>{escape(value)}</b><span>{escape(label)}</span></div>'
 
 

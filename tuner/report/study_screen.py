@@ -82,8 +82,10 @@ def summary(report: StudyReport) -> RenderableType:
     ]
     best = report.best
     if best:
+        first = report.metrics[0]
         for metric, value in zip(report.metrics, best.values, strict=True):
-            lines.append((f"best {metric.name}", f"{value_words(metric, value)}, {report.origin}"))
+            name = f"best {metric.name}" if metric is first else f"its {metric.name}"
+            lines.append((name, f"{value_words(metric, value)}, {report.origin}"))
         lines.append(("best plan", best.plan.key))
     return facts(lines)
 

@@ -1,11 +1,12 @@
 """Samplers by name.  All propose rows of the candidate table, so they compare on equal terms."""
 
+import importlib.util
 from collections.abc import Mapping
 from importlib import import_module
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from search_spaces.errors import UnknownName
+from search_spaces.errors import InvalidSpec, UnknownName
 
 if TYPE_CHECKING:
     from objectives.metrics import Job
@@ -22,6 +23,26 @@ SAMPLERS: Mapping[str, str] = MappingProxyType(
     }
 )
 
+NEEDS: Mapping[str, str] = MappingProxyType({"gp": "torch"})  # what not every installation has
+
+
+def check_sampler(name: str) -> None:
+    """Whether the sampler can be made here, before any work is done for it.
+
+    Raises
+    ------
+    UnknownName
+        A name that `SAMPLERS` does not hold.
+    InvalidSpec
+        A package that it needs is not installed.
+    """
+    if name not in SAMPLERS:
+        raise UnknownName("sampler", name, SAMPLERS)
+    package = NEEDS.get(name)
+    if package is not None and importlib.util.find_spec(package) is None:
+        hint = f"pip install 'meshtune[{package}]', or choose another sampler"
+        raise InvalidSpec(f"the sampler {name!r} needs {package}", "none installed", hint=hint)
+
 
 def make_sampler(
     name: str, *, candidates: "Candidates", metrics: tuple[str, ...], seed: int | None, job: "Job"
@@ -30,11 +51,10 @@ def make_sampler(
 
     Raises
     ------
-    UnknownName
-        A name that `SAMPLERS` does not hold.
+    UnknownName, InvalidSpec
+        As `check_sampler` does.
     """
-    if name not in SAMPLERS:
-        raise UnknownName("sampler", name, SAMPLERS)
+    check_sampler(name)
     module, _, attribute = SAMPLERS[name].partition(":")
     sampler: CandidateSampler = getattr(import_module(module), attribute)(
         candidates, metrics=metrics, seed=seed, job=job
