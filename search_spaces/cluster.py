@@ -32,6 +32,9 @@ class Constant:
         check(0 <= self.spread < float("inf"), must, self.spread)
 
 
+MOST_DEVICES = 10_000_000
+
+
 def assumed(value: float, source: str = "", spread: float = 0.2) -> Constant:
     """A constant that nobody measured: the weakest origin."""
     return Constant(value=value, origin=Origin.ASSUMED, source=source, spread=spread)
@@ -134,7 +137,8 @@ class ClusterSpec:
 
     def __post_init__(self) -> None:
         for name in ("n_devices", "devices_per_node"):
-            check(getattr(self, name) > 0, f"ClusterSpec.{name} must be positive", getattr(self, name))
+            given = getattr(self, name)
+            check(0 < given <= MOST_DEVICES, f"ClusterSpec.{name} must be from 1 to {MOST_DEVICES:,}", given)
         check(
             self.max_devices is None or self.n_devices <= self.max_devices,
             f"cluster {self.name} has {self.max_devices} devices at most",
@@ -163,6 +167,17 @@ class ClusterSpec:
             all(b % a == 0 and b > a for a, b in pairwise(inner)),
             f"cluster {self.name}: every tier's size must be a multiple of the one inside it",
             sizes,
+        )
+        node = self.devices_per_node
+        check(
+            all(size % node == 0 or node % size == 0 for size in inner),
+            f"cluster {self.name}: a tier's size must divide a node of {node}, or hold whole ones",
+            sizes,
+        )
+        check(
+            self.memory_reserve_bytes.value < self.device.memory_bytes,
+            f"cluster {self.name}: memory_reserve_bytes must be below the device's memory",
+            self.memory_reserve_bytes.value,
         )
 
     @property

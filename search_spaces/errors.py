@@ -45,6 +45,9 @@ class InvalidSpec(MeshtuneError, ValueError):
     """A description that cannot be true."""
 
 
+MOST_NAMES = 30
+
+
 def nearest_name(name: str, known: Iterable[str]) -> str | None:
     """The known name a user most likely meant: one that starts with what was given, else the most alike."""
     names = sorted(known)
@@ -59,7 +62,8 @@ class UnknownName(InvalidSpec):
         names = sorted(known)
         near = nearest_name(name, names)
         hint = f"did you mean {near!r}?" if near else ""
-        super().__init__(f"{kind} must be one of {', '.join(names)}", repr(name), hint=hint)
+        known_names = ", ".join(names) if len(names) <= MOST_NAMES else f"{len(names)} known names"
+        super().__init__(f"{kind} must be one of {known_names}", repr(name), hint=hint)
 
 
 class NoLegalPlan(InvalidSpec):

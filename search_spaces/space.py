@@ -57,7 +57,7 @@ class SearchSpace:
 
     def __init__(self, model: ModelSpec, cluster: ClusterSpec, workload: Workload, spec: SpaceSpec) -> None:
         self.context = Context(model=model, cluster=cluster, workload=workload)
-        asked = dict(spec.narrowed)
+        asked = self.narrowed = dict(spec.narrowed)
         self._asked_splits = self._splits_asked(asked)
         self.choices = {
             name: tuple(asked.get(name, default_choices(self.context, name)))
@@ -172,6 +172,12 @@ class SearchSpace:
             return n_dead * plain * sum(len(self.splits(pp)) for pp in pps) // len(pps)
         values, counts = np.unique(dead_pp, return_counts=True)
         return plain * sum(len(self.splits(int(pp))) * int(n) for pp, n in zip(values, counts, strict=True))
+
+    def holds(self, plan: Plan) -> bool:
+        """Whether the plan keeps every rule, and every narrowed knob is one of the values asked for."""
+        columns = {name: column([getattr(plan, name)], name) for name in KNOB_NAMES}
+        asked = all(getattr(plan, name) in values for name, values in self.narrowed.items())
+        return asked and not broken_rules(self.context, columns)
 
     def check(self, plan: Plan) -> None:
         """Raise `InvalidSpec` with the first rule that a plan breaks."""

@@ -88,8 +88,12 @@ def rank(
         The rules leave nothing.
     NothingFits
         No legal plan fits in memory.
+    CannotExport
+        The framework's launcher refuses all that were kept.
     """
-    return ranking.rank(job, space or SpaceSpec(), metric=metric, keep=keep)
+    from tuner.exportable import exportable  # noqa: PLC0415 - loads the launchers
+
+    return exportable(job, ranking.rank(job, space or SpaceSpec(), metric=metric, keep=keep))
 
 
 def estimate(job: Job, plans: str | Plan | Plans) -> Estimate:

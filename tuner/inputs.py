@@ -135,7 +135,13 @@ def inputs_from_document(document: Any, name: str) -> StudyInputs:
         given = f"version {document.get('version')!r}, written by Meshtune {_writer(document)}"
         hint = "resume it with the Meshtune that wrote it"
         raise InvalidSpec(f"study {name!r} must have schema version {SCHEMA_VERSION}", given, hint=hint)
-    return build(StudyInputs, document.get("inputs", {}), f"study {name!r}")
+    try:
+        return build(StudyInputs, document.get("inputs", {}), f"study {name!r}")
+    except InvalidSpec as error:
+        given = f"{error.must}, written by Meshtune {_writer(document)}"
+        hint = "resume it with the Meshtune that wrote it, or start a new study with --name"
+        must = f"study {name!r} must be one that this Meshtune can read"
+        raise InvalidSpec(must, given, hint=hint) from None
 
 
 def refuse_changes(stored: Mapping[str, Any], given: StudyInputs, name: str) -> None:

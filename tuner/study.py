@@ -34,7 +34,7 @@ from tuner.inputs import (
 )
 from tuner.interrupts import interruptible
 from tuner.leases import Owner
-from tuner.samplers import SAMPLERS, make_sampler
+from tuner.samplers import check_sampler, make_sampler
 from tuner.samplers.candidates import CandidateSampler, CandidateTable
 from tuner.shortlist import shortlist
 from tuner.storage import list_studies, open_storage, storage_place, storage_trouble
@@ -169,12 +169,6 @@ def make_executor(inputs: StudyInputs, machine: Machine) -> Executor:
     from runners.on_ray import RayExecutor  # noqa: PLC0415 - loads Ray
 
     return RayExecutor(inputs.recipe, n_slots=machine.parallel, address=machine.address, time_limit_s=limit)
-
-
-def check_sampler(name: str) -> None:
-    """Refuse a sampler that does not exist before anything is written."""
-    if name not in SAMPLERS:
-        make_sampler(name, candidates=None, metrics=(), seed=0, job=None)  # type: ignore[arg-type]
 
 
 def check_runner(recipe: RunnerRecipe) -> None:

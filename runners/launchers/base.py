@@ -102,7 +102,7 @@ def check_exportable(job: Job, plan: Plan, launcher: Launcher) -> None:
     missing = launcher.lacks(job, plan)
     if missing:
         given = "; ".join(missing)
-        hint = "choose another launcher, or narrow the search space to knobs that this one has"
+        hint = f"choose another launcher, or tune with --framework {launcher.name}: it tries only such plans"
         raise CannotExport(f"{launcher.name} must be able to express the plan", given, hint=hint)
 
 

@@ -44,7 +44,7 @@ load_once = cache(load_cluster)
 
 
 def cluster_of(*tiers: TierSpec) -> ClusterSpec:
-    return replace(load_once("dgx-h100", 1), tiers=tiers)
+    return replace(load_once("dgx-h100", 1), devices_per_node=1, tiers=tiers)
 
 
 @st.composite

@@ -237,7 +237,11 @@ FALSE_FILES = {
     "no device": ('device = "h100-80"', "", "must have the key device"),
     "unknown key": ("devices_per", "device_per", "'device_per_node'.\nhint: did you mean 'devices_per_node'"),
     "text for a number": (NODE, 'devices_per_node = "8"', "devices_per_node: .*integer; got '8'"),
-    "no devices in a node": (NODE, "devices_per_node = 0", "devices_per_node must be positive; got 0"),
+    "no devices in a node": (
+        NODE,
+        "devices_per_node = 0",
+        "devices_per_node must be from 1 to 10,000,000; got 0",
+    ),
     "a job in a machine": (NODE, NODE + "\nn_devices = 64", "n_devices.\nhint: say how many with --devices"),
     "not a number": (NODE, NODE + "\nstep_fixed_s = nan", "step_fixed_s.*finite number"),
     "constant without origin": (NODE, NODE + "\nstep_fixed_s = {value = 1}", "the key step_fixed_s.origin"),
@@ -255,6 +259,12 @@ FALSE_FILES = {
         "[[tiers]]  ",
         THREE + "[[tiers]]  ",
         "the one inside it; got .3, 8",
+    ),
+    "a tier across nodes": ("size = 8 ", "size = 12 ", "must divide a node of 8, or hold whole ones"),
+    "more reserve than memory": (
+        NODE,
+        NODE + "\nmemory_reserve_bytes = 1e12",
+        "memory_reserve_bytes must be below the device's memory; got 1000000000000",
     ),
     "not TOML": (NODE, "devices_per_node = = 8", "must be a TOML file; got"),
 }
@@ -288,9 +298,9 @@ def test_devices_must_fill_whole_nodes():
         load_cluster("dgx-h100", 12)
 
 
-@pytest.mark.parametrize("n_devices", [0, -8])
+@pytest.mark.parametrize("n_devices", [0, -8, 8 * 10**16])
 def test_there_must_be_devices(n_devices):
-    with pytest.raises(InvalidSpec, match=f"n_devices must be positive; got {n_devices}"):
+    with pytest.raises(InvalidSpec, match=f"n_devices must be from 1 to 10,000,000; got {n_devices}"):
         load_cluster("dgx-h100", n_devices)
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from objectives.cost.result import StepMemory, StepTime
 from objectives.metrics import METRICS, Goal
-from objectives.uncertainty import constants, step_interval_s, with_constant
+from objectives.uncertainty import FORMULA_SPREAD, Z_SCORE, constants, step_interval_s, with_constant
 from search_spaces.plan import CpKind, Plan, Plans, Recompute, Schedule
 from tests.tuner.report_example import job, plan, study_report
 from tuner.report import words
@@ -133,7 +133,7 @@ def test_bars(share, cells):
     assert bar(share, 4) == cells
 
 
-def test_an_exactly_known_cluster_has_no_interval():
+def test_an_exactly_known_cluster_leaves_the_formulas_own_interval():
     asked, plans = job(), Plans.of([plan(2, 2)])
     low, high = step_interval_s(asked, plans)
     assert low[0] < high[0]
@@ -141,4 +141,4 @@ def test_an_exactly_known_cluster_has_no_interval():
     for name, constant in constants(cluster).items():
         cluster = with_constant(cluster, name, dataclasses.replace(constant, spread=0.0))
     low, high = step_interval_s(dataclasses.replace(asked, cluster=cluster), plans)
-    assert low[0] == high[0]
+    assert high[0] / low[0] == pytest.approx(np.exp(2 * Z_SCORE * FORMULA_SPREAD))

@@ -179,14 +179,14 @@ def _memory_words(estimate: Estimate, limit_bytes: float) -> str:
 
 
 def origin_lines(job: Job, intervals: Intervals) -> list[tuple[str, str]]:
-    """Where the numbers come from, and how far the constants' own spread moves them."""
+    """Where the numbers come from, and how far they may be off."""
     weak = [name for name, constant in constants(job.cluster).items() if constant.origin is Origin.ASSUMED]
     total = len(constants(job.cluster))
     low, high = (seconds(float(bounds[0])) for bounds in intervals)
     lines = [
         (
             "origin",
-            f"analytic; 90 % interval of its step time {low} to {high}, from the spreads of constants and formulas",
+            f"analytic; 90 % interval of its step time {low} to {high}, as far as constants and formulas go",
         )
     ]
     if weak:
