@@ -44,11 +44,16 @@ class ExecutorKind(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Machine:
-    """Where trials run, maybe elsewhere at each resume; `address` joins a Ray cluster, else one starts."""
+    """Where trials run, maybe elsewhere at each resume; `address` joins a Ray cluster, else one starts.
+
+    `resources` are what one trial reserves of Ray, by name, `bundles` times, packed onto few nodes.
+    """
 
     parallel: int = 2
     executor: ExecutorKind = ExecutorKind.RAY
     address: str | None = None
+    resources: Mapping[str, float] = field(default_factory=lambda: {"CPU": 1.0})
+    bundles: int = 1
 
     def __post_init__(self) -> None:
         check(self.parallel > 0, "[runner] parallel must be a positive number of trials", self.parallel)
@@ -57,6 +62,9 @@ class Machine:
             "[runner] address needs executor = ray",
             self.executor,
         )
+        amounts = bool(self.resources) and all(0 < each < float("inf") for each in self.resources.values())
+        check(amounts, "[runner] resources must name positive, finite amounts", dict(self.resources))
+        check(self.bundles > 0, "[runner] bundles must be a positive number", self.bundles)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,6 +98,8 @@ class _RunnerTable:
     parallel: int = 2
     executor: ExecutorKind = ExecutorKind.RAY
     address: str | None = None
+    resources: dict[str, float] = field(default_factory=lambda: {"CPU": 1.0})
+    bundles: int = 1
 
 
 def read_config(path: Path) -> StudyConfig:

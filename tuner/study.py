@@ -167,8 +167,15 @@ def make_executor(inputs: StudyInputs, machine: Machine) -> Executor:
 
         return InProcessExecutor(inputs.recipe, n_slots=machine.parallel, time_limit_s=limit)
     from runners.on_ray import RayExecutor  # noqa: PLC0415 - loads Ray
+    from runners.on_ray_words import Reservation  # noqa: PLC0415
 
-    return RayExecutor(inputs.recipe, n_slots=machine.parallel, address=machine.address, time_limit_s=limit)
+    return RayExecutor(
+        inputs.recipe,
+        n_slots=machine.parallel,
+        address=machine.address,
+        time_limit_s=limit,
+        reservation=Reservation(bundles=(dict(machine.resources),) * machine.bundles),
+    )
 
 
 def check_runner(recipe: RunnerRecipe) -> None:
