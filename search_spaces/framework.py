@@ -5,7 +5,7 @@ parsers.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from types import MappingProxyType
 
@@ -96,6 +96,15 @@ class FrameworkProfile:
     state: TrainingState = MIXED_PRECISION_STATE
 
 
+MEGATRON_LM = FrameworkProfile(
+    name="megatron-lm",
+    source="Megatron-LM core 0.19.2, megatron/training/arguments.py",
+    schedules=(Schedule.ONE_F_ONE_B, Schedule.INTERLEAVED),
+    zero_stages_with_pipeline=(0, 1),
+    zero_stages_with_offload=(1,),
+    waits_from_pp=3,
+    experts=ExpertAbilities(split_beside_biases=False, own_replicas_in_any_order=False),
+)
 FRAMEWORKS: Mapping[str, FrameworkProfile] = MappingProxyType(
     {
         profile.name: profile
@@ -103,15 +112,7 @@ FRAMEWORKS: Mapping[str, FrameworkProfile] = MappingProxyType(
             FrameworkProfile(
                 name="any", source="every plan that the cost model knows, whichever trainer runs it"
             ),
-            FrameworkProfile(
-                name="megatron-lm",
-                source="Megatron-LM core 0.19.2, megatron/training/arguments.py",
-                schedules=(Schedule.ONE_F_ONE_B, Schedule.INTERLEAVED),
-                zero_stages_with_pipeline=(0, 1),
-                zero_stages_with_offload=(1,),
-                waits_from_pp=3,
-                experts=ExpertAbilities(split_beside_biases=False, own_replicas_in_any_order=False),
-            ),
+            MEGATRON_LM,
             FrameworkProfile(
                 name="deepspeed",
                 source="DeepSpeed 0.19.8, runtime/config.py and runtime/pipe/engine.py",
@@ -146,12 +147,10 @@ FRAMEWORKS: Mapping[str, FrameworkProfile] = MappingProxyType(
                 cp_kinds=(),
                 rank_orders=(RankOrder.TP_CP_DP_PP,),
             ),
-            FrameworkProfile(
+            replace(
+                MEGATRON_LM,
                 name="nemo",
                 source="NVIDIA NeMo and Megatron-Bridge, which train through Megatron-LM core",
-                schedules=(Schedule.ONE_F_ONE_B, Schedule.INTERLEAVED),
-                zero_stages_with_pipeline=(0, 1),
-                zero_stages_with_offload=(1,),
             ),
             FrameworkProfile(
                 name="megatron-deepspeed",

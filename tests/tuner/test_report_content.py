@@ -1,9 +1,11 @@
 """What a report computes, and how it words it."""
 
 import dataclasses
+import io
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from objectives.cost.result import StepMemory, StepTime
 from objectives.metrics import METRICS, Goal
@@ -14,6 +16,7 @@ from tuner.report import words
 from tuner.report.content import accuracy, best_so_far, pair_order, pareto_front
 from tuner.report.importance import knob_importance
 from tuner.report.parts import MEMORY_PARTS, TIME_PARTS
+from tuner.report.study_screen import summary
 from tuner.report.tables import bar
 
 
@@ -133,6 +136,12 @@ def test_bars(share, cells):
     assert bar(share, 4) == cells
 
 
+def printed(renderable):
+    console = Console(width=120, file=io.StringIO())
+    console.print(renderable)
+    return console.file.getvalue()
+
+
 def test_an_exactly_known_cluster_leaves_the_formulas_own_interval():
     asked, plans = job(), Plans.of([plan(2, 2)])
     low, high = step_interval_s(asked, plans)
@@ -142,3 +151,12 @@ def test_an_exactly_known_cluster_leaves_the_formulas_own_interval():
         cluster = with_constant(cluster, name, dataclasses.replace(constant, spread=0.0))
     low, high = step_interval_s(dataclasses.replace(asked, cluster=cluster), plans)
     assert high[0] / low[0] == pytest.approx(np.exp(2 * Z_SCORE * FORMULA_SPREAD))
+
+
+def test_the_training_is_told_in_days_where_its_tokens_are_known():
+    known = study_report()
+    workload = dataclasses.replace(known.job.workload, train_tokens=1e12)
+    asked = dataclasses.replace(known, job=dataclasses.replace(known.job, workload=workload))
+    days = 1e12 / workload.tokens_per_step * asked.best.measured.step_s / 86_400
+    assert f"{days:,.1f} days for 1 T tokens" in printed(summary(asked))
+    assert "days for" not in printed(summary(known))

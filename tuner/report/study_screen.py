@@ -5,13 +5,13 @@ from collections.abc import Sequence
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from objectives.metrics import Metric, metric_named
-from search_spaces.units import gib
+from objectives.metrics import Job, Metric, metric_named
+from search_spaces.units import DAY_S, gib
 from tuner.report.content import StudyReport, TrialRow, accuracy, pareto_front
 from tuner.report.figures import pareto_points
 from tuner.report.rank_screen import job_lines
 from tuner.report.tables import bar, facts, table
-from tuner.report.words import gibibytes, percent, seconds, signed_percent
+from tuner.report.words import count, gibibytes, percent, seconds, signed_percent
 from tuner.view import State, StudyView
 
 BEST_SHOWN = 10
@@ -87,7 +87,17 @@ def summary(report: StudyReport) -> RenderableType:
             name = f"best {metric.name}" if metric is first else f"its {metric.name}"
             lines.append((name, f"{value_words(metric, value)}, {report.origin}"))
         lines.append(("best plan", best.plan.key))
+        lines += _training(report.job, best)
     return facts(lines)
+
+
+def _training(job: Job, best: TrialRow) -> list[tuple[str, str]]:
+    """Days of the whole training with the best plan, where the workload says how many tokens it has."""
+    tokens = job.workload.train_tokens
+    if tokens is None or best.measured is None:
+        return []
+    days = tokens / job.workload.tokens_per_step * best.measured.step_s / DAY_S
+    return [("training", f"{days:,.1f} days for {count(tokens)} tokens, without checkpoints and failures")]
 
 
 def _agreement(report: StudyReport) -> list[tuple[str, str]]:
