@@ -41,6 +41,8 @@ from optuna.trial import FrozenTrial, TrialState
 from tuner.leases import lease_of
 
 MAX_REQUEUES = 2
+# A plan that was running each time its driver died may be what kills drivers.
+MAX_REAPS = 10
 COUNTED = (TrialState.COMPLETE, TrialState.PRUNED)
 
 
@@ -118,12 +120,13 @@ def waiting_plans(trials: Sequence[FrozenTrial]) -> list[WaitingPlan]:
     living = {plan_of(trial) for trial in trials if is_living(trial)}
     ended = [(plan_of(trial), trial.user_attrs.get("ended"), trial) for trial in trials if _is_dead(trial)]
     machine_faults = Counter(plan for plan, end, _ in ended if end == Ended.MACHINE)
+    reaps = Counter(plan for plan, end, _ in ended if end == Ended.REAPED)
     tries = Counter(plan for plan, end, _ in ended if end in (Ended.MACHINE, Ended.REAPED, Ended.RELEASED))
     first = {plan: trial for plan, _, trial in reversed(ended) if plan is not None and plan not in living}
     return [
         WaitingPlan(template=trial, attempt=tries[plan] + 1)
         for plan, trial in sorted(first.items(), key=lambda item: item[1].number)
-        if machine_faults[plan] <= MAX_REQUEUES
+        if machine_faults[plan] <= MAX_REQUEUES and reaps[plan] <= MAX_REAPS
     ]
 
 

@@ -8,7 +8,7 @@ from optuna.trial import TrialState
 
 from tests.tuner import studies
 from tuner.leases import LEASE_S, Lease, Owner, lease_of, this_host
-from tuner.ledger import Ended, Verdict, admission, expired, n_counted, waiting_plans
+from tuner.ledger import MAX_REAPS, Ended, Verdict, admission, expired, n_counted, waiting_plans
 
 PLANS = ["a", "b", "c"]
 
@@ -84,6 +84,13 @@ def test_a_plan_lost_by_the_machine_three_times_is_given_up(book):
     book.end(declared(book, "a"), Ended.MACHINE)
     for _ in range(2):
         book.end(book.retry(waiting_plans(book.trials())[0]), Ended.MACHINE)
+    assert waiting_plans(book.trials()) == []
+
+
+def test_a_plan_that_ran_each_time_its_driver_died_is_given_up(book):
+    book.end(declared(book, "a"), Ended.REAPED)
+    for _ in range(MAX_REAPS):
+        book.end(book.retry(waiting_plans(book.trials())[0]), Ended.REAPED)
     assert waiting_plans(book.trials()) == []
 
 
