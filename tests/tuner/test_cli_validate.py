@@ -1,6 +1,7 @@
 """The verb validate: its document, its page, its table, and what it says of bad input."""
 
 import csv
+import re
 from pathlib import Path
 
 import jsonschema
@@ -87,6 +88,15 @@ def test_the_page_has_the_plots_and_needs_no_network(answer, runs):
     assert '"type": "log"' in page
     assert '"type": "histogram"' in page
     assert "src=" not in page[: page.index("<script>")]
+
+
+def test_the_legend_gives_each_colour_its_sources(answer, runs):
+    page = (runs.parent / "page.html").read_text()
+    legends = re.findall(r'<li><i style="background:(#[0-9a-f]{6})"></i>([^<]+)</li>', page)
+    sources = {group["name"] for group in answer.document["groups"] if group["by"] == "source"}
+    named = {name for _, names in legends for name in names.split(", ")}
+    assert named <= sources
+    assert named
 
 
 def test_the_screen_shows_every_grouping(runs):

@@ -23,6 +23,14 @@ def colours(report: ValidationReport) -> dict[str, str]:
     return {name: PALETTE[min(i, len(PALETTE) - 1)] for i, name in enumerate(sources)}
 
 
+def key(report: ValidationReport) -> list[tuple[str, str]]:
+    """Each colour and the sources it stands for."""
+    names: dict[str, list[str]] = {}
+    for name, colour in colours(report).items():
+        names.setdefault(colour, []).append(name)
+    return [(colour, ", ".join(sources)) for colour, sources in names.items()]
+
+
 def step_times(report: ValidationReport) -> Figure:
     """Predicted over measured seconds, both axes logarithmic."""
     return _agreement(

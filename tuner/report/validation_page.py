@@ -43,7 +43,7 @@ def _cards(report: ValidationReport) -> str:
 def _sections(report: ValidationReport) -> Iterable[str]:
     if report.timed:
         note = "A point is a run; on the dotted line they agree. The grey band is ±10 %."
-        colours = legend(figures.colours(report).items())
+        colours = legend(figures.key(report))
         yield section("Step time", note, colours, plot(figures.step_times(report)), wide=True)
         note = "Share of each source's runs by signed error; + is predicted too slow."
         yield section("Errors", note, colours, plot(figures.errors(report)), wide=True)
