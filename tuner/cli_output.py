@@ -88,6 +88,13 @@ def check_writable(path: Path) -> Path:
     return path
 
 
+def write_page(target: Path, html: str) -> None:
+    """Write a page to where `check_writable` allowed it, and say so."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(html, encoding="utf-8")
+    tell(f"wrote {target}")
+
+
 def check_writable_folder(folder: Path) -> Path:
     """A folder to write into later; its nearest existing parent must allow it, now."""
     from search_spaces.errors import InvalidSpec

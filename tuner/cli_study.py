@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tuner.cli_flags import JobFlags, JsonFlag, StorageFlag, job_flags
-from tuner.cli_output import check_writable, command_line, err, show_json, tell
+from tuner.cli_output import check_writable, command_line, err, show_json, tell, write_page
 from tuner.cli_output import show as put
 
 if TYPE_CHECKING:
@@ -171,9 +171,7 @@ def report(name: Name, *, html: HtmlFlag = None, storage: StorageFlag = None, js
     view = load_study(name, storage_or_default(storage))
     content = from_study.study_report(view)
     if target:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(page.page(content), encoding="utf-8")
-        tell(f"wrote {target}")
+        write_page(target, page.page(content))
     if json:
         show_json(study_documents.study_document(view))
     else:

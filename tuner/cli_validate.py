@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from tuner.cli_flags import JsonFlag
-from tuner.cli_output import check_writable, show, show_json, tell
+from tuner.cli_output import check_writable, show, show_json, tell, write_page
 
 ANSWER_IS_NO = 1
 Runs = Annotated[
@@ -43,9 +43,7 @@ def validate(
     if target:
         from tuner.report import validation_page
 
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(validation_page.page(report), encoding="utf-8")
-        tell(f"wrote {target}")
+        write_page(target, validation_page.page(report))
     if json:
         show_json(validation_report.validation_document(report))
     else:

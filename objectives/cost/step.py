@@ -6,10 +6,10 @@ import numpy as np
 
 from objectives.cost import pipeline
 from objectives.cost.factored import factored
-from objectives.cost.passes import PASS_KNOBS, PassTable, boundary_bytes, pass_table, stage_pass
+from objectives.cost.passes import PASS_KNOBS, PassTable, StagePass, boundary_bytes, pass_table, stage_pass
 from objectives.cost.result import Estimate, StageProfile, StepMemory, StepTime
-from objectives.cost.stages import rank_parameters, representatives, stages_of
-from objectives.cost.states import STATE_KNOBS, StateTable, state_bytes, state_table
+from objectives.cost.stages import Stages, rank_parameters, representatives, stages_of
+from objectives.cost.states import STATE_KNOBS, StateBytes, StateTable, state_bytes, state_table
 from objectives.metrics import Job
 from search_spaces.framework import framework_named
 from search_spaces.plan import Floats, Ints, Plan, Plans
@@ -128,8 +128,7 @@ def _memory(
     """Bytes of the fullest of the representative stages, by part."""
     index = representatives(job.model, plans).index
     activations = pipeline.in_flight(plans, m, index) * passes.kept_bytes
-    buffers = buffer_bytes(plans, passes.boundary_bytes) + passes.transient_bytes + states.whole_bytes
-    buffers += plans.overlap_dp * states.bucket_bytes
+    buffers = buffer_bytes(plans, passes.boundary_bytes, passes.transient_bytes, states)
     total = states.weights_bytes + states.gradients_bytes
     total += states.optimizer_bytes
     total += activations
@@ -154,10 +153,15 @@ def _memory(
     return memory, index.ravel()[flat]
 
 
-def buffer_bytes(plans: Plans, boundary: Floats) -> Floats:
-    """Communication buffers: two messages each way between stages, and the sequence that sp gathers whole."""
+def buffer_bytes(plans: Plans, boundary: Floats, transient: Floats, held: StateTable | StateBytes) -> Floats:
+    """What lives for a moment only, per stage.
+
+    Two messages each way between stages, the sequence that sp gathers whole, a layer being recomputed, the
+    layers that ZeRO holds whole, and the buckets of an overlapped reduction.
+    """
     between = np.where(plans.pp > 1, 4 * boundary, 0.0)
-    return between + np.where(plans.sequence_parallel, boundary * plans.tp, 0.0)
+    messages = between + np.where(plans.sequence_parallel, boundary * plans.tp, 0.0)
+    return messages + transient + held.whole_bytes + plans.overlap_dp * held.bucket_bytes
 
 
 def stage_profile(job: Job, plan: Plan) -> StageProfile:
@@ -182,19 +186,17 @@ def stage_profile(job: Job, plan: Plan) -> StageProfile:
         backward_weight_s=passes.backward_weight_s[:, 0],
         send_s=np.where(plan.pp > 1, table.send_s[0], 0.0) * ones,
         step_end_s=step_end[0] * ones,
-        memory=_stage_memory(job, one, index, flights * passes.kept_bytes),
+        memory=_stage_memory(job, one, stages, passes, flights * passes.kept_bytes),
         activation_bytes=passes.kept_bytes[:, 0],
         in_flight=flights[:, 0],
     )
 
 
-def _stage_memory(job: Job, one: Plans, index: Ints, activations: Floats) -> StepMemory:
+def _stage_memory(job: Job, one: Plans, stages: Stages, passes: StagePass, activations: Floats) -> StepMemory:
     """Bytes of every stage of one plan, by part."""
-    stages = stages_of(job.model, one, index)
-    passes = stage_pass(job, one, stages)
+    index = stages.index
     held = state_bytes(job, one, rank_parameters(job, one, stages), stages.n_layers.astype(np.float64))
-    buffers = buffer_bytes(one, boundary_bytes(job, one)) + passes.transient_bytes + held.whole_bytes
-    buffers = buffers + one.overlap_dp * held.bucket_bytes
+    buffers = buffer_bytes(one, boundary_bytes(job, one), passes.transient_bytes, held)
     reserve = np.full(len(index), job.cluster.memory_reserve_bytes.value)
     return StepMemory(
         weights_bytes=held.weights_bytes[:, 0],

@@ -20,6 +20,17 @@ JOB = [
     "--seq-len",
     "8192",
 ]
+# The same job as tables of a study file.
+STUDY_FILE = """
+[model]
+preset = "llama-3-8b"
+[cluster]
+preset = "dgx-h100"
+devices = 16
+[workload]
+global_batch = 64
+seq_len = 8192
+"""
 # A corner of the space that is priced in a moment.
 NARROW = [
     word

@@ -6,18 +6,7 @@ import sqlite3
 
 import pytest
 
-from tests.tuner.cli import JOB, NARROW, PLAN, complaint, meshtune
-
-STUDY_FILE = """
-[model]
-preset = "llama-3-8b"
-[cluster]
-preset = "dgx-h100"
-devices = 16
-[workload]
-global_batch = 64
-seq_len = 8192
-"""
+from tests.tuner.cli import JOB, NARROW, PLAN, STUDY_FILE, complaint, meshtune
 
 
 def job(**changes):

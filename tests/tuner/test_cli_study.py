@@ -6,20 +6,13 @@ import jsonschema
 import pytest
 
 from tests.tuner import schemas
-from tests.tuner.cli import JOB, NARROW, PLAN, complaint, meshtune
+from tests.tuner.cli import JOB, NARROW, PLAN, STUDY_FILE, complaint, meshtune
 from tests.tuner.conftest import TRIALS
 
-STUDY_FILE = """
+TWO_OBJECTIVES = f"""
 [study]
 name = "from-file"
-[model]
-preset = "llama-3-8b"
-[cluster]
-preset = "dgx-h100"
-devices = 16
-[workload]
-global_batch = 64
-seq_len = 8192
+{STUDY_FILE}
 [objective]
 metric = ["step_time", "peak_memory"]
 [runner]
@@ -127,7 +120,7 @@ def test_an_unknown_study_is_answered_with_the_nearest(storage):
 
 def test_flags_win_over_the_study_file(tmp_path):
     path = tmp_path / "study.toml"
-    path.write_text(STUDY_FILE)
+    path.write_text(TWO_OBJECTIVES)
     storage = f"sqlite:///{tmp_path / 'studies.db'}"
     answer = meshtune("tune", path, *NARROW, "--seq-len", 4096, "--trials", 2, "--storage", storage, "--json")
     document = answer.document
