@@ -12,8 +12,10 @@ from enum import StrEnum
 from types import MappingProxyType
 
 from objectives.cost.flops import model_flops_per_step
+from objectives.cost.nature import NATURE, Nature
 from search_spaces.cluster import ClusterSpec
 from search_spaces.errors import InvalidSpec, UnknownName
+from search_spaces.habits import Habits, habits_of
 from search_spaces.model import ModelSpec
 from search_spaces.plan import Floats
 from search_spaces.units import HOUR_S, MILLION
@@ -59,11 +61,21 @@ def metric_named(name: str) -> Metric:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """Model, cluster and workload: everything about a job but its plan."""
+    """Model, cluster and workload: everything about a job but its plan.
+
+    `habits` None stands for those of the workload's framework; they and `nature` are here to be varied.
+    """
 
     model: ModelSpec
     cluster: ClusterSpec
     workload: Workload
+    habits: Habits | None = None
+    nature: Nature = NATURE
+
+    @property
+    def trainer(self) -> Habits:
+        """How the trainer uses the device."""
+        return self.habits or habits_of(self.workload.framework)
 
     def values(self, metric: str, step_s: Floats, peak_memory_bytes: Floats) -> Floats:
         """A metric of many plans from their step seconds and peak bytes; shape (n_plans,)."""

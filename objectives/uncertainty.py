@@ -8,6 +8,7 @@
 phi is the error of the formulas themselves, fitted to published runs.  Assumes independent constants.
 """
 
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from typing import Any
 
@@ -24,10 +25,21 @@ FORMULA_SPREAD = 0.08
 TIMELESS = ("memory_reserve_bytes", "device_hour_price")  # constants that no second depends on
 
 
-def constants(cluster: ClusterSpec) -> dict[str, Constant]:
-    """Every constant of a cluster by its place: `step_fixed_s`, `device.gemm_efficiency`."""
-    named: list[tuple[str, Any]] = [("", cluster), ("device.", cluster.device)]
-    named += [(f"{tier.name}.", tier) for tier in cluster.tiers]
+def constants(job: Job) -> dict[str, Constant]:
+    """Every constant a prediction rests on, by its place: `step_fixed_s`, `device.gemm_efficiency`.
+
+    Places: the cluster's own, `device`, each tier's name, `trainer` (its habits) and `nature`.
+    """
+    return cluster_constants(job.cluster) | _constants([("trainer.", job.trainer), ("nature.", job.nature)])
+
+
+def cluster_constants(cluster: ClusterSpec) -> dict[str, Constant]:
+    """The constants that are the machine's."""
+    tiers = [(f"{tier.name}.", tier) for tier in cluster.tiers]
+    return _constants([("", cluster), ("device.", cluster.device), *tiers])
+
+
+def _constants(named: Sequence[tuple[str, Any]]) -> dict[str, Constant]:
     return {
         prefix + field.name: value
         for prefix, spec in named
@@ -36,16 +48,22 @@ def constants(cluster: ClusterSpec) -> dict[str, Constant]:
     }
 
 
-def with_constant(cluster: ClusterSpec, name: str, constant: Constant) -> ClusterSpec:
-    """The cluster with another constant in that place."""
+def with_constant(job: Job, name: str, constant: Constant) -> Job:
+    """The job with another constant in that place."""
     owner, _, field = name.rpartition(".")
     changed: dict[str, Any] = {field: constant}
-    if not owner:
-        return replace(cluster, **changed)
-    if owner == "device":
-        return replace(cluster, device=replace(cluster.device, **changed))
+    cluster = job.cluster
+    match owner:
+        case "":
+            return replace(job, cluster=replace(cluster, **changed))
+        case "device":
+            return replace(job, cluster=replace(cluster, device=replace(cluster.device, **changed)))
+        case "trainer":
+            return replace(job, habits=replace(job.trainer, **changed))
+        case "nature":
+            return replace(job, nature=replace(job.nature, **changed))
     tiers = [replace(tier, **changed) if tier.name == owner else tier for tier in cluster.tiers]
-    return replace(cluster, tiers=tuple(tiers))
+    return replace(job, cluster=replace(cluster, tiers=tuple(tiers)))
 
 
 def step_interval_s(job: Job, plans: Plans) -> tuple[Floats, Floats]:
@@ -57,11 +75,10 @@ def step_interval_s(job: Job, plans: Plans) -> tuple[Floats, Floats]:
     """
     middle_s = estimate(job, plans).step_s
     variance = np.full_like(middle_s, FORMULA_SPREAD**2)
-    for name, constant in constants(job.cluster).items():
+    for name, constant in constants(job).items():
         if constant.spread:
             low_s, high_s = (
-                estimate(replace(job, cluster=with_constant(job.cluster, name, bound)), plans).step_s
-                for bound in _bounds(name, constant)
+                estimate(with_constant(job, name, bound), plans).step_s for bound in _bounds(name, constant)
             )
             variance += np.log(high_s / low_s) ** 2 / 4
     factor = np.exp(Z_SCORE * np.sqrt(variance))
@@ -76,11 +93,11 @@ def step_sigma(job: Job, plans: Plans, step_s: Floats) -> Floats:
     shape (n_plans,)
     """
     variance = np.full_like(step_s, FORMULA_SPREAD**2)
-    reached = _reached(job.cluster)
+    reached = replace(job, cluster=_reached(job.cluster))
     for name, constant in constants(reached).items():
         if constant.spread and name not in TIMELESS:
             low, _ = _bounds(name, constant)
-            worse = replace(job, cluster=with_constant(job.cluster, name, low))
+            worse = with_constant(job, name, low)
             variance += np.log(estimate(worse, plans).step_s / step_s) ** 2
     return np.sqrt(variance)
 
@@ -97,6 +114,6 @@ def _bounds(name: str, constant: Constant) -> tuple[Constant, Constant]:
     """One spread down and up on the scale of ratios; an efficiency stays within what is possible."""
     high = constant.value * (1 + constant.spread)
     low = constant.value / (1 + constant.spread)
-    if name.endswith("efficiency"):
+    if name.endswith(("efficiency", "overlap", "wave_exponent")):
         high = min(high, 1.0)
     return replace(constant, value=low), replace(constant, value=high)

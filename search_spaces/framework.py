@@ -66,8 +66,7 @@ class FrameworkProfile:
     sequences only without a pipeline and without sequence parallelism.  `waits_from_pp`: the shortest
     interleaved pipeline whose transfers it can leave unoverlapped.  `ties_over_stages`: tied embeddings may
     lie on two stages.  `keeps_stage_input`: a stage's input travels and is kept split over tp, beside the
-    first layer's own (DeepSpeed's pipeline engine).  `tp_overlap`, `cp_overlap` and `dp_overlap` are the
-    shares of communication that can hide behind computation where it is overlapped; all three are assumed.
+    first layer's own (DeepSpeed's pipeline engine).
     """
 
     name: str
@@ -88,9 +87,6 @@ class FrameworkProfile:
     overlaps_tp: bool = True
     keeps_stage_input: bool = False
     dropout: bool = False
-    tp_overlap: float = 0.8
-    cp_overlap: float = 0.9
-    dp_overlap: float = 0.9
     logits_bytes_per_entry: float = 6.0
     bucket_parameters: float = 40e6
     state: TrainingState = MIXED_PRECISION_STATE
@@ -176,8 +172,6 @@ FRAMEWORKS: Mapping[str, FrameworkProfile] = MappingProxyType(
                 rank_orders=(RankOrder.TP_CP_DP_PP,),
                 end_stages=EndStages.EVEN,
                 recompute_every=False,
-                tp_overlap=0.0,
-                dp_overlap=0.0,
             ),
             FrameworkProfile(
                 name="fsdp",
@@ -196,7 +190,6 @@ FRAMEWORKS: Mapping[str, FrameworkProfile] = MappingProxyType(
                 zero_stages=(0, 1),
                 zero_stages_with_pipeline=(0, 1),
                 zero_stages_with_offload=(),
-                dp_overlap=0.3,
             ),
         )
     }

@@ -1,4 +1,4 @@
-"""How a trainer uses a device: operations it issues, bytes it moves, the attention kernel it calls.
+"""How a trainer uses a device: operations it issues, bytes it moves, its attention kernel, what it overlaps.
 
 Fitted to published measured runs of each trainer (benchmarks/data), one number for all its models and sizes;
 a trainer without runs takes the assumed row.  None of them is a speed of a device or a network.
@@ -8,52 +8,62 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from search_spaces.cluster import Origin
+from search_spaces.cluster import Constant, Origin, assumed
+
+PUBLISHED_RUNS = "fitted to published measured runs (benchmarks/data)"
+
+
+def fitted(value: float, spread: float = 0.2) -> Constant:
+    """A habit fitted to published runs of its trainer."""
+    return Constant(value=value, origin=Origin.FITTED, source=PUBLISHED_RUNS, spread=spread)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Habits:
-    """What a trainer's code adds to the arithmetic.
+    """What a trainer's code adds to the arithmetic, and what it hides.
 
     The host issues `operations_per_layer` operations for one layer's forward pass, `tp_operations` more with
     tensor parallelism, `backward_operations` times as many for its backward pass, and `pass_operations` for a
     micro-batch beside its layers.  `traffic` is the bytes of its memory-bound kernels over the least that
     fused ones would move; `logits_bytes` those of the loss per token and vocabulary entry, over all passes.
-    `attention` is its attention kernel's rate over the device's.
+    `attention` is its attention kernel's rate over the device's.  `tp_overlap`, `cp_overlap` and `dp_overlap`
+    are the shares of communication that can hide behind computation where it is overlapped.
     """
 
-    origin: Origin = Origin.ASSUMED
-    operations_per_layer: float = 40.0
-    tp_operations: float = 8.0
-    backward_operations: float = 1.2
-    pass_operations: float = 30.0
-    traffic: float = 1.6
-    logits_bytes: float = 16.0
-    attention: float = 1.0
+    operations_per_layer: Constant = assumed(40.0, "Megatron-LM's layer with fused kernels, counted", 0.5)
+    tp_operations: Constant = assumed(8.0, "two collectives and their bookkeeping each way", 0.5)
+    backward_operations: Constant = assumed(1.2, "autograd issues about what the forward pass did", 0.3)
+    pass_operations: Constant = assumed(30.0, "embedding, head, loss, batch", 0.5)
+    traffic: Constant = assumed(1.6, "between fused and eager kernels", 0.25)
+    logits_bytes: Constant = assumed(16.0, "fp32 loss: written, read and differentiated", 0.4)
+    attention: Constant = assumed(1.0, "the device's own rate", 0.2)
+    tp_overlap: Constant = assumed(0.8, "all but the first and last piece", 0.2)
+    cp_overlap: Constant = assumed(0.9, "all but the first exchange", 0.1)
+    dp_overlap: Constant = assumed(0.9, "all but the last bucket", 0.1)
 
 
 ASSUMED_HABITS = Habits()
 HABITS: Mapping[str, Habits] = MappingProxyType(
     {
-        "megatron-lm": Habits(origin=Origin.FITTED, traffic=1.3),
+        "megatron-lm": Habits(traffic=fitted(1.3)),
         "megatron-deepspeed": Habits(
-            origin=Origin.FITTED,
-            operations_per_layer=58.0,
-            tp_operations=4.0,
-            backward_operations=0.65,
-            traffic=1.2,
+            operations_per_layer=fitted(58.0),
+            tp_operations=fitted(4.0),
+            backward_operations=fitted(0.65),
+            traffic=fitted(1.2),
         ),
-        "nemo": Habits(origin=Origin.FITTED, traffic=1.8),
+        "nemo": Habits(traffic=fitted(1.8)),
         "nanotron": Habits(
-            origin=Origin.FITTED,
-            operations_per_layer=94.0,
-            tp_operations=9.0,
-            backward_operations=1.1,
-            traffic=1.7,
-            logits_bytes=40.0,
+            operations_per_layer=fitted(94.0),
+            tp_operations=fitted(9.0),
+            backward_operations=fitted(1.1),
+            traffic=fitted(1.7),
+            logits_bytes=fitted(40.0),
+            tp_overlap=fitted(0.0),
+            dp_overlap=fitted(0.0),
         ),
-        "fsdp": Habits(origin=Origin.FITTED, traffic=2.1, attention=0.5),
-        "internevo": Habits(origin=Origin.FITTED, traffic=1.8),
+        "fsdp": Habits(traffic=fitted(2.1), attention=fitted(0.5)),
+        "internevo": Habits(traffic=fitted(1.8), dp_overlap=fitted(0.3)),
     }
 )
 

@@ -16,19 +16,11 @@ Tiles: NVIDIA, "Matrix multiplication background".
 
 import numpy as np
 
-from search_spaces.cluster import Constant, DeviceSpec, Origin
+from objectives.metrics import Job
 from search_spaces.plan import Floats
 from search_spaces.workload import Precision
 
 TILE = 128
-DEPTH_OF_A_TILE_START = Constant(value=125.0, origin=Origin.FITTED, spread=0.3)
-WAVE_EXPONENT = Constant(value=0.55, origin=Origin.FITTED, spread=0.2)
-FP8_SHARE = Constant(
-    value=0.78,
-    origin=Origin.FITTED,
-    spread=0.1,
-    source="fp8 products with their casts, over the 16-bit efficiency",
-)
 
 
 def activation_precision(precision: Precision) -> Precision:
@@ -41,34 +33,33 @@ def entry_bytes(precision: Precision) -> float:
     return 4.0 if precision is Precision.FP32 else 2.0
 
 
-def gemm_s(
-    device: DeviceSpec, precision: Precision, rows: Floats, columns: Floats, depth: Floats | float
-) -> Floats:
+def gemm_s(job: Job, rows: Floats, columns: Floats, depth: Floats | float) -> Floats:
     """Seconds of a product (M x K)(K x N): the slower of its waves of tiles and its operands' bytes."""
+    device, precision, nature = job.cluster.device, job.workload.precision, job.nature
     rate = device.peak(precision) * device.gemm_efficiency.value * device.sustained_efficiency.value
     if precision is Precision.FP8:
-        rate *= FP8_SHARE.value
+        rate *= nature.fp8_share.value
     tiles = np.ceil(rows / TILE) * np.ceil(columns / TILE)
     waves = tiles / device.n_multiprocessors
-    idle = (np.ceil(waves) / waves) ** WAVE_EXPONENT.value
-    compute_s = tiles * idle * (depth + DEPTH_OF_A_TILE_START.value) * (2.0 * TILE * TILE / rate)
+    idle = (np.ceil(waves) / waves) ** nature.wave_exponent.value
+    compute_s = tiles * idle * (depth + nature.tile_start_depth.value) * (2.0 * TILE * TILE / rate)
     entries = rows * depth + columns * depth + rows * columns
-    return np.maximum(compute_s, memory_bound_s(device, entry_bytes(precision) * entries))
+    return np.maximum(compute_s, memory_bound_s(job, entry_bytes(precision) * entries))
 
 
-def grouped_gemm_s(
-    device: DeviceSpec, precision: Precision, shape: tuple[Floats, Floats, Floats | float], groups: Floats
-) -> Floats:
+def grouped_gemm_s(job: Job, rows: Floats, columns: Floats, depth: Floats | float, groups: Floats) -> Floats:
     """Seconds of `groups` products of one shape (M, N, K), as an expert layer runs them."""
-    return groups * gemm_s(device, precision, *shape)
+    return groups * gemm_s(job, rows, columns, depth)
 
 
-def attention_s(device: DeviceSpec, precision: Precision, flops: Floats) -> Floats:
+def attention_s(job: Job, flops: Floats) -> Floats:
     """Seconds of fused attention from its FLOPs."""
-    peak = device.peak(activation_precision(precision))
-    return flops / (peak * device.attention_efficiency.value)
+    device = job.cluster.device
+    peak = device.peak(activation_precision(job.workload.precision))
+    return flops / (peak * device.attention_efficiency.value * job.trainer.attention.value)
 
 
-def memory_bound_s(device: DeviceSpec, n_bytes: Floats) -> Floats:
+def memory_bound_s(job: Job, n_bytes: Floats) -> Floats:
     """Seconds of an operation that only moves bytes."""
+    device = job.cluster.device
     return n_bytes / (device.memory_bandwidth_bytes_per_s * device.memory_efficiency.value)

@@ -24,13 +24,10 @@ from objectives.cost.kernels import (
 )
 from objectives.metrics import Job
 from search_spaces.framework import framework_named
-from search_spaces.habits import habits_of
 from search_spaces.model import MlpSpec
 from search_spaces.plan import CpKind, Floats, Plans
 from search_spaces.workload import AttentionFlops
 
-# Bytes an unfused core moves per score: fused mask and softmax, dropout, and both products' reads; fitted.
-SCORE_TRAFFIC_BYTES = 11.5
 ATTENTION_BACKWARD_OVER_FORWARD = 2.5  # five products for two: Dao (2023), arXiv:2307.08691, section 3.1
 
 
@@ -85,7 +82,7 @@ def layer_cost(job: Job, plans: Plans, kind: str) -> LayerCost:
     cp_forward, cp_backward = _cp_comm(job, plans, core_s)
     ep_forward = _ep_comm(job, plans) if kind == "moe" else np.zeros(len(plans))
     gemm = attention.gemm_s + mlp.gemm_s
-    other = habits_of(job.workload.framework).traffic * (attention.other_s + mlp.other_s)
+    other = job.trainer.traffic.value * (attention.other_s + mlp.other_s)
     return LayerCost(
         forward_s=gemm + core_s + other,
         backward_input_s=gemm + ATTENTION_BACKWARD_OVER_FORWARD * core_s + 2 * other,
@@ -104,7 +101,6 @@ def layer_cost(job: Job, plans: Plans, kind: str) -> LayerCost:
 
 def _attention_block(job: Job, plans: Plans) -> _Block:
     """Projections, norms, rotary embedding and residual around the attention core."""
-    device, precision = job.cluster.device, job.workload.precision
     attention, h = job.model.attention, job.model.d_model
     tokens, shards = tokens_per_device(job, plans), sequence_shards(plans)
     heads = np.ceil(attention.n_heads / plans.tp)
@@ -112,29 +108,29 @@ def _attention_block(job: Job, plans: Plans) -> _Block:
     value_width = heads * attention.v_head_dim
     qkv_width = heads * attention.head_dim + kv_heads * (attention.head_dim + attention.v_head_dim)
     gemm = _qkv_s(job, plans, tokens, qkv_width) + gemm_s(
-        device, precision, tokens, np.full(len(plans), float(h)), value_width
+        job, tokens, np.full(len(plans), float(h)), value_width
     )
     moved = entry_bytes(job.workload.precision) * tokens * (5 * h / shards + 2 * qkv_width)
     masks = tokens * h / shards * framework_named(job.workload.framework).dropout
     kept = entry_bytes(job.workload.precision) * tokens * (2 * h / shards + qkv_width + value_width) + masks
-    return _Block(gemm_s=gemm, other_s=memory_bound_s(device, moved), kept_bytes=kept)
+    return _Block(gemm_s=gemm, other_s=memory_bound_s(job, moved), kept_bytes=kept)
 
 
 def _qkv_s(job: Job, plans: Plans, tokens: Floats, qkv_width: Floats) -> Floats:
     """Query, key and value projections; latent attention goes down to its ranks and up per head."""
-    device, precision, h = job.cluster.device, job.workload.precision, float(job.model.d_model)
+    h = float(job.model.d_model)
     latent = job.model.attention.latent
     if latent is None:
-        return gemm_s(device, precision, tokens, qkv_width, h)
+        return gemm_s(job, tokens, qkv_width, h)
     heads = np.ceil(job.model.attention.n_heads / plans.tp)
     down = np.full(
         len(plans), float((latent.q_lora_rank or 0) + latent.kv_lora_rank + latent.qk_rope_head_dim)
     )
     query = heads * (latent.qk_nope_head_dim + latent.qk_rope_head_dim)
     key_value = heads * (latent.qk_nope_head_dim + latent.v_head_dim)
-    seconds = gemm_s(device, precision, tokens / sequence_shards(plans), down, h)
-    seconds += gemm_s(device, precision, tokens, query, float(latent.q_lora_rank or h))
-    return seconds + gemm_s(device, precision, tokens, key_value, float(latent.kv_lora_rank))
+    seconds = gemm_s(job, tokens / sequence_shards(plans), down, h)
+    seconds += gemm_s(job, tokens, query, float(latent.q_lora_rank or h))
+    return seconds + gemm_s(job, tokens, key_value, float(latent.kv_lora_rank))
 
 
 def _attention_core(job: Job, plans: Plans) -> tuple[Floats, Floats]:
@@ -148,31 +144,31 @@ def _attention_core(job: Job, plans: Plans) -> tuple[Floats, Floats]:
     Korthikanti et al. (2022), arXiv:2205.05198, section 4.1; Dao et al. (2022), arXiv:2205.14135,
     algorithm 1.
     """
-    model, workload, device = job.model, job.workload, job.cluster.device
+    model, workload = job.model, job.workload
     s = workload.seq_len
     counting = AttentionFlops.CAUSAL if workload.flash_attention else AttentionFlops.FULL
     per_layer = [attention_score_flops(model, s, window, counting) for window in model.window_of_layer]
     share = plans.micro_batch / (plans.tp * plans.cp)
     flops = share * (sum(per_layer) / model.n_layers)
-    seconds = attention_s(device, workload.precision, flops) / habits_of(workload.framework).attention
+    seconds = attention_s(job, flops)
     rows = share * model.attention.n_heads * float(s)
     if workload.flash_attention:
         return seconds, 4.0 * rows
     scores = rows * s
-    return seconds + memory_bound_s(device, SCORE_TRAFFIC_BYTES * scores), 5.0 * scores
+    return seconds + memory_bound_s(job, job.nature.score_traffic_bytes.value * scores), 5.0 * scores
 
 
 def _mlp_block(job: Job, plans: Plans, mlp: MlpSpec) -> _Block:
     """A feed-forward block every token passes: m products, its activation function, norm and residual."""
-    device, precision, h = job.cluster.device, job.workload.precision, float(job.model.d_model)
+    h = float(job.model.d_model)
     tokens, shards = tokens_per_device(job, plans), sequence_shards(plans)
     width = np.ceil(mlp.width / plans.tp)
-    up = gemm_s(device, precision, tokens, (mlp.n_matrices - 1) * width, h)
-    down = gemm_s(device, precision, tokens, np.full(len(plans), h), width)
+    up = gemm_s(job, tokens, (mlp.n_matrices - 1) * width, h)
+    down = gemm_s(job, tokens, np.full(len(plans), h), width)
     moved = entry_bytes(job.workload.precision) * tokens * (5 * h / shards + mlp.n_matrices * width)
     masks = tokens * h / shards * framework_named(job.workload.framework).dropout
     kept = entry_bytes(job.workload.precision) * tokens * (2 * h / shards + mlp.n_matrices * width) + masks
-    return _Block(gemm_s=up + down, other_s=memory_bound_s(device, moved), kept_bytes=kept)
+    return _Block(gemm_s=up + down, other_s=memory_bound_s(job, moved), kept_bytes=kept)
 
 
 def routed_tokens(job: Job, plans: Plans) -> Floats:
@@ -192,21 +188,21 @@ def _expert_block(job: Job, plans: Plans) -> _Block:
     ------
     X-MoE, arXiv:2508.13337, section 2.3 of its analysis: 2 bytes (2 k S H + 2 k S f).
     """
-    device, precision, h = job.cluster.device, job.workload.precision, float(job.model.d_model)
+    h = float(job.model.d_model)
     moe = job.model.moe
     assert moe is not None
     local = moe.n_experts / plans.ep
     routed, width = routed_tokens(job, plans), np.ceil(moe.expert_width / plans.etp)
     rows = np.maximum(routed / local, 1.0)
-    up = grouped_gemm_s(device, precision, (rows, (moe.n_matrices - 1) * width, h), local)
-    down = grouped_gemm_s(device, precision, (rows, np.full(len(plans), h), width), local)
+    up = grouped_gemm_s(job, rows, (moe.n_matrices - 1) * width, h, local)
+    down = grouped_gemm_s(job, rows, np.full(len(plans), h), width, local)
     moved = entry_bytes(job.workload.precision) * routed * (4 * h + moe.n_matrices * width)
     # The first product's input was gathered over etp; the second's output is scattered before it is kept.
     kept = entry_bytes(job.workload.precision) * routed * (h + h / plans.etp + moe.n_matrices * width)
     shared = _shared_block(job, plans)
     return _Block(
         gemm_s=up + down + shared.gemm_s,
-        other_s=memory_bound_s(device, moved) + shared.other_s,
+        other_s=memory_bound_s(job, moved) + shared.other_s,
         kept_bytes=kept + shared.kept_bytes,
     )
 
@@ -218,7 +214,7 @@ def _shared_block(job: Job, plans: Plans) -> _Block:
     if moe.shared_width:
         return _mlp_block(job, plans, MlpSpec(width=moe.shared_width, n_matrices=moe.n_matrices))
     tokens = tokens_per_device(job, plans) / sequence_shards(plans) * job.model.d_model
-    moved = memory_bound_s(job.cluster.device, entry_bytes(job.workload.precision) * 5 * tokens)
+    moved = memory_bound_s(job, entry_bytes(job.workload.precision) * 5 * tokens)
     return _Block(
         gemm_s=np.zeros(len(plans)),
         other_s=moved,
@@ -249,7 +245,7 @@ def _tp_comm(job: Job, plans: Plans, kind: str, gemm: Floats) -> tuple[Floats, F
     scatter_s = reduce_scatter_s(cluster, n, members, message)
     forward = pairs * np.where(plans.sequence_parallel, gather_s + scatter_s, reduce_s)
     backward = pairs * np.where(plans.sequence_parallel, 2 * gather_s + scatter_s, reduce_s)
-    hides = framework_named(job.workload.framework).tp_overlap * plans.overlap_tp
+    hides = job.trainer.tp_overlap.value * plans.overlap_tp
     return forward - np.minimum(hides * forward, gemm), backward - np.minimum(hides * backward, 2 * gemm)
 
 
@@ -275,7 +271,7 @@ def _cp_comm(job: Job, plans: Plans, core_s: Floats) -> tuple[Floats, Floats]:
     both_widths = attention.head_dim + attention.v_head_dim
     kv_bytes = entry_bytes(job.workload.precision) * tokens * kv_heads * both_widths
     ring_s = all_gather_s(cluster, plans.cp, members, kv_bytes * plans.cp)
-    share = framework_named(job.workload.framework).cp_overlap
+    share = job.trainer.cp_overlap.value
     ring_forward = ring_s - np.minimum(share * ring_s, core_s)
     ring_backward = 2 * ring_s - np.minimum(2 * share * ring_s, ATTENTION_BACKWARD_OVER_FORWARD * core_s)
     sent = (

@@ -17,7 +17,6 @@ from objectives.cost.layers import LayerCost, layer_cost, sequence_shards, token
 from objectives.cost.stages import Stages, representatives, stages_of
 from objectives.metrics import Job
 from search_spaces.framework import framework_named
-from search_spaces.habits import habits_of
 from search_spaces.plan import Floats, Ints, Plans, Recompute
 
 PASS_KNOBS = (
@@ -115,12 +114,12 @@ def _launch(job: Job, plans: Plans, n_layers: Ints, device_s: tuple[Floats, Floa
 
     Issuing runs ahead of the device, so only a pass whose operations are many and small waits.
     """
-    habits = habits_of(job.workload.framework)
+    trainer = job.trainer
     one = job.cluster.device.kernel_launch_s.value
-    per_layer = habits.operations_per_layer + habits.tp_operations * (plans.tp > 1)
-    forward = one * (n_layers * per_layer + habits.pass_operations)
+    per_layer = trainer.operations_per_layer.value + trainer.tp_operations.value * (plans.tp > 1)
+    forward = one * (n_layers * per_layer + trainer.pass_operations.value)
     again = plans.is_recompute(Recompute.FULL) / plans.recompute_every
-    backward = (habits.backward_operations + again) * forward
+    backward = (trainer.backward_operations.value + again) * forward
     return np.maximum(forward - device_s[0], 0), np.maximum(backward - device_s[1], 0)
 
 
@@ -153,25 +152,25 @@ def logits_bytes(job: Job, plans: Plans) -> Floats:
 
 def _head(job: Job, plans: Plans) -> tuple[Floats, Floats]:
     """Seconds of the output projection and loss, once in each of F, B_i, W; and of their gather."""
-    device, h = job.cluster.device, float(job.model.d_model)
+    h = float(job.model.d_model)
     tokens = tokens_per_device(job, plans)
     columns = np.ceil(job.model.embedding.vocab_size / plans.tp)
-    product = gemm_s(device, job.workload.precision, tokens, columns, h)
+    product = gemm_s(job, tokens, columns, h)
     gather = all_gather_s(
         job.cluster,
         plans.tp,
         mesh.tp_members(job.cluster, plans),
         entry_bytes(job.workload.precision) * tokens * h,
     )
-    moved = tokens * columns * habits_of(job.workload.framework).logits_bytes
-    return product + memory_bound_s(device, moved / 3), gather
+    moved = tokens * columns * job.trainer.logits_bytes.value
+    return product + memory_bound_s(job, moved / 3), gather
 
 
 def _predict_projection_s(job: Job, plans: Plans) -> Floats:
     """Seconds of a prediction module's projection from 2h to h."""
     h = float(job.model.d_model)
     tokens, columns = tokens_per_device(job, plans), np.ceil(h / plans.tp)
-    return gemm_s(job.cluster.device, job.workload.precision, tokens, columns, 2 * h)
+    return gemm_s(job, tokens, columns, 2 * h)
 
 
 def _embedding_comm(job: Job, plans: Plans) -> Floats:

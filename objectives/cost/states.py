@@ -166,11 +166,13 @@ def _update_s(job: Job, plans: Plans, parameters: RankParameters) -> tuple[Float
 
     Assumes an update that is bound by memory, wherever it runs.
     """
-    state, device = job.workload.training_state, job.cluster.device
+    state = job.workload.training_state
     owned = np.where(plans.zero >= 1, _sharded(plans, parameters), parameters.total)
     moved = owned * (2 * state.optimizer_bytes + state.gradient_bytes + state.weight_bytes)
-    on_device = memory_bound_s(device, moved)
-    transfer = owned * (state.gradient_bytes + state.weight_bytes) / device.host_bandwidth_bytes_per_s
+    on_device = memory_bound_s(job, moved)
+    transfer = (
+        owned * (state.gradient_bytes + state.weight_bytes) / job.cluster.device.host_bandwidth_bytes_per_s
+    )
     on_host = transfer + moved / HOST_OPTIMIZER_BYTES_PER_S.value
     zero = np.zeros(len(plans))
     return np.where(plans.offload_optimizer, zero, on_device), np.where(

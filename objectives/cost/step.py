@@ -11,7 +11,6 @@ from objectives.cost.result import Estimate, StageProfile, StepMemory, StepTime
 from objectives.cost.stages import Stages, rank_parameters, representatives, stages_of
 from objectives.cost.states import STATE_KNOBS, StateBytes, StateTable, state_bytes, state_table
 from objectives.metrics import Job
-from search_spaces.framework import framework_named
 from search_spaces.plan import Floats, Ints, Plan, Plans
 
 CHUNK_PLANS = 32_768  # a chunk's columns stay in the processor's cache
@@ -117,7 +116,7 @@ def exposed_dp_comm_s(job: Job, plans: Plans, passes: PassTable, states: StateTa
     hidden_reduce = np.minimum(reductions, passes_behind * passes.backward_s)
     gather_room = np.where(zero >= 3, m * passes.worst_s - hidden_reduce, passes.forward_s)
     hidden_gather = np.minimum(gathers, np.maximum(gather_room, 0))
-    share = framework_named(job.workload.framework).dp_overlap * plans.overlap_dp
+    share = job.trainer.dp_overlap.value * plans.overlap_dp
     picked: Floats = reductions + gathers + states.tie_s - share * (hidden_reduce + hidden_gather)
     return picked
 

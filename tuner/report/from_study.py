@@ -45,7 +45,7 @@ def trial_row(trial: TrialRecord) -> TrialRow | None:
 def provenance(view: StudyView) -> dict[str, str]:
     """What the study's figures rest on."""
     inputs = view.inputs
-    known = constants(inputs.cluster)
+    known = constants(inputs.job)
     assumed = [name for name, constant in known.items() if constant.origin is Origin.ASSUMED]
     return {
         "model source": inputs.model.source,

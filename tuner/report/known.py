@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import Group, RenderableType
 
-from objectives.uncertainty import constants
+from objectives.uncertainty import cluster_constants
 from runners.launchers import LAUNCHERS, load_launcher
 from search_spaces.cluster import ClusterSpec, Constant
 from search_spaces.model import ModelSpec
@@ -116,7 +116,7 @@ def cluster_details(cluster: ClusterSpec) -> RenderableType:
             f"{100 * constant.spread:.0f} %",
             constant.source,
         ]
-        for where, constant in constants(cluster).items()
+        for where, constant in cluster_constants(cluster).items()
     ]
     return Group(head, "", tiers, "", table(["constant", ">value", "origin", ">spread", "~source"], rows))
 

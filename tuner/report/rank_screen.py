@@ -180,8 +180,8 @@ def _memory_words(estimate: Estimate, limit_bytes: float) -> str:
 
 def origin_lines(job: Job, intervals: Intervals) -> list[tuple[str, str]]:
     """Where the numbers come from, and how far they may be off."""
-    weak = [name for name, constant in constants(job.cluster).items() if constant.origin is Origin.ASSUMED]
-    total = len(constants(job.cluster))
+    weak = [name for name, constant in constants(job).items() if constant.origin is Origin.ASSUMED]
+    total = len(constants(job))
     low, high = (seconds(float(bounds[0])) for bounds in intervals)
     lines = [
         (
