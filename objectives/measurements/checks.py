@@ -16,13 +16,20 @@ IDLE_SHARE = 0.005  # of the peak: what a step in milliseconds, read as seconds,
 MEMORY_SLACK = 1.1  # a figure above the device's memory by more than this is a slip of the unit
 
 
-def check_step(cells: Cells, job: Job, plan: Plan, step_s: float) -> None:
+def peak_device_s(job: Job) -> float:
+    """Device-seconds of a step at the dense peak, that of the fastest format where the job's is unknown."""
+    peaks = job.cluster.device.peak_flops_per_s
+    peak = peaks.get(job.workload.precision, max(peaks.values()))
+    return model_flops_per_step(job.model, job.workload) / peak
+
+
+def check_step(cells: Cells, job: Job, plan: Plan, step_s: float, least_device_s: float) -> None:
     """Raise `BadRow` for step seconds that no machine can have measured."""
     if step_s <= 0:
         raise BadRow("step_time_s must be positive where the outcome is ok")
     if step_s > MOST_STEP_S:
         raise BadRow(f"step_time_s of {step_s:.4g} is more than a day: a slip of the unit?")
-    share = _peak_share(job, plan, step_s)
+    share = least_device_s / (step_s * plan.world_size)
     if share > 1:
         raise BadRow(f"step_time_s of {step_s:.4g} means {share:.0%} of the peak: a slip of the unit?")
     stated = cells.number("tokens_per_s_per_gpu")
@@ -90,17 +97,11 @@ def _memory_unit(figure: float, most_gb: float) -> str:
 
 def times_expected(job: Job, runs: Sequence[tuple[Plan, float]]) -> list[float]:
     """How many times what the cost model expects the runs of a job took; 0 where devices were kept busy."""
-    idle = [i for i, (plan, step_s) in enumerate(runs) if _peak_share(job, plan, step_s) < IDLE_SHARE]
+    idle_device_s = peak_device_s(job) / IDLE_SHARE
+    idle = [i for i, (plan, step_s) in enumerate(runs) if step_s * plan.world_size > idle_device_s]
     times = [0.0] * len(runs)
     if idle:
         expected_s = estimate(job, Plans.of([runs[i][0] for i in idle])).step_s
         for i, seconds in zip(idle, expected_s, strict=True):
             times[i] = runs[i][1] / float(seconds)
     return times
-
-
-def _peak_share(job: Job, plan: Plan, step_s: float) -> float:
-    """Model FLOPs over what the devices can do; in their fastest format where they lack the job's."""
-    peaks = job.cluster.device.peak_flops_per_s
-    peak = peaks.get(job.workload.precision, max(peaks.values()))
-    return model_flops_per_step(job.model, job.workload) / (step_s * plan.world_size * peak)

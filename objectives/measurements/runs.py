@@ -10,6 +10,7 @@ from objectives.measurements.checks import (
     check_batch,
     check_experts,
     check_step,
+    peak_device_s,
     peak_memory,
     times_expected,
 )
@@ -160,6 +161,8 @@ class _Reader:
         self._clusters: dict[tuple[str, ...], Described] = {}
         self._jobs: dict[tuple[object, ...], Job] = {}
         self._described: dict[tuple[str | None, ...], tuple[Job, tuple[str, ...]]] = {}
+        self._least_s: dict[int, float] = {}
+        self._trainers: dict[str, TrainerWords] = {}
         self._lines: dict[str, int] = {}
 
     def run(self, cells: Cells) -> MeasuredRun:
@@ -168,7 +171,7 @@ class _Reader:
             raise BadRow(cells.fault)
         self._check_id(cells)
         outcome = _outcome(cells)
-        trainer = self._tables.trainer(cells.text("framework"))
+        trainer = self._trainer(cells.text("framework"))
         job, job_notes = self._job(cells, trainer)
         plan, plan_notes = plan_of(cells, job.model.n_layers)
         impossible = unfillable(plan, job.model.n_layers)
@@ -180,7 +183,7 @@ class _Reader:
         readings = [(self._job_of(job, each), one) for each in open_.workloads for one in open_.plans]
         step_s = cells.number("step_time_s") if outcome is RunOutcome.OK else None
         if outcome is RunOutcome.OK:
-            check_step(cells, job, plan, step_s or 0.0)
+            check_step(cells, job, plan, step_s or 0.0, self._least_s[id(job)])
         return MeasuredRun(
             id=cells.text("id") or f"line-{cells.line}",
             line=cells.line,
@@ -196,6 +199,11 @@ class _Reader:
             alternatives=tuple(readings[1:]),
             undecided=open_.undecided,
         )
+
+    def _trainer(self, text: str) -> TrainerWords:
+        if text not in self._trainers:
+            self._trainers[text] = self._tables.trainer(text)
+        return self._trainers[text]
 
     def _check_id(self, cells: Cells) -> None:
         name = cells.text("id")
@@ -215,6 +223,8 @@ class _Reader:
         key = tuple(cells.by_column.get(name) for name in JOB_COLUMNS)
         if key not in self._described:
             self._described[key] = self._new_job(cells, trainer)
+            job, _ = self._described[key]
+            self._least_s[id(job)] = peak_device_s(job)
         return self._described[key]
 
     def _new_job(self, cells: Cells, trainer: TrainerWords) -> tuple[Job, tuple[str, ...]]:
