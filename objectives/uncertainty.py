@@ -78,7 +78,7 @@ def step_interval_s(job: Job, plans: Plans) -> tuple[Floats, Floats]:
     for name, constant in constants(job).items():
         if constant.spread:
             low_s, high_s = (
-                estimate(with_constant(job, name, bound), plans).step_s for bound in _bounds(name, constant)
+                estimate(with_constant(job, name, bound), plans).step_s for bound in bounds(name, constant)
             )
             variance += np.log(high_s / low_s) ** 2 / 4
     factor = np.exp(Z_SCORE * np.sqrt(variance))
@@ -96,7 +96,7 @@ def step_sigma(job: Job, plans: Plans, step_s: Floats) -> Floats:
     reached = replace(job, cluster=_reached(job.cluster))
     for name, constant in constants(reached).items():
         if constant.spread and name not in TIMELESS:
-            low, _ = _bounds(name, constant)
+            low, _ = bounds(name, constant)
             worse = with_constant(job, name, low)
             variance += np.log(estimate(worse, plans).step_s / step_s) ** 2
     return np.sqrt(variance)
@@ -110,7 +110,7 @@ def _reached(cluster: ClusterSpec) -> ClusterSpec:
     return replace(cluster, tiers=(*cluster.tiers[:first], outermost))
 
 
-def _bounds(name: str, constant: Constant) -> tuple[Constant, Constant]:
+def bounds(name: str, constant: Constant) -> tuple[Constant, Constant]:
     """One spread down and up on the scale of ratios; an efficiency stays within what is possible."""
     high = constant.value * (1 + constant.spread)
     low = constant.value / (1 + constant.spread)
