@@ -82,7 +82,7 @@ def predict(runs: Sequence[MeasuredRun]) -> list[Prediction]:
         job, plans = runs[places[0]].job, Plans.of(runs[i].plan for i in places)
         priced = estimate(job, plans)
         step_s, memory = priced.step_s, priced.peak_memory_bytes
-        factor = np.exp(INTERVAL_Z * step_sigma(job, plans, step_s))
+        factor = np.exp(INTERVAL_Z * step_sigma(job, plans, priced))
         for row, i in enumerate(places):
             predictions[i] = Prediction(
                 run=runs[i],
