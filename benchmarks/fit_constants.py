@@ -1,12 +1,12 @@
-"""The fitted constants again, from the published rows: what they would be, how well they are known, without whom.
+"""The fitted constants again, from the published rows: what they would be, how sure, and without whom.
 
     constants    present and refitted value of every constant of origin `fitted`, and its spread
     left out     each source's error when none of its rows were fitted to
     intervals    the spreads of the formulas (objectives/uncertainty.py) that make 80 % intervals hold 80 %
 
-Nothing is written but benchmarks/left_out.json, which docs/accuracy.md shows.  A constant that only one source
-shows falls back to its prior when that source is left out.  A prior is what one would assume without any row:
-an unknown trainer's habit, or the figures of PRIORS.
+Nothing is written but benchmarks/left_out.json, which docs/accuracy.md shows.  A constant that only one
+source shows falls back to its prior when that source is left out.  A prior is what one would assume without
+any row: an unknown trainer's habit, or the figures of PRIORS.
 
     python benchmarks/fit_constants.py [--rows 60] [--steps 6] [--skip left-out,intervals]
 """
@@ -63,7 +63,7 @@ PARTS = tuple(field.name for field in fields(StepTime) if field.name not in ("co
 def prior_of(key: Key, constant: Constant) -> tuple[Prior, bool]:
     """What is believed of a constant without its rows, and whether anybody said so.
 
-    Of a constant that the tables above do not know its present value is believed, which leaks what was fitted.
+    A constant that the tables above do not know is believed as it is, which leaks what was fitted.
     """
     field = key.place.rpartition(".")[2]
     if key.place.startswith("trainer.") and (habit := getattr(ASSUMED_HABITS, field, None)):
@@ -165,7 +165,7 @@ class Intervals:
                 self.shares[index, k] = getattr(priced.time, part) / priced.step_s
 
     def half_widths(self, spreads: Floats) -> Floats:
-        """z sigma of every row under those spreads of the formulas."""
+        """Half the interval, z sigma, of every row under those spreads of the formulas."""
         widths: Floats = INTERVAL_Z * np.sqrt(self.constants + (self.shares**2) @ spreads**2)
         return widths
 

@@ -26,7 +26,7 @@ LEAST_SHARE = 0.02
 
 @dataclass(frozen=True, slots=True)
 class Prior:
-    """What is believed of a constant before any row: `width` is a standard deviation, relative unless a share."""
+    """What is believed of a constant before any row; `width` is relative, unless the constant is a share."""
 
     centre: float
     width: float

@@ -1,7 +1,7 @@
 """The published rows as the benchmarks use them: trusted runs, priced many times under other constants.
 
-A constant belongs to an owner: a device, a cluster, a trainer, or nature.  Its key says both, so that one value
-serves every row of that owner and no row of another.
+A constant belongs to an owner: a device, a cluster, a trainer, or nature.  Its key says both, so that one
+value serves every row of that owner and no row of another.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

@@ -25,8 +25,8 @@ from search_spaces.cluster import ClusterSpec, Constant
 from search_spaces.plan import Floats, Plans
 
 COVERAGE, Z_SCORE = 0.9, 1.645
-# What is left of the error on benchmarks/data where every constant is fitted, as a standard deviation: of a step
-# that is all arithmetic, and of each part that adds to it, by its share of the step.
+# What is left of the error on benchmarks/data where every constant is fitted, as a standard deviation: of a
+# step that is all arithmetic, and of each part that adds to it, by its share of the step.
 FORMULA_SPREAD = 0.08
 PART_SPREADS: Mapping[str, float] = MappingProxyType({})
 TIMELESS = ("memory_reserve_bytes", "device_hour_price")  # constants that no second depends on
@@ -109,7 +109,7 @@ def step_interval_s(job: Job, plans: Plans) -> tuple[Floats, Floats]:
     for name, constant in constants(job).items():
         if constant.spread:
             low_s, high_s = (
-                estimate(with_constant(job, name, bound), plans).step_s for bound in _bounds(name, constant)
+                estimate(with_constant(job, name, bound), plans).step_s for bound in bounds(name, constant)
             )
             variance += np.log(high_s / low_s) ** 2 / 4
     factor = np.exp(Z_SCORE * np.sqrt(variance))
@@ -137,7 +137,7 @@ def constants_variance(job: Job, plans: Plans, step_s: Floats) -> Floats:
     reached = replace(job, cluster=_reached(job.cluster))
     for name, constant in constants(reached).items():
         if constant.spread and name not in TIMELESS:
-            low, _ = _bounds(name, constant)
+            low, _ = bounds(name, constant)
             worse = with_constant(job, name, low)
             variance += np.log(estimate(worse, plans).step_s / step_s) ** 2
     return variance
@@ -151,7 +151,7 @@ def _reached(cluster: ClusterSpec) -> ClusterSpec:
     return replace(cluster, tiers=(*cluster.tiers[:first], outermost))
 
 
-def _bounds(name: str, constant: Constant) -> tuple[Constant, Constant]:
+def bounds(name: str, constant: Constant) -> tuple[Constant, Constant]:
     """One spread down and up on the scale of ratios; an efficiency stays within what is possible."""
     high = constant.value * (1 + constant.spread)
     low = constant.value / (1 + constant.spread)
