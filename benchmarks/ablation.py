@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.rows import Key, Rows, trusted_runs
-from objectives.cost import collectives, layers, pipeline
+from objectives.cost import collectives, kernels, layers, pipeline
 from objectives.cost.result import StepTime
 from objectives.validation import jobs_of, ordered_pairs, regret
 from search_spaces.plan import Floats, Plan
@@ -183,7 +183,7 @@ def _equal_stages(old: Any, plans: Any, passes: Any, *more: Any) -> Floats:
 
 
 def _one_product(_: Any, job: Any, rows: Floats, columns: Floats, depth: Any, groups: Floats) -> Floats:
-    return layers.gemm_s(job, rows * groups, columns, depth)
+    return kernels.gemm_s(job, rows * groups, columns, depth)
 
 
 FORMULAS: Mapping[str, tuple[Any, str, Callable[..., Any]]] = {
@@ -233,8 +233,8 @@ def table_of(rows: Rows) -> Table:
         ("imbalance of experts", lambda: even_experts(rows)),
     ]  # fmt: skip
     lines = [line for words, predict in effects if (line := _line(words, predict, judge, whole, whole_s))]
-    for _, line in sorted(lines, key=lambda pair: -pair[0]):
-        table.add_row(*line)
+    for _, cells in sorted(lines, key=lambda pair: -pair[0]):
+        table.add_row(*cells)
     return table
 
 

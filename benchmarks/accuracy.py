@@ -212,7 +212,7 @@ def in_sample_part(found: Found) -> str:
     """How many constants were fitted on these rows, and what is left without a source."""
     keys = found.rows.keys()
     fitted = [key for key, constant in keys.items() if constant.origin is Origin.FITTED]
-    kinds = {}
+    kinds: dict[str, int] = {}
     for key in fitted:
         kind = key.place.partition(".")[0]
         kind = {"device": "accelerators", "trainer": "trainers", "nature": "nature"}.get(kind, "networks")

@@ -100,7 +100,7 @@ def constants_table(rows: Rows, found: Fit) -> Table:
 def medians(rows: Rows, values: Mapping[Key, float]) -> dict[str, tuple[int, float, float, float]]:
     """Of each source: rows, median and 90th percentile of the error, its median with sign."""
     errors = np.expm1(rows.log_errors(values))
-    figures = {}
+    figures: dict[str, tuple[int, float, float, float]] = {}
     for name in sorted(set(rows.source)):
         own = errors[rows.source == name]
         size = np.abs(own)

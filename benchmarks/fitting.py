@@ -9,7 +9,7 @@
 A constant moves its owner's rows only, so a column of the Jacobian prices those.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +22,7 @@ ERROR_SCALE = 0.1
 STEP = 0.05  # of a prior's width, for the finite differences
 SHARES = ("efficiency", "overlap", "exponent", "share")
 LEAST_SHARE = 0.02
+OfPosition = Callable[[Floats], Floats]
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +120,7 @@ def fit(
     return Fit(values(found.x), dict(zip(keys, (float(x) for x in spread), strict=True)))
 
 
-def _spread(u: Floats, jacobian, residuals, weights: Floats) -> Floats:  # noqa: ANN001
+def _spread(u: Floats, jacobian: OfPosition, residuals: OfPosition, weights: Floats) -> Floats:
     """Standard deviations from the curvature at the optimum, rows weighed as in the fit."""
     columns, n = jacobian(u), len(weights)
     slope = np.concatenate([weights / np.sqrt(1 + residuals(u)[:n] ** 2), np.ones(len(u))])
