@@ -140,7 +140,7 @@ FRAMEWORKS: Mapping[str, FrameworkProfile] = MappingProxyType(
                 zero_stages=(0, 2, 3),
                 zero_stages_with_pipeline=(0, 2, 3),
                 zero_stages_with_offload=(),
-                cp_kinds=(),
+                cp_kinds=(CpKind.ALL_GATHER,),
                 rank_orders=(RankOrder.TP_CP_DP_PP,),
             ),
             replace(

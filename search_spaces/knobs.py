@@ -8,7 +8,7 @@ from enum import StrEnum
 from typing import Any
 
 from search_spaces.errors import InvalidSpec, UnknownName, check
-from search_spaces.plan import ENUMS, FLAGS, KNOB_NAMES, parse_value
+from search_spaces.plan import ENUMS, FLAGS, KNOB_NAMES, CpKind, parse_value
 from search_spaces.rules import Context
 
 MAX_MICRO_BATCH = 64
@@ -59,12 +59,20 @@ def largest_micro_batch(context: Context) -> int:
     return min(max(fit, 1), MAX_MICRO_BATCH)
 
 
+def _cp_kinds(context: Context) -> tuple[CpKind, ...]:
+    """Every kind; the all-gather only where no ring runs, which moves the same bytes behind the core."""
+    has_ring = CpKind.RING in context.framework.cp_kinds
+    return tuple(kind for kind in CpKind if kind is not CpKind.ALL_GATHER or not has_ring)
+
+
 def default_choices(context: Context, name: str) -> tuple[Any, ...]:
     """What a knob may be when nobody narrows it."""
     model, n, batch = context.model, context.cluster.n_devices, context.workload.global_batch
     experts = model.moe.n_experts if model.moe else 1
     if name in FLAGS:
         return (False, True)
+    if name == "cp_kind":
+        return _cp_kinds(context)
     if name in ENUMS:
         return tuple(ENUMS[name])
     shards = max(context.workload.seq_len // MIN_SEQUENCE_SHARD_TOKENS, 1)

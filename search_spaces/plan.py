@@ -27,6 +27,7 @@ class CpKind(StrEnum):
 
     RING = "ring"
     ULYSSES = "ulysses"
+    ALL_GATHER = "all-gather"
 
 
 class Schedule(StrEnum):

@@ -253,14 +253,16 @@ def _cp_comm(job: Job, plans: Plans, core_s: Floats) -> tuple[Floats, Floats]:
     """Exposed seconds of context-parallel communication, forward and backward.
 
         ring      every device sees all keys and values: their whole length through a ring, the
-                  framework's share of it beside the core
+                  trainer's share of it beside the core
+        gather    the same bytes before the core, nothing beside them; backward gathers again and reduces
         ulysses   all-to-alls of queries, keys, values and outputs, nothing beside them
 
     Keys and values are replicated where Ulysses needs more heads than there are.
 
     Source
     ------
-    Liu et al. (2023), arXiv:2310.01889 (ring); Jacobs et al. (2023), arXiv:2309.14509, section 3.2 (Ulysses).
+    Liu et al. (2023), arXiv:2310.01889 (ring); Jacobs et al. (2023), arXiv:2309.14509, section 3.2 (Ulysses);
+    Grattafiori et al. (2024), arXiv:2407.21783, section 3.3.2 (all-gather).
     """
     if int(plans.cp.max(initial=1)) == 1:
         return np.zeros(len(plans)), np.zeros(len(plans))
@@ -281,8 +283,10 @@ def _cp_comm(job: Job, plans: Plans, core_s: Floats) -> tuple[Floats, Floats]:
         * both_widths
     )
     ulysses_s = all_to_all_s(cluster, plans.cp, members, sent)
-    is_ulysses = plans.is_cp(CpKind.ULYSSES)
-    return np.where(is_ulysses, ulysses_s, ring_forward), np.where(is_ulysses, ulysses_s, ring_backward)
+    is_ulysses, gathers = plans.is_cp(CpKind.ULYSSES), plans.is_cp(CpKind.ALL_GATHER)
+    forward = np.where(gathers, ring_s, ring_forward)
+    backward = np.where(gathers, 2 * ring_s, ring_backward)
+    return np.where(is_ulysses, ulysses_s, forward), np.where(is_ulysses, ulysses_s, backward)
 
 
 def _ep_comm(job: Job, plans: Plans) -> Floats:

@@ -53,7 +53,7 @@ def plan_of(cells: Cells, n_layers: int) -> tuple[Plan, list[str]]:
         zero=_zero(cells, notes),
         first_layers=first,
         last_layers=last,
-        cp_kind=_cp_kind(cells),
+        cp_kind=cp_kind(cells),
         schedule=schedule,
         recompute=_recompute(cells, notes),
         sequence_parallel=cells.is_set("seq_parallel") and degrees["tp"] > 1,
@@ -139,8 +139,11 @@ def _zero(cells: Cells, notes: list[str]) -> int:
     return stage
 
 
-def _cp_kind(cells: Cells) -> CpKind:
+def cp_kind(cells: Cells) -> CpKind:
+    """How the row splits a sequence; a ring where it does not say."""
     word = cells.text("cp_kind").lower()
+    if "gather" in word:
+        return CpKind.ALL_GATHER
     return CpKind.ULYSSES if "a2a" in word or "ulysses" in word else CpKind.RING
 
 

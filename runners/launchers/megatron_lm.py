@@ -132,6 +132,9 @@ def _expert_tp(model: ModelSpec, plan: Plan) -> int:
     return plan.tp * plan.cp if plan.rank_order is RankOrder.TP_CP_PP_DP else plan.tp
 
 
+_CP_WORDS = {CpKind.RING: "p2p", CpKind.ULYSSES: "a2a", CpKind.ALL_GATHER: "all_gather"}
+
+
 def _parallel(plan: Plan) -> Arguments:
     found = [
         flag("--tensor-model-parallel-size", plan.tp),
@@ -139,7 +142,7 @@ def _parallel(plan: Plan) -> Arguments:
         flag("--context-parallel-size", plan.cp),
     ]
     if plan.cp > 1:
-        found.append(flag("--cp-comm-type", "p2p" if plan.cp_kind is CpKind.RING else "a2a"))
+        found.append(flag("--cp-comm-type", _CP_WORDS[plan.cp_kind]))
     if plan.sequence_parallel and plan.tp > 1:
         found.append(flag("--sequence-parallel"))
     if plan.rank_order is RankOrder.TP_CP_PP_DP:

@@ -17,7 +17,7 @@ from runners.launchers.base import (
 )
 from runners.launchers.torchtitan_model import CONFIG_FILE, config_module, config_name, model_lacks
 from search_spaces.model import ModelSpec
-from search_spaces.plan import Plan, RankOrder, Recompute, Schedule
+from search_spaces.plan import CpKind, Plan, RankOrder, Recompute, Schedule
 from search_spaces.workload import Precision
 
 SCHEDULES = {
@@ -100,7 +100,7 @@ def _sharding_lacks(plan: Plan) -> list[str]:
         found.append(
             "zero=1: torchtitan replicates (zero=0) or shards gradients and weights too (zero=2 or 3)"
         )
-    if plan.cp > 1:
+    if plan.cp > 1 and plan.cp_kind is not CpKind.ALL_GATHER:
         found.append(
             f"cp_kind={plan.cp_kind}: torchtitan gathers keys and values; it has neither ring nor Ulysses"
         )

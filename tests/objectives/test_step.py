@@ -11,7 +11,7 @@ from objectives.cost.passes import PASS_KNOBS, pass_table
 from objectives.cost.states import STATE_KNOBS, state_table
 from objectives.cost.step import CHUNK_PLANS, chunks, estimate, microbatches, stage_profile
 from search_spaces.cluster import assumed
-from search_spaces.plan import Plan, Plans, RankOrder, Recompute, code
+from search_spaces.plan import CpKind, Plan, Plans, RankOrder, Recompute, code
 from search_spaces.units import GB
 from tests.objectives.jobs import JOBS, job_of, legal_plans, with_links
 
@@ -239,3 +239,10 @@ def test_a_faster_host_link_makes_offload_cheaper():
     plan = Plans.of([Plan(dp=8, zero=1, offload_optimizer=True)])
     slower = with_device(job, host_bandwidth_bytes_per_s=8 * GB)
     assert time_of(slower, plan).offload_s > time_of(job, plan).offload_s
+
+
+def test_a_ring_hides_what_an_all_gather_of_keys_and_values_shows():
+    asked = job_of("llama-3-8b", "dgx-h100", 64)
+    kinds = [Plan(tp=2, dp=4, cp=8, cp_kind=kind) for kind in (CpKind.RING, CpKind.ALL_GATHER)]
+    ring_s, gather_s = estimate(asked, Plans.of(kinds)).time.cp_comm_s
+    assert 0 < ring_s < gather_s
