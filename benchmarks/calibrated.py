@@ -14,20 +14,20 @@ N_ROWS, SEEDS = 10, (0, 1, 2)
 
 @dataclass(frozen=True, slots=True)
 class Calibrated:
-    """What `after_rows` answered: figures by source and accelerator."""
+    """What `after_rows` answered: for each source and accelerator the figures of its rows held back."""
 
     groups: tuple[Any, ...] = ()
 
     def figure(self, source: str, measure: str) -> float | None:
-        """A figure of a source, or of all rows: the mean over its accelerators, each as heavy as its rows.
+        """A figure of a source, or of all: the mean over its accelerators, each as heavy as its rows.
 
-        The median of `all` is the median over rows only as far as its groups' medians can tell.
+        The median of `all` is that of the groups' medians, each as heavy as its rows.
         """
-        own = [group for group in self.groups if source in ("all", group.source) and group.n]
-        values = np.array([getattr(group, measure) for group in own], dtype=np.float64)
+        own = [group for group in self.groups if source in ("all", group.source)]
+        values = np.array([getattr(group.after, measure) for group in own], dtype=np.float64)
         if not len(values):
             return None
-        weights = np.array([group.n for group in own], dtype=np.float64)
+        weights = np.array([group.n_held for group in own], dtype=np.float64)
         if source == "all" and measure.startswith("median"):
             return _weighted_median(values, weights)
         return float(np.average(values, weights=weights))

@@ -104,10 +104,8 @@ def medians(rows: Rows, values: Mapping[Key, float]) -> dict[str, tuple[int, flo
     for name in sorted(set(rows.source)):
         own = errors[rows.source == name]
         size = np.abs(own)
-        figures[name] = (
-            len(own),
-            *(float(x) for x in (np.median(size), np.quantile(size, 0.9), np.median(own))),
-        )
+        middle, high, bias = np.median(size), np.quantile(size, 0.9), np.median(own)
+        figures[name] = (len(own), float(middle), float(high), float(bias))
     return figures
 
 

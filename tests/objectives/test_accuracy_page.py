@@ -2,6 +2,7 @@
 
 import csv
 from dataclasses import fields, replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -136,11 +137,12 @@ def test_without_a_calibration_there_is_no_figure():
 
 
 def test_figures_after_calibration_weigh_by_rows():
-    groups = [replace_group("a", 1, 0.3), replace_group("a", 3, 0.1), replace_group("b", 9, 0.0)]
+    groups = [answer("a", 1, 0.3), answer("a", 3, 0.1), answer("b", 9, 0.0)]
     assert Calibrated(tuple(groups)).figure("a", "mean_ape") == pytest.approx(0.15)
     assert Calibrated(tuple(groups)).figure("all", "median_ape") == 0.0
 
 
-def replace_group(source, n, figure):
-    """A group as a calibration answers it."""
-    return type("Group", (), {"source": source, "n": n, "mean_ape": figure, "median_ape": figure})()
+def answer(source, n_held, figure):
+    """One source and accelerator as a calibration answers it."""
+    after = SimpleNamespace(mean_ape=figure, median_ape=figure)
+    return SimpleNamespace(source=source, n_held=n_held, after=after)
