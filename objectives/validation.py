@@ -98,7 +98,7 @@ def _price(readings: Sequence[tuple[Job, Plan]]) -> Floats:
         job, plans = readings[places[0]][0], Plans.of(readings[i][1] for i in places)
         found = estimate(job, plans)
         step_s = found.step_s
-        factor = np.exp(INTERVAL_Z * step_sigma(job, plans, step_s))
+        factor = np.exp(INTERVAL_Z * step_sigma(job, plans, found))
         priced[:, places] = step_s, factor, found.peak_memory_bytes
     return priced
 
