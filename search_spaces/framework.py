@@ -21,6 +21,7 @@ class EndStages(StrEnum):
     """How many layers the first and the last pipeline stage may have."""
 
     EVEN = "even"  # as many as the others
+    BALANCED = "balanced"  # dealt by compute, the output projection counted as layers
     LIGHTER = "lighter"  # fewer, by at most one chunk
     ANY = "any"
 
@@ -170,7 +171,7 @@ FRAMEWORKS: Mapping[str, FrameworkProfile] = MappingProxyType(
                 zero_stages_with_offload=(),
                 cp_kinds=(),
                 rank_orders=(RankOrder.TP_CP_DP_PP,),
-                end_stages=EndStages.EVEN,
+                end_stages=EndStages.BALANCED,
                 recompute_every=False,
             ),
             FrameworkProfile(

@@ -261,8 +261,8 @@ class PassTable:
 
 def pass_table(job: Job, plans: Plans) -> PassTable:
     """Passes of the representative stages, reduced to what the pipeline's closed forms use."""
-    bounds = representatives(job.model, plans)
-    stages = stages_of(job.model, plans, bounds.index)
+    bounds = representatives(job, plans)
+    stages = stages_of(job, plans, bounds.index)
     passes = stage_pass(job, plans, stages)
     total = passes.total_s
     worst = np.argmax(total, axis=0)[None]

@@ -99,7 +99,7 @@ def _sharded(plans: Plans, parameters: RankParameters) -> Floats:
 
 def state_table(job: Job, plans: Plans) -> StateTable:
     """State of the representative stages and the seconds of moving and updating it."""
-    stages = stages_of(job.model, plans, representatives(job.model, plans).index)
+    stages = stages_of(job, plans, representatives(job, plans).index)
     parameters = rank_parameters(job, plans, stages)
     table = state_bytes(job, plans, parameters, stages.n_layers.astype(np.float64))
     fullest = np.argmax(parameters.total, axis=0)[None]
