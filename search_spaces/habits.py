@@ -26,7 +26,8 @@ class Habits:
     tensor parallelism, `backward_operations` times as many for its backward pass, and `pass_operations` for a
     micro-batch beside its layers.  `traffic` is the bytes of its memory-bound kernels over the least that
     fused ones would move; `logits_bytes` those of the loss per token and vocabulary entry, over all passes.
-    `attention` is its attention kernel's rate over the device's.  `tp_overlap`, `cp_overlap` and `dp_overlap`
+    Where a pipeline leaves the node, every rank of a tensor-parallel group holds the others up for
+    `peer_wait_s` in each layer's forward pass.  `attention` is its attention kernel's rate over the device's.  `tp_overlap`, `cp_overlap` and `dp_overlap`
     are the shares of communication that can hide behind computation where it is overlapped.
     """
 
@@ -34,6 +35,7 @@ class Habits:
     tp_operations: Constant = assumed(8.0, "two collectives and their bookkeeping each way", 0.5)
     backward_operations: Constant = assumed(1.2, "autograd issues about what the forward pass did", 0.3)
     pass_operations: Constant = assumed(30.0, "embedding, head, loss, batch", 0.5)
+    peer_wait_s: Constant = assumed(0.0, "hosts run ahead of their devices, so that none waits for another", 0.0)
     traffic: Constant = assumed(1.6, "between fused and eager kernels", 0.25)
     logits_bytes: Constant = assumed(16.0, "fp32 loss: written, read and differentiated", 0.4)
     attention: Constant = assumed(1.0, "the device's own rate", 0.2)
@@ -57,6 +59,7 @@ HABITS: Mapping[str, Habits] = MappingProxyType(
             operations_per_layer=fitted(94.0),
             tp_operations=fitted(9.0),
             backward_operations=fitted(1.1),
+            peer_wait_s=fitted(1.0e-3),
             traffic=fitted(1.7),
             logits_bytes=fitted(40.0),
             tp_overlap=fitted(0.0),
