@@ -14,7 +14,7 @@ from objectives.cost.collectives import all_gather_s, send_s
 from objectives.cost.factored import factored
 from objectives.cost.kernels import entry_bytes, gemm_s, memory_bound_s
 from objectives.cost.layers import LayerCost, layer_cost, sequence_shards, tokens_per_device
-from objectives.cost.stages import Stages, representatives, stages_of
+from objectives.cost.stages import Stages, rank_parameters, representatives, stages_of
 from objectives.metrics import Job
 from search_spaces.framework import framework_named
 from search_spaces.plan import Floats, Ints, Plans, Recompute
@@ -88,12 +88,14 @@ def stage_pass(job: Job, plans: Plans, stages: Stages) -> StagePass:
     backward_comm = total.tp_backward_s + total.cp_backward_s + total.ep_backward_s
     backward_comm = backward_comm + heads * head_comm_s + embedding_comm_s
     backward_s = total.backward_input_s + total.backward_weight_s + 2 * ends_s + again_s + backward_comm
+    accumulation_s = _accumulation_s(job, plans, stages)
+    backward_s = backward_s + accumulation_s
     device_s = (total.forward_s + ends_s + forward_comm, backward_s)
     launch_forward, launch_backward = _launch(job, plans, n_layers, device_s)
     return StagePass(
         forward_s=total.forward_s + ends_s,
         backward_input_s=total.backward_input_s + ends_s,
-        backward_weight_s=total.backward_weight_s + ends_s,
+        backward_weight_s=total.backward_weight_s + ends_s + accumulation_s,
         recompute_s=again_s,
         tp_comm_s=total.tp_forward_s + total.tp_backward_s + 2 * (heads * head_comm_s + embedding_comm_s),
         cp_comm_s=total.cp_forward_s + total.cp_backward_s,
@@ -105,6 +107,14 @@ def stage_pass(job: Job, plans: Plans, stages: Stages) -> StagePass:
         transient_bytes=transient,
         logits_bytes=heads * logits_bytes(job, plans),
     )
+
+
+def _accumulation_s(job: Job, plans: Plans, stages: Stages) -> Floats:
+    """Seconds of adding one micro-batch's gradients to the sum, where the weight product does not do it."""
+    moved = job.trainer.accumulation_bytes.value
+    if not moved:
+        return np.zeros(stages.index.shape)
+    return memory_bound_s(job, moved * rank_parameters(job, plans, stages).total)
 
 
 def _launch(job: Job, plans: Plans, n_layers: Ints, device_s: tuple[Floats, Floats]) -> tuple[Floats, Floats]:

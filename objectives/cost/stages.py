@@ -3,12 +3,11 @@
     L  n_layers     p  pp     v  vpp     i  stage
 
 A stage without a number of its own holds the middle share (L - first - last) / (p - those named).
-A trainer that balances compute counts the output projection as H more layers, and closes stage i with the first
-layer that passes its share of them all:
+A trainer that balances compute counts the output projection as H more layers; a stage takes the layers that fit
+into its share of them all:
 
-    layers up to stage i    min(floor((L + H) (i + 1) / p) + 1, L)        H = V h / (parameters of a layer's products)
+    layers up to stage i    floor((L + H) (i + 1) / p), at most L        H = V h / (parameters of a layer's products)
 
-The projection lies on the first stage whose share holds all layers; stages after it hold none.
 With v chunks, chunk c of stage i follows chunk c of stage i - 1, and chunk c + 1 of stage 0 follows them all.
 Arrays over stages have shape (n_stages, n_plans).
 """
@@ -31,15 +30,13 @@ from search_spaces.parameters import (
 )
 from search_spaces.plan import Bools, Floats, Ints, Plans
 
+ROUNDING = 1e-9  # of a layer: shares that are whole stay so
 LAYOUT_KNOBS = ("pp", "vpp", "first_layers", "last_layers")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Stages:
-    """Some stages of every plan; every array has shape (n_stages, n_plans).
-
-    `is_last` marks the stage of the output projection.
-    """
+    """Some stages of every plan; every array has shape (n_stages, n_plans)."""
 
     index: Ints
     n_layers: Ints
@@ -59,8 +56,7 @@ class Representatives:
 def representatives(job: Job, plans: Plans) -> Representatives:
     """The first stage, the last, and of the stages between the earliest of every kind.
 
-    A kind is a number of layers and of expert layers, with or without the output projection; the earliest of a
-    kind has the most micro-batches in flight.
+    A kind is a number of layers and of expert layers; the earliest of a kind has the most micro-batches in flight.
     """
     model = job.model
     last = plans.pp - 1
@@ -82,7 +78,7 @@ def _kinds_between(job: Job, plans: Plans) -> tuple[Ints, Floats]:
     """The earliest middle stage of every kind, and how many there are; rows without a kind weigh nothing."""
     stage = np.arange(int(plans.pp.max(initial=1)))[:, None] + np.zeros_like(plans.pp)
     stages = stages_of(job, plans, stage)
-    kinds = (stages.n_layers * (job.model.n_layers + 1) + stages.n_moe) * 2 + stages.is_last
+    kinds = stages.n_layers * (job.model.n_layers + 1) + stages.n_moe
     between = (stage > 0) & (stage < plans.pp - 1)
     earliest, counts = [], []
     for kind in np.unique(kinds[between]):
@@ -133,23 +129,21 @@ def _balanced_stages(model: ModelSpec, plans: Plans, index: Ints) -> Stages:
     """
     parameters = layer_parameters(model, "moe" if model.n_moe_layers else "dense")
     head = model.embedding.vocab_size * model.d_model / (parameters.attention + parameters.mlp)
-    share = (model.n_layers + head) / plans.pp
+    share, last = (model.n_layers + head) / plans.pp, plans.pp - 1
 
     def layers_up_to(stage: Ints) -> Ints:
-        passed = np.where(stage < 0, 0, np.floor(share * (stage + 1)) + 1)
-        whole = stage >= plans.pp - 1
-        reached: Ints = np.where(whole, model.n_layers, np.minimum(passed, model.n_layers)).astype(np.int64)
+        fit = np.floor(share * (stage + 1) + ROUNDING)
+        reached: Ints = np.where(stage >= last, model.n_layers, np.minimum(fit, model.n_layers)).astype(np.int64)
         return reached
 
     before = layers_up_to(index - 1)
     n_layers = layers_up_to(index) - before
-    holder = np.minimum(np.ceil(model.n_layers / share).astype(np.int64), plans.pp) - 1
     return Stages(
         index=index,
         n_layers=n_layers,
         n_moe=_moe_layers(model, plans, before, n_layers),
         is_first=index == 0,
-        is_last=index == holder,
+        is_last=index == last,
     )
 
 

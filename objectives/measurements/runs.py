@@ -8,7 +8,7 @@ from pathlib import Path
 from objectives.measurements.cells import BadRow, Cells, read_cells
 from objectives.measurements.checks import check_batch, check_step, peak_memory
 from objectives.measurements.clusters import Described, cluster_of
-from objectives.measurements.layouts import plan_of, unfillable
+from objectives.measurements.layouts import as_overlapped, plan_of, unfillable
 from objectives.measurements.models import model_of
 from objectives.measurements.tables import TrainerWords, WordTables, word_tables
 from objectives.metrics import Job
@@ -122,6 +122,7 @@ class _Reader:
         trainer = self._tables.trainer(cells.text("framework"))
         job, job_notes = self._job(cells, trainer)
         plan, plan_notes = plan_of(cells, job.model.n_layers)
+        plan = as_overlapped(plan, trainer.known_profile)
         impossible = unfillable(plan, job.model.n_layers)
         if impossible and not outcome.is_failure:
             raise BadRow(impossible)
