@@ -15,7 +15,7 @@ from objectives.cost.collectives import all_gather_s, send_s
 from objectives.cost.factored import factored
 from objectives.cost.kernels import entry_bytes, gemm_s, memory_bound_s
 from objectives.cost.layers import LayerCost, layer_cost, sequence_shards, tokens_per_device
-from objectives.cost.stages import Stages, representatives, stages_of
+from objectives.cost.stages import Stages, rank_parameters, representatives, stages_of
 from objectives.metrics import Job
 from search_spaces.framework import framework_named
 from search_spaces.plan import Floats, Ints, Plans, Recompute
@@ -85,12 +85,14 @@ def stage_pass(job: Job, plans: Plans, stages: Stages) -> StagePass:
     backward_comm = total.tp_backward_s + total.cp_backward_s + total.ep_backward_s
     backward_comm = backward_comm + heads * head_comm_s + embedding_comm_s
     backward_s = total.backward_input_s + total.backward_weight_s + 2 * ends_s + again_s + backward_comm
+    accumulation_s = _accumulation_s(job, plans, stages)
+    backward_s = backward_s + accumulation_s
     device_s = (total.forward_s + ends_s + forward_comm, backward_s)
     launch_forward, launch_backward = _launch(job, plans, n_layers, device_s)
     return StagePass(
         forward_s=total.forward_s + ends_s,
         backward_input_s=total.backward_input_s + ends_s,
-        backward_weight_s=total.backward_weight_s + ends_s,
+        backward_weight_s=total.backward_weight_s + ends_s + accumulation_s,
         recompute_s=again_s,
         tp_comm_s=total.tp_forward_s + total.tp_backward_s + 2 * (heads * head_comm_s + embedding_comm_s),
         cp_comm_s=total.cp_forward_s + total.cp_backward_s,
@@ -99,6 +101,14 @@ def stage_pass(job: Job, plans: Plans, stages: Stages) -> StagePass:
         launch_forward_s=launch_forward,
         launch_backward_s=launch_backward,
     )
+
+
+def _accumulation_s(job: Job, plans: Plans, stages: Stages) -> Floats:
+    """Seconds of adding one micro-batch's gradients to the sum, where the weight product does not do it."""
+    moved = job.trainer.accumulation_bytes.value
+    if not moved:
+        return np.zeros(stages.index.shape)
+    return memory_bound_s(job, moved * rank_parameters(job, plans, stages).total)
 
 
 def _launch(job: Job, plans: Plans, n_layers: Ints, device_s: tuple[Floats, Floats]) -> tuple[Floats, Floats]:
@@ -112,9 +122,22 @@ def _launch(job: Job, plans: Plans, n_layers: Ints, device_s: tuple[Floats, Floa
     one = job.cluster.device.kernel_launch_s.value
     per_layer = trainer.operations_per_layer.value + trainer.tp_operations.value * (plans.tp > 1)
     forward = one * (n_layers * per_layer + trainer.pass_operations.value)
+    forward = forward + n_layers * _peer_wait_s(job, plans)
     again = plans.is_recompute(Recompute.FULL) / plans.recompute_every
     backward = (trainer.backward_operations.value + again) * forward
     return np.maximum(forward - device_s[0], 0), np.maximum(backward - device_s[1], 0)
+
+
+def _peer_wait_s(job: Job, plans: Plans) -> Floats:
+    """Seconds by which the hosts of a tensor-parallel group hold each other up in one layer: t w.
+
+    Only beside a pipeline that leaves the node and blocks the host: w is then what one rank's delay costs.
+    Published runs of such a trainer take 7, 12, 20 and 44 ms a layer and micro-batch on 2, 4, 8 and 16 ranks,
+    whatever the model and the micro-batch, and 4 ms with the pipeline inside the node (benchmarks/data).
+    """
+    blocks = (plans.tp > 1) & (mesh.pp_tier(job.cluster, plans) > 0) & (plans.pp > 1)
+    waited: Floats = blocks * plans.tp * job.trainer.peer_wait_s.value
+    return waited
 
 
 def _layer_cost(job: Job, plans: Plans, kind: str) -> LayerCost:
@@ -219,8 +242,8 @@ class PassTable:
 
 def pass_table(job: Job, plans: Plans) -> PassTable:
     """Passes of the representative stages, reduced to what the pipeline's closed forms use."""
-    bounds = representatives(job.model, plans)
-    stages = stages_of(job.model, plans, bounds.index)
+    bounds = representatives(job, plans)
+    stages = stages_of(job, plans, bounds.index)
     passes = stage_pass(job, plans, stages)
     total = passes.total_s
     worst = np.argmax(total, axis=0)[None]

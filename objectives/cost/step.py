@@ -126,7 +126,7 @@ def _memory(
     job: Job, plans: Plans, passes: PassTable, states: StateTable, m: Ints
 ) -> tuple[StepMemory, Ints]:
     """Bytes of the fullest of the representative stages, by part."""
-    index = representatives(job.model, plans).index
+    index = representatives(job, plans).index
     activations = pipeline.in_flight(plans, m, index) * passes.kept_bytes
     buffers = buffer_bytes(plans, passes.boundary_bytes, passes.transient_bytes, states)
     total = states.weights_bytes + states.gradients_bytes
@@ -173,7 +173,7 @@ def stage_profile(job: Job, plan: Plan) -> StageProfile:
     """
     one = Plans.of([plan])
     index = np.arange(plan.pp)[:, None]
-    stages = stages_of(job.model, one, index)
+    stages = stages_of(job, one, index)
     passes, table = stage_pass(job, one, stages), pass_table(job, one)
     held = stage_activations(job, one, stages)
     time = estimate_chunk(job, one).time

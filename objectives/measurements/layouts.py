@@ -1,8 +1,10 @@
 """The layout columns of a row as a plan."""
 
+from dataclasses import replace
 from types import MappingProxyType
 
 from objectives.measurements.cells import BadRow, Cells
+from search_spaces.framework import framework_named
 from search_spaces.plan import CpKind, Plan, Recompute, Schedule
 
 SCHEDULES = MappingProxyType({
@@ -63,6 +65,12 @@ def plan_of(cells: Cells, n_layers: int) -> tuple[Plan, list[str]]:
         overlap_pp=overlaps["overlap_pp"],
     )
     return plan, notes
+
+
+def as_overlapped(plan: Plan, framework: str) -> Plan:
+    """The plan as its trainer runs it: gradients overlap only at the ZeRO stages where it can do that."""
+    stages = framework_named(framework).zero_stages_with_overlap
+    return plan if plan.zero in stages else replace(plan, overlap_dp=False)
 
 
 def unfillable(plan: Plan, n_layers: int) -> str:

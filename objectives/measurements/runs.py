@@ -15,7 +15,7 @@ from objectives.measurements.checks import (
     times_expected,
 )
 from objectives.measurements.clusters import Described, cluster_of
-from objectives.measurements.layouts import plan_of, unfillable
+from objectives.measurements.layouts import as_overlapped, plan_of, unfillable
 from objectives.measurements.models import model_of
 from objectives.measurements.openings import openings_of
 from objectives.measurements.tables import TrainerWords, WordTables, word_tables
@@ -174,6 +174,7 @@ class _Reader:
         trainer = self._trainer(cells.text("framework"))
         job, job_notes = self._job(cells, trainer)
         plan, plan_notes = plan_of(cells, job.model.n_layers)
+        plan = as_overlapped(plan, trainer.known_profile)
         impossible = unfillable(plan, job.model.n_layers)
         if impossible and not outcome.is_failure:
             raise BadRow(impossible)
