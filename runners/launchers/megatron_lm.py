@@ -28,6 +28,8 @@ PRECISION: dict[Precision, Arguments] = {
     Precision.BF16: [("--bf16",)],
     Precision.FP16: [("--fp16",)],
     Precision.FP8: [("--bf16",), ("--fp8-format", "hybrid"), ("--fp8-recipe", "tensorwise")],
+    Precision.MXFP8: [("--bf16",), ("--fp8-format", "e4m3"), ("--fp8-recipe", "mxfp8")],
+    Precision.NVFP4: [("--bf16",), ("--fp4-format", "e2m1"), ("--fp4-recipe", "nvfp4")],
     Precision.FP32: [],
 }
 
@@ -98,6 +100,12 @@ def _overlap_lacks(plan: Plan) -> list[str]:
         )
     if plan.overlap_pp and plan.pp > 1 and plan.vpp == 1:
         found.append("overlap_pp=true: Megatron-LM overlaps pipeline transfers only with vpp > 1")
+    if plan.overlap_ep and plan.pp > 1 and plan.vpp == 1:
+        found.append(
+            "overlap_ep=true: Megatron-LM overlaps expert parallelism in a pipeline only with vpp > 1"
+        )
+    if plan.overlap_ep and plan.recompute is Recompute.FULL:
+        found.append("overlap_ep=true: Megatron-LM overlaps expert parallelism only without recompute=full")
     if not plan.overlap_pp and plan.vpp > 1 and plan.pp == 2:
         found.append("overlap_pp=false: with vpp > 1 Megatron-LM turns this overlap off only for pp > 2")
     return found
@@ -166,9 +174,24 @@ def _experts(model: ModelSpec, plan: Plan) -> Arguments:
         return [
             flag("--expert-model-parallel-size", plan.ep),
             flag("--expert-tensor-parallel-size", plan.etp),
+            *_dispatch(plan),
         ]
     width = _expert_tp(model, plan)
     return [] if width == plan.tp else [flag("--expert-tensor-parallel-size", width)]
+
+
+def _dispatch(plan: Plan) -> Arguments:
+    found: Arguments = []
+    if plan.deduplicate_ep:
+        found += [
+            flag("--moe-token-dispatcher-type", "flex"),
+            flag("--moe-flex-dispatcher-backend", "deepep"),
+        ]
+    elif plan.overlap_ep:
+        found.append(flag("--moe-token-dispatcher-type", "alltoall"))
+    if plan.overlap_ep:
+        found.append(flag("--overlap-moe-expert-parallel-comm"))
+    return found
 
 
 def _data_parallel(plan: Plan) -> Arguments:
@@ -247,6 +270,8 @@ def _reduces_in_bf16(workload: Workload) -> bool:
     return workload.training_state.gradient_bytes == 2.0 and workload.precision in (
         Precision.BF16,
         Precision.FP8,
+        Precision.MXFP8,
+        Precision.NVFP4,
     )
 
 
