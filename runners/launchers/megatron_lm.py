@@ -20,7 +20,7 @@ from runners.launchers.base import (
 from runners.launchers.megatron_model import biases, model_arguments, model_lacks
 from search_spaces.model import ModelSpec
 from search_spaces.plan import CpKind, Plan, RankOrder, Recompute, Schedule
-from search_spaces.workload import Precision, Workload
+from search_spaces.workload import CudaGraphs, Precision, Workload
 
 PROGRAM = '"${MEGATRON_LM:?set MEGATRON_LM to a checkout of github.com/NVIDIA/Megatron-LM}/pretrain_gpt.py"'
 SHARDING = {2: "optim_grads", 3: "optim_grads_params"}
@@ -181,14 +181,9 @@ def _experts(model: ModelSpec, plan: Plan) -> Arguments:
 
 
 def _dispatch(plan: Plan) -> Arguments:
-    found: Arguments = []
+    found = [flag("--moe-token-dispatcher-type", "flex" if plan.deduplicate_ep else "alltoall")]
     if plan.deduplicate_ep:
-        found += [
-            flag("--moe-token-dispatcher-type", "flex"),
-            flag("--moe-flex-dispatcher-backend", "deepep"),
-        ]
-    elif plan.overlap_ep:
-        found.append(flag("--moe-token-dispatcher-type", "alltoall"))
+        found.append(flag("--moe-flex-dispatcher-backend", "deepep"))
     if plan.overlap_ep:
         found.append(flag("--overlap-moe-expert-parallel-comm"))
     return found
@@ -302,6 +297,10 @@ def _notes(job: Job, plan: Plan) -> list[str]:
         found.append("The activation is GELU; for squared ReLU add --squared-relu.")
     if job.workload.precision is Precision.FP8:
         found.append("8-bit products use the tensorwise recipe; see --fp8-recipe for the others.")
+    if job.workload.cuda_graphs is not CudaGraphs.NONE:
+        found.append("CUDA graphs are priced but not written; see --cuda-graph-impl and --cuda-graph-scope.")
+    if job.workload.fp8_dispatch:
+        found.append("Tokens are priced as sent in 8 bits; the flags written send 16.")
     if plan.recompute is Recompute.FULL and plan.recompute_every > 1:
         n = recomputed_per_chunk(job.model, plan)
         found.append(
