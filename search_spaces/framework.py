@@ -48,7 +48,8 @@ class ExpertAbilities:
 
     `in_pipeline`: beside pp > 1.  `split_beside_biases`: with etp > 1 where a linear layer has a bias.
     `own_replicas_in_any_order`: where the pipeline lies inside the replicas (rank_order=tp-cp-pp-dp), experts
-    may have another number of them than the rest of the model.
+    may have another number of them than the rest of the model.  `dispatcher`: it can hide the exchange of
+    tokens behind computation, and send a token once to a node.
     """
 
     in_pipeline: bool = True
@@ -56,6 +57,7 @@ class ExpertAbilities:
     ranks: ExpertRanks = ExpertRanks.ALL
     split_beside_biases: bool = True
     own_replicas_in_any_order: bool = True
+    dispatcher: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,7 +125,10 @@ FRAMEWORKS: Mapping[str, FrameworkProfile] = MappingProxyType(
                 end_stages=EndStages.EVEN,
                 recompute_every=False,
                 experts=ExpertAbilities(
-                    in_pipeline=False, tensor=ExpertTensor.TP_OR_WHOLE, ranks=ExpertRanks.DP
+                    in_pipeline=False,
+                    tensor=ExpertTensor.TP_OR_WHOLE,
+                    ranks=ExpertRanks.DP,
+                    dispatcher=False,
                 ),
                 overlaps_tp=False,
                 keeps_stage_input=True,
@@ -137,7 +142,9 @@ FRAMEWORKS: Mapping[str, FrameworkProfile] = MappingProxyType(
                 recompute_every=False,
                 end_stages=EndStages.LIGHTER,
                 ties_over_stages=False,
-                experts=ExpertAbilities(tensor=ExpertTensor.TP_WITHOUT_EP, ranks=ExpertRanks.SHARDED),
+                experts=ExpertAbilities(
+                    tensor=ExpertTensor.TP_WITHOUT_EP, ranks=ExpertRanks.SHARDED, dispatcher=False
+                ),
                 zero_stages=(0, 2, 3),
                 zero_stages_with_pipeline=(0, 2, 3),
                 zero_stages_with_offload=(),

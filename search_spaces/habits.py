@@ -24,17 +24,21 @@ class Habits:
 
     The host issues `operations_per_layer` operations for one layer's forward pass, `tp_operations` more with
     tensor parallelism, `backward_operations` times as many for its backward pass, and `pass_operations` for a
-    micro-batch beside its layers.  `traffic` is the bytes of its memory-bound kernels over the least that
-    fused ones would move; `logits_bytes` those of the loss per token and vocabulary entry, over all passes.
-    Where a pipeline leaves the node, every rank of a tensor-parallel group holds the others up for
-    `peer_wait_s` in each layer's forward pass.  `attention` is its attention kernel's rate over the device's.  `tp_overlap`, `cp_overlap` and `dp_overlap`
-    are the shares of communication that can hide behind computation where it is overlapped.  A step whose optimizer is sharded issues `shard_operations` for every layer and
-    replica, which copy the pieces of each parameter into and out of the buffers that travel.
-    `accumulation_bytes` is what adding a micro-batch's gradients to the earlier ones moves per parameter.
+    micro-batch beside its layers; each local expert of a layer adds `expert_operations`, and
+    `block_scale_operations` where numbers have a scale for every block.  Where a pipeline leaves the node,
+    every rank of a tensor-parallel group holds the others up for `peer_wait_s` in each layer's forward pass.
+    A step whose optimizer is sharded issues `shard_operations` for every layer and replica, which copy the
+    pieces of each parameter into and out of the buffers that travel.
+    `traffic` is the bytes of its memory-bound kernels over the least that fused ones would move,
+    `expert_traffic` that of routed experts (permutations, activation); `logits_bytes` those of the loss per
+    token and vocabulary entry, over all passes; `accumulation_bytes` what adding a micro-batch's gradients to
+    the earlier ones moves per parameter.
+    `attention` is its attention kernel's rate over the device's.  `tp_overlap`, `cp_overlap`, `dp_overlap`
+    and `ep_overlap` are the shares of communication that can hide behind computation where it is overlapped.
     """
 
     operations_per_layer: Constant = assumed(40.0, "Megatron-LM's layer with fused kernels, counted", 0.5)
-    tp_operations: Constant = assumed(8.0, "two collectives and their bookkeeping each way", 0.5)
+    tp_operations: Constant = assumed(8.6, "two collectives and their bookkeeping each way", 0.5)
     backward_operations: Constant = assumed(1.2, "autograd issues about what the forward pass did", 0.3)
     pass_operations: Constant = assumed(30.0, "embedding, head, loss, batch", 0.5)
     peer_wait_s: Constant = assumed(0.0, "hosts run ahead of their devices, so that none waits for another", 0.0)
@@ -46,19 +50,32 @@ class Habits:
     cp_overlap: Constant = assumed(0.9, "all but the first exchange", 0.1)
     dp_overlap: Constant = assumed(0.9, "all but the last bucket", 0.1)
     shard_operations: Constant = assumed(0.0, "parameters lie in one buffer, whose shards need no copies", 0.0)
+    ep_overlap: Constant = assumed(0.6, "as Megatron-LM", 0.2)
+    block_scale_operations: Constant = assumed(5.5, "as Megatron-LM: casts and swizzled scales", 0.5)
+    expert_operations: Constant = assumed(8.0, "as Megatron-LM: products, casts, copies", 0.5)
+    expert_traffic: Constant = assumed(3.4, "as Megatron-LM: permutations and activation unfused", 0.3)
 
 
 ASSUMED_HABITS = Habits()
+# Megatron-LM's core runs the experts of both; fitted to the runs of both together.
+MEGATRON_EXPERTS: Mapping[str, Constant] = MappingProxyType(
+    {
+        "ep_overlap": fitted(0.6, 0.2),
+        "expert_operations": fitted(8.6, 0.4),
+        "block_scale_operations": fitted(5.5, 0.4),
+        "expert_traffic": fitted(3.4, 0.2),
+    }
+)
 HABITS: Mapping[str, Habits] = MappingProxyType(
     {
-        "megatron-lm": Habits(traffic=fitted(1.3)),
+        "megatron-lm": Habits(traffic=fitted(1.3), **MEGATRON_EXPERTS),
         "megatron-deepspeed": Habits(
             operations_per_layer=fitted(58.0),
             tp_operations=fitted(4.0),
             backward_operations=fitted(0.65),
             traffic=fitted(1.2),
         ),
-        "nemo": Habits(traffic=fitted(1.8)),
+        "nemo": Habits(traffic=fitted(1.55), attention=fitted(0.7), **MEGATRON_EXPERTS),
         "nanotron": Habits(
             operations_per_layer=fitted(94.0),
             tp_operations=fitted(9.0),

@@ -17,12 +17,16 @@ MAX_CHUNKS = 8
 MAX_STAGE_GAP = 2
 MIN_SEQUENCE_SHARD_TOKENS = 512
 SCALE_UP_BANDWIDTH_SHARE = 0.5
+OPT_IN = (
+    "overlap_ep",
+    "deduplicate_ep",
+)  # tried where a user names them: they take a trainer's extra kernels
 
 # The order of enumeration: knobs that many rules need come first, so that illegal branches die early.
 ORDER = (
     "tp", "cp", "pp", "dp", "cp_kind", "micro_batch", "ep", "etp", "split", "vpp", "schedule",
     "sequence_parallel", "recompute", "recompute_every", "rank_order", "zero", "overlap_tp", "overlap_pp",
-    "overlap_dp", "offload_optimizer",
+    "overlap_dp", "offload_optimizer", "overlap_ep", "deduplicate_ep",
 )  # fmt: skip
 
 
@@ -69,6 +73,8 @@ def default_choices(context: Context, name: str) -> tuple[Any, ...]:
     """What a knob may be when nobody narrows it."""
     model, n, batch = context.model, context.cluster.n_devices, context.workload.global_batch
     experts = model.moe.n_experts if model.moe else 1
+    if name in OPT_IN:
+        return (False,)
     if name in FLAGS:
         return (False, True)
     if name == "cp_kind":

@@ -275,6 +275,16 @@ RULES: tuple[Rule, ...] = (
     _rule("the framework overlaps gradient reduction at the zero stage", "zero overlap_dp",
           lambda c, p: ~p["overlap_dp"].astype(bool)
           | np.isin(p["zero"], c.framework.zero_stages_with_overlap)),
+    _rule("overlap_ep and deduplicate_ep need ep above 1", "ep overlap_ep deduplicate_ep",
+          lambda c, p: (p["ep"] > 1) | ~(p["overlap_ep"] | p["deduplicate_ep"]).astype(bool)),
+    _rule("the framework overlaps and deduplicates expert parallelism", "overlap_ep deduplicate_ep",
+          lambda c, p: c.framework.experts.dispatcher
+          | ~(p["overlap_ep"] | p["deduplicate_ep"]).astype(bool)),
+    _rule("overlap_ep does not recompute whole layers", "recompute overlap_ep",
+          lambda c, p: ~p["overlap_ep"].astype(bool) | ~_is(p, Recompute.FULL, "recompute")),
+    _rule("overlap_ep beside a pipeline needs the interleaved schedule", "pp schedule overlap_ep",
+          lambda c, p: ~p["overlap_ep"].astype(bool) | (p["pp"] == 1)
+          | _is(p, Schedule.INTERLEAVED, "schedule")),
     _rule("the framework gives experts replicas of their own in this rank order",
           "tp pp cp ep etp rank_order", _expert_replicas),
     _rule("rank_order is set only with dp and pp above 1", "pp dp rank_order",

@@ -9,12 +9,26 @@ from search_spaces.state import FP32_STATE, TrainingState
 
 
 class Precision(StrEnum):
-    """Number format of the matrix products."""
+    """Number format of the matrix products; fp8 has a scale a tensor, mxfp8 one for every 32 entries."""
 
     BF16 = "bf16"
     FP16 = "fp16"
     FP8 = "fp8"
+    MXFP8 = "mxfp8"
+    NVFP4 = "nvfp4"
     FP32 = "fp32"
+
+
+class CudaGraphs(StrEnum):
+    """What the host launches as one recorded graph: nothing, a layer's static parts, or the whole step.
+
+    The number of tokens an expert gets is known on the device only: recording a whole step takes expert
+    kernels that read it there, fused ones.
+    """
+
+    NONE = "none"
+    LAYERS = "layers"
+    STEP = "step"
 
 
 class AttentionFlops(StrEnum):
@@ -30,6 +44,7 @@ class Workload:
 
     `state` None stands for what the framework keeps.  `memory_share` is how much of a device a plan may be
     predicted to use: the rest is for the allocator's fragments and for the prediction's error.
+    `fp8_dispatch`: tokens travel to their experts, and gradients back to them, in 8 bits.
     """
 
     seq_len: int
@@ -41,6 +56,8 @@ class Workload:
     flash_attention: bool = True
     framework: str = "any"
     expert_imbalance: float = 1.0
+    fp8_dispatch: bool = False
+    cuda_graphs: CudaGraphs = CudaGraphs.NONE
     train_tokens: float | None = None
     device_hour_price: float | None = None
 

@@ -17,14 +17,12 @@ class Nature:
     """What matrix products and memory-bound kernels cost beyond their peaks.
 
     `tile_start_depth` is a tile's prologue and epilogue as depth (K_0); `wave_exponent` how much of the last,
-    partly filled wave of tiles is lost (1: all of it, 0: none); `fp8_share` the rate of an fp8 product with
-    its casts over the 16-bit efficiency; `score_traffic_bytes` what an unfused attention core moves per
-    score: fused mask and softmax, dropout, and both products' reads.
+    partly filled wave of tiles is lost (1: all of it, 0: none); `score_traffic_bytes` what an unfused
+    attention core moves per score: fused mask and softmax, dropout, and both products' reads.
     """
 
     tile_start_depth: Constant = fitted(125.0, 0.3)
     wave_exponent: Constant = fitted(0.55, 0.2)
-    fp8_share: Constant = fitted(0.78, 0.1)
     score_traffic_bytes: Constant = fitted(11.5, 0.2)
 
 

@@ -13,20 +13,23 @@ from objectives.cost import mesh
 from objectives.cost.activations import boundary_bytes, stage_activations
 from objectives.cost.collectives import all_gather_s, send_s
 from objectives.cost.factored import factored
-from objectives.cost.kernels import entry_bytes, gemm_s, memory_bound_s
+from objectives.cost.kernels import BLOCK_SCALED, activation_precision, entry_bytes, gemm_s, memory_bound_s
 from objectives.cost.layers import LayerCost, layer_cost, sequence_shards, tokens_per_device
 from objectives.cost.stages import Stages, rank_parameters, representatives, stages_of
 from objectives.metrics import Job
 from search_spaces.framework import framework_named
 from search_spaces.plan import Floats, Ints, Plans, Recompute
+from search_spaces.workload import CudaGraphs
 
+TIE = 1e-9
 PASS_KNOBS = (
     "tp", "pp", "dp", "cp", "ep", "etp", "vpp", "micro_batch", "first_layers", "last_layers",
     "recompute_every", "cp_kind", "recompute", "rank_order", "sequence_parallel", "overlap_tp",
+    "overlap_ep", "deduplicate_ep",
 )  # fmt: skip
 LAYER_KNOBS = (
     "tp", "pp", "dp", "cp", "ep", "etp", "micro_batch", "cp_kind", "rank_order", "sequence_parallel",
-    "overlap_tp",
+    "overlap_tp", "overlap_ep", "deduplicate_ep",
 )  # fmt: skip
 
 
@@ -88,7 +91,7 @@ def stage_pass(job: Job, plans: Plans, stages: Stages) -> StagePass:
     accumulation_s = _accumulation_s(job, plans, stages)
     backward_s = backward_s + accumulation_s
     device_s = (total.forward_s + ends_s + forward_comm, backward_s)
-    launch_forward, launch_backward = _launch(job, plans, n_layers, device_s)
+    launch_forward, launch_backward = _launch(job, plans, (n_layers, stages.n_moe + n_predict), device_s)
     return StagePass(
         forward_s=total.forward_s + ends_s,
         backward_input_s=total.backward_input_s + ends_s,
@@ -111,18 +114,28 @@ def _accumulation_s(job: Job, plans: Plans, stages: Stages) -> Floats:
     return memory_bound_s(job, moved * rank_parameters(job, plans, stages).total)
 
 
-def _launch(job: Job, plans: Plans, n_layers: Ints, device_s: tuple[Floats, Floats]) -> tuple[Floats, Floats]:
-    """Seconds in which the device waits for its host, forward and backward.
+def _launch(
+    job: Job, plans: Plans, n_layers: tuple[Ints, Ints], device_s: tuple[Floats, Floats]
+) -> tuple[Floats, Floats]:
+    """Seconds in which the device waits for its host, forward and backward; layers are all, and experts'.
 
         max(operations * seconds to issue one - the device's own seconds, 0)
 
-    Issuing runs ahead of the device, so only a pass whose operations are many and small waits.
+    Issuing runs ahead of the device, so only a pass whose operations are many and small waits.  Each expert
+    of a device costs operations of its own; a graph of the layers' static parts leaves only these, one of
+    the whole step none.
     """
-    trainer = job.trainer
+    trainer, graphs = job.trainer, job.workload.cuda_graphs
+    if graphs is CudaGraphs.STEP:
+        return 0 * device_s[0], 0 * device_s[1]
     one = job.cluster.device.kernel_launch_s.value
     per_layer = trainer.operations_per_layer.value + trainer.tp_operations.value * (plans.tp > 1)
-    forward = one * (n_layers * per_layer + trainer.pass_operations.value)
-    forward = forward + n_layers * _peer_wait_s(job, plans)
+    per_layer = per_layer * (graphs is CudaGraphs.NONE)
+    operations = n_layers[0] * per_layer + trainer.pass_operations.value
+    if job.model.moe is not None:
+        local = job.model.moe.n_experts / plans.ep
+        operations = operations + n_layers[1] * local * _expert_operations(job)
+    forward = one * operations + n_layers[0] * _peer_wait_s(job, plans)
     again = plans.is_recompute(Recompute.FULL) / plans.recompute_every
     backward = (trainer.backward_operations.value + again) * forward
     return np.maximum(forward - device_s[0], 0), np.maximum(backward - device_s[1], 0)
@@ -138,6 +151,13 @@ def _peer_wait_s(job: Job, plans: Plans) -> Floats:
     blocks = (plans.tp > 1) & (mesh.pp_tier(job.cluster, plans) > 0) & (plans.pp > 1)
     waited: Floats = blocks * plans.tp * job.trainer.peer_wait_s.value
     return waited
+
+
+def _expert_operations(job: Job) -> float:
+    """Operations that an expert adds to a forward pass; scales of blocks are laid out expert by expert."""
+    trainer = job.trainer
+    by_block = job.workload.precision in BLOCK_SCALED
+    return trainer.expert_operations.value + trainer.block_scale_operations.value * by_block
 
 
 def _layer_cost(job: Job, plans: Plans, kind: str) -> LayerCost:
@@ -166,7 +186,7 @@ def _head(job: Job, plans: Plans) -> tuple[Floats, Floats]:
     h = float(job.model.d_model)
     tokens = tokens_per_device(job, plans)
     columns = np.ceil(job.model.embedding.vocab_size / plans.tp)
-    product = gemm_s(job, tokens, columns, h)
+    product = gemm_s(job, tokens, columns, h, precision=activation_precision(job.workload.precision))
     gather = all_gather_s(
         job.cluster,
         plans.tp,
@@ -246,7 +266,8 @@ def pass_table(job: Job, plans: Plans) -> PassTable:
     stages = stages_of(job, plans, bounds.index)
     passes = stage_pass(job, plans, stages)
     total = passes.total_s
-    worst = np.argmax(total, axis=0)[None]
+    # Of stages that tie, as waiting for the host makes them, the first: rounding must not choose.
+    worst = np.argmax(total >= total.max(axis=0) * (1 - TIE), axis=0)[None]
 
     def of_worst(part: Floats) -> Floats:
         picked: Floats = np.take_along_axis(part, worst, axis=0)[0]

@@ -27,6 +27,7 @@ _OVERLAPS = {
     "overlap_dp": ("dp_grad_reduce", "dp_param_gather", "fsdp_prefetch"),
     "overlap_tp": ("tp_userbuffer", "tp_async"),
     "overlap_pp": ("pp_p2p",),
+    "overlap_ep": ("moe_a2a_1f1b", "moe_a2a"),
 }
 
 
@@ -63,6 +64,8 @@ def plan_of(cells: Cells, n_layers: int) -> tuple[Plan, list[str]]:
         overlap_dp=overlaps["overlap_dp"],
         overlap_tp=overlaps["overlap_tp"],
         overlap_pp=overlaps["overlap_pp"],
+        overlap_ep=overlaps["overlap_ep"],
+        deduplicate_ep=_deduplicates(cells) and (cells.whole("ep") or 1) > 1,
     )
     return plan, notes
 
@@ -181,15 +184,23 @@ def _offloads_optimizer(cells: Cells, notes: list[str]) -> bool:
     return False
 
 
+def _deduplicates(cells: Cells) -> bool:
+    """Whether a token goes once to a node: dispatchers that do so by name, and those of a "flex" kind."""
+    word = str(cells.extra.get("moe_dispatcher") or cells.extra.get("dispatcher") or "").lower()
+    return word in ("deepep", "hybridep", "flex")
+
+
 def _overlaps(cells: Cells, degrees: dict[str, int], notes: list[str]) -> dict[str, bool]:
     stated = cells.overlap
     if stated is None:
         notes.append("overlap not stated: none or all")
         stated = {}
     flags = {
-        knob: any(stated.get(name) in (1, True, "1") for name in names) for knob, names in _OVERLAPS.items()
+        knob: any(stated.get(name) in (1, True, "1", "dualpipe") for name in names)
+        for knob, names in _OVERLAPS.items()
     }
     flags["overlap_dp"] &= degrees["dp"] * degrees["cp"] > 1
     flags["overlap_tp"] &= degrees["tp"] > 1 and cells.is_set("seq_parallel")
     flags["overlap_pp"] &= degrees["pp"] > 1
+    flags["overlap_ep"] &= (cells.whole("ep") or 1) > 1
     return flags

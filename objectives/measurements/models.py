@@ -92,6 +92,8 @@ def _experts(cells: Cells) -> MoeSpec | None:
         n_matrices=_matrices(cells),
         shared_width=(cells.whole("n_shared_experts") or 0) * width,
         n_dense_layers=cells.whole("n_dense_layers") or 0,
+        n_groups=int(cells.extra.get("n_group") or 1),
+        top_groups=int(cells.extra.get("topk_group") or 1),
         capacity_factor=_capacity(str(cells.extra.get("moe_routing", ""))),
     )
 

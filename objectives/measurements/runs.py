@@ -24,7 +24,7 @@ from search_spaces.cluster_presets import load_cluster
 from search_spaces.errors import InvalidSpec, MeshtuneError
 from search_spaces.plan import Plan
 from search_spaces.state import TrainingState
-from search_spaces.workload import Precision, Workload
+from search_spaces.workload import CudaGraphs, Precision, Workload
 
 NEEDED = (
     "outcome", "n_layers", "hidden", "n_heads", "seq_len", "accelerator", "n_gpus", "dtype", "global_batch",
@@ -265,14 +265,13 @@ def _workload(cells: Cells, trainer: TrainerWords) -> tuple[Workload, list[str]]
     fused, routing = _fused_attention(cells, trainer, notes), str(cells.extra.get("moe_routing", ""))
     if "natural" in routing:
         notes.append("expert load not stated: even")
-    if cells.extra.get("cuda_graph") not in (None, "none"):
-        notes.append(f"CUDA graphs ({cells.extra['cuda_graph']}), which have no word here")
     workload = Workload(
         seq_len=cells.needed("seq_len"),
         global_batch=cells.needed("global_batch"),
         precision=precision,
         flash_attention=fused,
         framework=trainer.known_profile,
+        cuda_graphs=_graphs(cells, notes),
         state=_state(cells),
     )
     return workload, notes
@@ -281,13 +280,22 @@ def _workload(cells: Cells, trainer: TrainerWords) -> tuple[Workload, list[str]]
 def _precision(cells: Cells, notes: list[str]) -> Precision:
     """Number format; kinds of one format (scalings of fp8) share its name."""
     word = cells.text("dtype").lower()
+    if word == "fp8-mx":
+        return Precision.MXFP8
     for precision in Precision:
         if word.partition("-")[0] == precision:
             return precision
-    if word == "nvfp4":
-        notes.append("nvfp4 has no word here: fp8")
-        return Precision.FP8
     raise BadRow(f"dtype must be one of {', '.join(Precision)}; got {word!r}")
+
+
+def _graphs(cells: Cells, notes: list[str]) -> CudaGraphs:
+    """What is recorded: a whole step, a layer's static parts, or nothing."""
+    word = str(cells.extra.get("cuda_graph") or "none").lower()
+    if word in ("none", "unknown"):
+        if word == "unknown":
+            notes.append("CUDA graphs not stated: none")
+        return CudaGraphs.NONE
+    return CudaGraphs.STEP if "full" in word else CudaGraphs.LAYERS
 
 
 def _fused_attention(cells: Cells, trainer: TrainerWords, notes: list[str]) -> bool:

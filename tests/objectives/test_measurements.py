@@ -64,7 +64,8 @@ def test_every_row_is_a_run_or_rejected_with_a_reason(published):
         ("vtrain-multi-0000", "dp=64 micro_batch=8 recompute=full"),
         (
             "mbridge-0001",
-            "pp=2 dp=128 ep=32 vpp=8 zero=1 schedule=interleaved first_layers=32 overlap_dp=true",
+            "pp=2 dp=128 ep=32 vpp=8 zero=1 schedule=interleaved first_layers=32 overlap_dp=true "
+            "overlap_ep=true deduplicate_ep=true",
         ),
         ("dgxc-0019", "cp=2 dp=4 zero=1 overlap_dp=true"),
     ],
@@ -86,7 +87,7 @@ def test_the_shapes_make_the_published_number_of_parameters(runs, run):
 def test_the_job_of_a_published_row(runs):
     job = runs["mbridge-0001"].job
     assert (job.cluster.device.name, job.cluster.n_devices, job.cluster.tiers[0].size) == ("gb300", 256, 72)
-    assert (job.workload.precision, job.workload.tokens_per_step) == (Precision.FP8, 4096 * 4096)
+    assert (job.workload.precision, job.workload.tokens_per_step) == (Precision.MXFP8, 4096 * 4096)
     assert (job.model.n_moe_layers, job.model.n_predict_layers) == (58, 1)
     assert job.model.attention.latent.kv_lora_rank == 512
 

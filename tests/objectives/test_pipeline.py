@@ -109,5 +109,6 @@ def test_zero_bubble_fills_with_weight_passes(name):
     for i, plan in enumerate(list(plans)[:20]):
         profile = stage_profile(job, plan)
         idle = profile.backward_input_s + np.maximum(profile.forward_s - profile.backward_weight_s, 0)
-        worst = np.argmax(profile.forward_s + profile.backward_s)
+        stages = profile.forward_s + profile.backward_s
+        worst = np.argmax(stages >= stages.max() * (1 - 1e-9))
         assert bubbles[i] == pytest.approx(idle.sum() - idle[worst], rel=1e-9, abs=1e-9), plan.key

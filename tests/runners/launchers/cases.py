@@ -78,6 +78,7 @@ MEGATRON = [
     Case("V2 Lite", DEEPSEEK_LITE, f"tp=2 dp=32 ep=8 etp=2 zero=1 {SP}"),
     Case("Mixtral", MIXTRAL, f"tp=2 pp=4 dp=8 ep=8 vpp=2 schedule=interleaved zero=1 {SP} overlap_dp=true"),
     Case("Qwen3 MoE", QWEN_MOE, "dp=64 ep=16 zero=1"),
+    Case("Qwen3 MoE once to a node", QWEN_MOE, "dp=64 ep=16 zero=1 overlap_ep=true deduplicate_ep=true"),
     Case("GPT-3", GPT_SELENE, f"tp=8 pp=16 dp=8 zero=1 {SP} recompute=full recompute_every=4"),
     Case("Nemotron", NEMOTRON, f"tp=8 pp=8 dp=8 vpp=3 schedule=interleaved zero=1 {SP} overlap_pp=true"),
 ]  # fmt: skip
