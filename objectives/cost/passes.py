@@ -127,8 +127,8 @@ def _launch(job: Job, plans: Plans, n_layers: Ints, device_s: tuple[Floats, Floa
     trainer = job.trainer
     one = job.cluster.device.kernel_launch_s.value
     per_layer = trainer.operations_per_layer.value + trainer.tp_operations.value * (plans.tp > 1)
-    forward = one * (n_layers * per_layer + trainer.pass_operations.value)
-    forward = forward + n_layers * _peer_wait_s(job, plans)
+    wait_s = _peer_wait_s(job, plans)
+    forward: Floats = one * (n_layers * per_layer + trainer.pass_operations.value) + n_layers * wait_s
     again = plans.is_recompute(Recompute.FULL) / plans.recompute_every
     backward = (trainer.backward_operations.value + again) * forward
     return np.maximum(forward - device_s[0], 0), np.maximum(backward - device_s[1], 0)
@@ -142,8 +142,7 @@ def _peer_wait_s(job: Job, plans: Plans) -> Floats:
     whatever the model and the micro-batch, and 4 ms with the pipeline inside the node (benchmarks/data).
     """
     blocks = (plans.tp > 1) & (mesh.pp_tier(job.cluster, plans) > 0) & (plans.pp > 1)
-    waited: Floats = blocks * plans.tp * job.trainer.peer_wait_s.value
-    return waited
+    return np.where(blocks, plans.tp * job.trainer.peer_wait_s.value, 0.0)
 
 
 def _layer_cost(job: Job, plans: Plans, kind: str) -> LayerCost:

@@ -126,8 +126,8 @@ def state_table(job: Job, plans: Plans) -> StateTable:
 def _sharing_s(job: Job, plans: Plans, parameters: RankParameters) -> tuple[Floats, Floats]:
     """Seconds of one gradient reduction and one weight gather.
 
-    Gradients are all-reduced, or reduce-scattered from stage 1 on, bucket by bucket.  Dense parameters go over dp x cp, routed
-    experts over edp; one after the other.
+    Gradients are all-reduced bucket by bucket, or reduce-scattered from stage 1 on.  Dense parameters go over
+    dp x cp, routed experts over edp; one after the other.
     """
     cluster, state = job.cluster, job.workload.training_state
     reduce_s, gather_s = np.zeros(len(plans)), np.zeros(len(plans))
@@ -138,9 +138,8 @@ def _sharing_s(job: Job, plans: Plans, parameters: RankParameters) -> tuple[Floa
     for held, n, members in groups:
         gradients, weights = held * state.gradient_bytes, held * state.weight_bytes
         buckets = np.maximum(held / framework_named(job.workload.framework).bucket_parameters, 1.0)
-        whole = all_reduce_s(cluster, n, members, gradients / buckets)
-        scattered = reduce_scatter_s(cluster, n, members, gradients)
-        reduce_s += np.where(plans.zero == 0, buckets * whole, scattered)
+        whole = buckets * all_reduce_s(cluster, n, members, gradients / buckets)
+        reduce_s += np.where(plans.zero == 0, whole, reduce_scatter_s(cluster, n, members, gradients))
         gather_s += all_gather_s(cluster, n, members, weights)
     return reduce_s, gather_s
 
@@ -184,7 +183,14 @@ def _update_s(job: Job, plans: Plans, parameters: RankParameters) -> tuple[Float
 
 
 def _shard_s(job: Job, plans: Plans, n_layers: Ints) -> Floats:
-    """Seconds of cutting a stage's parameters into one piece per replica, where a trainer copies them singly."""
+    """Host seconds of copying a stage's parameters into one piece per replica and back, where a trainer does.
+
+        operations per layer and replica * layers * D * seconds to issue one
+
+    Source
+    ------
+    nanotron, src/nanotron/distributed.py, reduce_scatter_coalesced, all_gather_coalesced: loops over ranks.
+    """
     operations = job.trainer.shard_operations.value * n_layers * plans.dp
     seconds: Floats = (plans.zero >= 1) * (plans.dp > 1) * operations
     return seconds * job.cluster.device.kernel_launch_s.value
