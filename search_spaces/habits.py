@@ -26,8 +26,9 @@ class Habits:
     tensor parallelism, `backward_operations` times as many for its backward pass, and `pass_operations` for a
     micro-batch beside its layers.  `traffic` is the bytes of its memory-bound kernels over the least that
     fused ones would move; `logits_bytes` those of the loss per token and vocabulary entry, over all passes.
-    Where a pipeline leaves the node, every rank of a tensor-parallel group holds the others up for
-    `peer_wait_s` in each layer's forward pass, and `backward_operations` times as long in its backward pass.
+    Where a pipeline leaves the node, every rank of a tensor-parallel group holds the others' hosts up for as
+    long as `peer_operations` take, in each layer's forward pass; in its backward pass again
+    `backward_operations` times that.
     `accumulation_bytes` is what adding a micro-batch's gradients to the earlier ones moves per parameter.  A
     step whose optimizer is sharded issues `shard_operations` for every layer and replica: copies of each
     parameter's pieces into and out of the buffers that travel.  `attention` is its attention kernel's rate
@@ -39,9 +40,7 @@ class Habits:
     tp_operations: Constant = assumed(8.0, "two collectives and their bookkeeping each way", 0.5)
     backward_operations: Constant = assumed(1.2, "autograd issues about what the forward pass did", 0.3)
     pass_operations: Constant = assumed(30.0, "embedding, head, loss, batch", 0.5)
-    peer_wait_s: Constant = assumed(
-        0.0, "hosts run ahead of their devices, so that none waits for another", 0.0
-    )
+    peer_operations: Constant = assumed(0.0, "hosts run ahead of their devices, none waits for another", 0.0)
     traffic: Constant = assumed(1.6, "between fused and eager kernels", 0.25)
     accumulation_bytes: Constant = assumed(0.0, "the weight product adds to them as it ends", 0.0)
     logits_bytes: Constant = assumed(16.0, "fp32 loss: written, read and differentiated", 0.4)
@@ -67,7 +66,7 @@ HABITS: Mapping[str, Habits] = MappingProxyType(
             operations_per_layer=fitted(80.0),
             tp_operations=fitted(9.0),
             backward_operations=fitted(1.35),
-            peer_wait_s=fitted(0.9e-3),
+            peer_operations=fitted(45.0),
             traffic=fitted(3.25),
             accumulation_bytes=Constant(
                 value=10.0,

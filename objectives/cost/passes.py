@@ -127,22 +127,22 @@ def _launch(job: Job, plans: Plans, n_layers: Ints, device_s: tuple[Floats, Floa
     trainer = job.trainer
     one = job.cluster.device.kernel_launch_s.value
     per_layer = trainer.operations_per_layer.value + trainer.tp_operations.value * (plans.tp > 1)
-    wait_s = _peer_wait_s(job, plans)
-    forward: Floats = one * (n_layers * per_layer + trainer.pass_operations.value) + n_layers * wait_s
+    per_layer = per_layer + _peer_operations(job, plans)
+    forward = one * (n_layers * per_layer + trainer.pass_operations.value)
     again = plans.is_recompute(Recompute.FULL) / plans.recompute_every
     backward = (trainer.backward_operations.value + again) * forward
     return np.maximum(forward - device_s[0], 0), np.maximum(backward - device_s[1], 0)
 
 
-def _peer_wait_s(job: Job, plans: Plans) -> Floats:
-    """Seconds by which the hosts of a tensor-parallel group hold each other up in one layer: t w.
+def _peer_operations(job: Job, plans: Plans) -> Floats:
+    """Operations' time for which the hosts of a tensor-parallel group hold each other up in one layer: t w.
 
     Only beside a pipeline that leaves the node and blocks the host: w is then what one rank's delay costs.
     Published runs of such a trainer take 7, 12, 20 and 44 ms a layer and micro-batch on 2, 4, 8 and 16 ranks,
     whatever the model and the micro-batch, and 4 ms with the pipeline inside the node (benchmarks/data).
     """
     blocks = (plans.tp > 1) & (mesh.pp_tier(job.cluster, plans) > 0) & (plans.pp > 1)
-    return np.where(blocks, plans.tp * job.trainer.peer_wait_s.value, 0.0)
+    return np.where(blocks, plans.tp * job.trainer.peer_operations.value, 0.0)
 
 
 def _layer_cost(job: Job, plans: Plans, kind: str) -> LayerCost:

@@ -127,8 +127,8 @@ def _balanced_stages(model: ModelSpec, plans: Plans, index: Ints) -> Stages:
     Source
     ------
     nanotron, src/nanotron/models/base.py, build_model; models/llama.py, get_block_compute_costs.  Its loop
-    closes a stage with the layer that passes the share; published runs (benchmarks/data) take as long as stages
-    that stop before it.
+    closes a stage with the layer that passes the share; published runs (benchmarks/data) take as long as
+    stages that stop before it.
     """
     parameters = layer_parameters(model, "moe" if model.n_moe_layers else "dense")
     head = model.embedding.vocab_size * model.d_model / (parameters.attention + parameters.mlp)

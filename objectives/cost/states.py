@@ -107,8 +107,7 @@ def state_table(job: Job, plans: Plans) -> StateTable:
     expert = np.take_along_axis(parameters.expert, fullest, axis=0)[0]
     one = RankParameters(dense=dense, expert=expert)
     reduce_s, gather_s = _sharing_s(job, plans, one)
-    optimizer_s, offload_s = _update_s(job, plans, one)
-    optimizer_s += _shard_s(job, plans, np.max(stages.n_layers, axis=0))
+    optimizer_s, offload_s = _update_s(job, plans, one, np.max(stages.n_layers, axis=0))
     return StateTable(
         weights_bytes=table.weights_bytes,
         gradients_bytes=table.gradients_bytes,
@@ -161,7 +160,7 @@ def _tie_s(job: Job, plans: Plans) -> Floats:
     )
 
 
-def _update_s(job: Job, plans: Plans, parameters: RankParameters) -> tuple[Floats, Floats]:
+def _update_s(job: Job, plans: Plans, parameters: RankParameters, n_layers: Ints) -> tuple[Floats, Floats]:
     """Seconds of the optimizer on the device; and of an offloaded one, its transfers included.
 
         update reads and writes o bytes, reads g, writes w, per parameter it owns
@@ -176,9 +175,10 @@ def _update_s(job: Job, plans: Plans, parameters: RankParameters) -> tuple[Float
         owned * (state.gradient_bytes + state.weight_bytes) / job.cluster.device.host_bandwidth_bytes_per_s
     )
     on_host = transfer + moved / HOST_OPTIMIZER_BYTES_PER_S.value
-    zero = np.zeros(len(plans))
-    return np.where(plans.offload_optimizer, zero, on_device), np.where(
-        plans.offload_optimizer, on_host, zero
+    copies = _shard_s(job, plans, n_layers)
+    return (
+        np.where(plans.offload_optimizer, 0.0, on_device + copies),
+        np.where(plans.offload_optimizer, on_host + copies, 0.0),
     )
 
 
