@@ -176,7 +176,9 @@ FRAMEWORKS: Mapping[str, FrameworkProfile] = MappingProxyType(
                 zero_stages=(0, 1),
                 zero_stages_with_pipeline=(0, 1),
                 zero_stages_with_offload=(),
-                zero_stages_with_overlap=(0,),  # DistributedDataParallel; with a sharded optimizer it goes without
+                zero_stages_with_overlap=(
+                    0,
+                ),  # DistributedDataParallel; with a sharded optimizer it goes without
                 cp_kinds=(),
                 rank_orders=(RankOrder.TP_CP_DP_PP,),
                 end_stages=EndStages.BALANCED,

@@ -130,27 +130,26 @@ def _launch(
         return 0 * device_s[0], 0 * device_s[1]
     one = job.cluster.device.kernel_launch_s.value
     per_layer = trainer.operations_per_layer.value + trainer.tp_operations.value * (plans.tp > 1)
-    per_layer = per_layer * (graphs is CudaGraphs.NONE)
+    per_layer = (per_layer + _peer_operations(job, plans)) * (graphs is CudaGraphs.NONE)
     operations = n_layers[0] * per_layer + trainer.pass_operations.value
     if job.model.moe is not None:
         local = job.model.moe.n_experts / plans.ep
         operations = operations + n_layers[1] * local * _expert_operations(job)
-    forward = one * operations + n_layers[0] * _peer_wait_s(job, plans)
+    forward = one * operations
     again = plans.is_recompute(Recompute.FULL) / plans.recompute_every
     backward = (trainer.backward_operations.value + again) * forward
     return np.maximum(forward - device_s[0], 0), np.maximum(backward - device_s[1], 0)
 
 
-def _peer_wait_s(job: Job, plans: Plans) -> Floats:
-    """Seconds by which the hosts of a tensor-parallel group hold each other up in one layer: t w.
+def _peer_operations(job: Job, plans: Plans) -> Floats:
+    """Operations' time for which the hosts of a tensor-parallel group hold each other up in one layer: t w.
 
     Only beside a pipeline that leaves the node and blocks the host: w is then what one rank's delay costs.
     Published runs of such a trainer take 7, 12, 20 and 44 ms a layer and micro-batch on 2, 4, 8 and 16 ranks,
     whatever the model and the micro-batch, and 4 ms with the pipeline inside the node (benchmarks/data).
     """
     blocks = (plans.tp > 1) & (mesh.pp_tier(job.cluster, plans) > 0) & (plans.pp > 1)
-    waited: Floats = blocks * plans.tp * job.trainer.peer_wait_s.value
-    return waited
+    return np.where(blocks, plans.tp * job.trainer.peer_operations.value, 0.0)
 
 
 def _expert_operations(job: Job) -> float:

@@ -3,10 +3,10 @@
     L  n_layers     p  pp     v  vpp     i  stage
 
 A stage without a number of its own holds the middle share (L - first - last) / (p - those named).
-A trainer that balances compute counts the output projection as H more layers; a stage takes the layers that fit
-into its share of them all:
+A trainer that balances compute counts the output projection as H more layers, and a stage takes the layers
+that fit into its share of them all:
 
-    layers up to stage i    floor((L + H) (i + 1) / p), at most L        H = V h / (parameters of a layer's products)
+    layers up to stage i    min(floor((L + H) (i + 1) / p), L)       H = V h / (entries of a layer's matrices)
 
 With v chunks, chunk c of stage i follows chunk c of stage i - 1, and chunk c + 1 of stage 0 follows them all.
 Arrays over stages have shape (n_stages, n_plans).
@@ -56,7 +56,8 @@ class Representatives:
 def representatives(job: Job, plans: Plans) -> Representatives:
     """The first stage, the last, and of the stages between the earliest of every kind.
 
-    A kind is a number of layers and of expert layers; the earliest of a kind has the most micro-batches in flight.
+    A kind is a number of layers and of expert layers; the earliest of a kind has the most micro-batches in
+    flight.
     """
     model = job.model
     last = plans.pp - 1
@@ -125,7 +126,9 @@ def _balanced_stages(model: ModelSpec, plans: Plans, index: Ints) -> Stages:
 
     Source
     ------
-    nanotron, src/nanotron/models/base.py, build_model; models/llama.py, get_block_compute_costs.
+    nanotron, src/nanotron/models/base.py, build_model; models/llama.py, get_block_compute_costs.  Its loop
+    closes a stage with the layer that passes the share; published runs (benchmarks/data) take as long as
+    stages that stop before it.
     """
     parameters = layer_parameters(model, "moe" if model.n_moe_layers else "dense")
     head = model.embedding.vocab_size * model.d_model / (parameters.attention + parameters.mlp)
@@ -133,7 +136,9 @@ def _balanced_stages(model: ModelSpec, plans: Plans, index: Ints) -> Stages:
 
     def layers_up_to(stage: Ints) -> Ints:
         fit = np.floor(share * (stage + 1) + ROUNDING)
-        reached: Ints = np.where(stage >= last, model.n_layers, np.minimum(fit, model.n_layers)).astype(np.int64)
+        reached: Ints = np.where(stage >= last, model.n_layers, np.minimum(fit, model.n_layers)).astype(
+            np.int64
+        )
         return reached
 
     before = layers_up_to(index - 1)

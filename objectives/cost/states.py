@@ -108,8 +108,9 @@ def state_table(job: Job, plans: Plans) -> StateTable:
     one = RankParameters(dense=dense, expert=expert)
     reduce_s, gather_s = _sharing_s(job, plans, one)
     owned = np.where(plans.zero >= 1, _sharded(plans, parameters), parameters.total)
-    optimizer_s, offload_s = _update_s(job, plans, np.max(owned, axis=0))
-    optimizer_s += _shard_s(job, plans, np.max(stages.n_layers, axis=0))
+    optimizer_s, offload_s = _update_s(
+        job, plans, np.max(owned, axis=0), np.max(stages.n_layers, axis=0)
+    )
     return StateTable(
         weights_bytes=table.weights_bytes,
         gradients_bytes=table.gradients_bytes,
@@ -127,8 +128,8 @@ def state_table(job: Job, plans: Plans) -> StateTable:
 def _sharing_s(job: Job, plans: Plans, parameters: RankParameters) -> tuple[Floats, Floats]:
     """Seconds of one gradient reduction and one weight gather.
 
-    Gradients are all-reduced, or reduce-scattered from stage 1 on, bucket by bucket.  Dense parameters go over dp x cp, routed
-    experts over edp; one after the other.
+    Gradients are all-reduced bucket by bucket, or reduce-scattered from stage 1 on.  Dense parameters go over
+    dp x cp, routed experts over edp; one after the other.
     """
     cluster, state = job.cluster, job.workload.training_state
     reduce_s, gather_s = np.zeros(len(plans)), np.zeros(len(plans))
@@ -139,9 +140,8 @@ def _sharing_s(job: Job, plans: Plans, parameters: RankParameters) -> tuple[Floa
     for held, n, members in groups:
         gradients, weights = held * state.gradient_bytes, held * state.weight_bytes
         buckets = np.maximum(held / framework_named(job.workload.framework).bucket_parameters, 1.0)
-        whole = all_reduce_s(cluster, n, members, gradients / buckets)
-        scattered = reduce_scatter_s(cluster, n, members, gradients)
-        reduce_s += np.where(plans.zero == 0, buckets * whole, scattered)
+        whole = buckets * all_reduce_s(cluster, n, members, gradients / buckets)
+        reduce_s += np.where(plans.zero == 0, whole, reduce_scatter_s(cluster, n, members, gradients))
         gather_s += all_gather_s(cluster, n, members, weights)
     return reduce_s, gather_s
 
@@ -163,7 +163,7 @@ def _tie_s(job: Job, plans: Plans) -> Floats:
     )
 
 
-def _update_s(job: Job, plans: Plans, owned: Floats) -> tuple[Floats, Floats]:
+def _update_s(job: Job, plans: Plans, owned: Floats, n_layers: Ints) -> tuple[Floats, Floats]:
     """Seconds of the optimizer on the device; and of an offloaded one, its transfers included.
 
         update reads and writes o bytes, reads g, writes w, per parameter it owns
@@ -178,14 +178,22 @@ def _update_s(job: Job, plans: Plans, owned: Floats) -> tuple[Floats, Floats]:
         owned * (state.gradient_bytes + state.weight_bytes) / job.cluster.device.host_bandwidth_bytes_per_s
     )
     on_host = transfer + moved / HOST_OPTIMIZER_BYTES_PER_S.value
-    zero = np.zeros(len(plans))
-    return np.where(plans.offload_optimizer, zero, on_device), np.where(
-        plans.offload_optimizer, on_host, zero
+    copies = _shard_s(job, plans, n_layers)
+    return (
+        np.where(plans.offload_optimizer, 0.0, on_device + copies),
+        np.where(plans.offload_optimizer, on_host + copies, 0.0),
     )
 
 
 def _shard_s(job: Job, plans: Plans, n_layers: Ints) -> Floats:
-    """Seconds of cutting a stage's parameters into one piece per replica, where a trainer copies them singly."""
+    """Host seconds of copying a stage's parameters into one piece per replica and back, where a trainer does.
+
+        operations per layer and replica * layers * D * seconds to issue one
+
+    Source
+    ------
+    nanotron, src/nanotron/distributed.py, reduce_scatter_coalesced, all_gather_coalesced: loops over ranks.
+    """
     operations = job.trainer.shard_operations.value * n_layers * plans.dp
     seconds: Floats = (plans.zero >= 1) * (plans.dp > 1) * operations
     return seconds * job.cluster.device.kernel_launch_s.value

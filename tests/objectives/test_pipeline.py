@@ -1,5 +1,6 @@
 """Closed forms of pipeline schedules where all stages are equal, and against sums where they are not."""
 
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -7,12 +8,24 @@ import pytest
 
 from objectives.cost.passes import PassTable
 from objectives.cost.pipeline import bubble_s, in_flight, send_s
+from objectives.cost.stages import stages_of
 from objectives.cost.step import estimate, stage_profile
+from search_spaces.cluster import assumed
+from search_spaces.model import AttentionSpec, EmbeddingSpec, MlpSpec
+from search_spaces.model_presets import load_model
 from search_spaces.plan import Plan, Plans, Schedule
-from tests.objectives.jobs import JOBS, legal_plans
+from tests.objectives.jobs import JOBS, job_of, legal_plans
 
 F, B_I, W = 10.0, 12.0, 8.0
 SEND = 0.5
+SIXTEEN_LAYERS = replace(
+    load_model("llama-2-7b"),
+    n_layers=16,
+    d_model=2048,
+    attention=AttentionSpec(n_heads=32, n_kv_heads=32, head_dim=64),
+    mlp=MlpSpec(width=8192),
+    embedding=EmbeddingSpec(vocab_size=131_072, tied=True),
+)
 
 
 def equal_stages(plan):
@@ -112,3 +125,22 @@ def test_zero_bubble_fills_with_weight_passes(name):
         stages = profile.forward_s + profile.backward_s
         worst = np.argmax(stages >= stages.max() * (1 - 1e-9))
         assert bubbles[i] == pytest.approx(idle.sum() - idle[worst], rel=1e-9, abs=1e-9), plan.key
+
+
+@pytest.mark.parametrize(
+    ("pp", "layers"), [(2, [10, 6]), (4, [5, 5, 5, 1]), (8, [2, 3, 2, 3, 2, 3, 1, 0]), (1, [16])]
+)
+def test_layers_dealt_by_compute_leave_the_last_stage_room_for_the_projection(pp, layers):
+    """The projection is worth four layers: 131,072 x 2,048 beside 4 x 2,048^2 + 3 x 2,048 x 8,192 entries."""
+    plans = Plans.of([Plan(pp=pp, micro_batch=1)])
+    job = job_of(SIXTEEN_LAYERS, "aws-p5", 8, framework="nanotron")
+    assert stages_of(job, plans, np.arange(pp)[:, None]).n_layers[:, 0].tolist() == layers
+
+
+@pytest.mark.parametrize(("tp", "dp", "n_nodes"), [(4, 1, 1), (4, 2, 2), (8, 1, 2), (1, 8, 2)])
+def test_hosts_wait_for_their_peers_only_where_the_pipeline_leaves_the_node(tp, dp, n_nodes):
+    job = job_of(SIXTEEN_LAYERS, "aws-p5", 8 * n_nodes, framework="nanotron")
+    alone = replace(job, habits=replace(job.trainer, peer_operations=assumed(0.0)))
+    plans = Plans.of([Plan(tp=tp, pp=2, dp=dp, micro_batch=1)])
+    waited_s = estimate(job, plans).step_s[0] - estimate(alone, plans).step_s[0]
+    assert (waited_s > 0) == (n_nodes > 1 and tp > 1)
