@@ -196,6 +196,7 @@ FRAMEWORKS: Mapping[str, FrameworkProfile] = MappingProxyType(
 )
 
 
+                schedules=(Schedule.ONE_F_ONE_B, Schedule.INTERLEAVED, Schedule.ZB_H1),
 def framework_named(name: str) -> FrameworkProfile:
     """The profile of a trainer."""
     if name not in FRAMEWORKS:

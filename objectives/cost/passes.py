@@ -237,8 +237,8 @@ class PassTable:
     """What a pipeline needs of its passes; times are (n_plans,), bytes (n_representatives, n_plans).
 
     The worst stage is the one with the longest F + B; its parts are those a step is made of.  `all_stages_s`
-    sums F + B over the stages; `fillable_s` sums W + min(F, W) over all but the worst: what ZB-H1 fills of
-    its bubble.
+    sums F + B over the stages; `fillable_s` sums W + min(F, W) over all but the worst, `fillable_h2_s`
+    min(3 W, F + B): what ZB-H1 and ZB-H2 fill of their bubbles.
     """
 
     compute_s: Floats
@@ -262,6 +262,7 @@ class PassTable:
 def pass_table(job: Job, plans: Plans) -> PassTable:
     """Passes of the representative stages, reduced to what the pipeline's closed forms use."""
     bounds = representatives(job.model, plans)
+    fillable_h2_s: Floats
     stages = stages_of(job.model, plans, bounds.index)
     passes = stage_pass(job, plans, stages)
     total = passes.total_s
@@ -284,6 +285,7 @@ def pass_table(job: Job, plans: Plans) -> PassTable:
         worst_s=of_worst(total),
         forward_s=of_worst(passes.full_forward_s),
         backward_s=of_worst(passes.full_backward_input_s + passes.backward_weight_s),
+    fillable_h2 = np.minimum(3 * weight_pass, total)
         all_stages_s=np.sum(bounds.weight * total, axis=0),
         fillable_s=np.sum(bounds.weight * fillable, axis=0) - of_worst(fillable),
         send_s=send_message_s(job, plans),
@@ -292,3 +294,4 @@ def pass_table(job: Job, plans: Plans) -> PassTable:
         logits_bytes=passes.logits_bytes,
         boundary_bytes=boundary,
     )
+        fillable_h2_s=np.sum(bounds.weight * fillable_h2, axis=0) - of_worst(fillable_h2),
