@@ -45,12 +45,12 @@ class Habits:
 ASSUMED_HABITS = Habits()
 HABITS: Mapping[str, Habits] = MappingProxyType(
     {
-        "megatron-lm": Habits(traffic=fitted(1.3)),
+        "megatron-lm": Habits(traffic=fitted(1.1)),
         "megatron-deepspeed": Habits(
             operations_per_layer=fitted(58.0),
             tp_operations=fitted(4.0),
             backward_operations=fitted(0.65),
-            traffic=fitted(1.2),
+            traffic=fitted(1.1),
         ),
         "nemo": Habits(traffic=fitted(1.8)),
         "nanotron": Habits(

@@ -21,6 +21,7 @@ from objectives.cost.kernels import (
     gemm_s,
     grouped_gemm_s,
     memory_bound_s,
+    unfused_attention_s,
 )
 from objectives.metrics import Job
 from search_spaces.framework import framework_named
@@ -150,11 +151,10 @@ def _attention_core(job: Job, plans: Plans) -> tuple[Floats, Floats]:
     per_layer = [attention_score_flops(model, s, window, counting) for window in model.window_of_layer]
     share = plans.micro_batch / (plans.tp * plans.cp)
     flops = share * (sum(per_layer) / model.n_layers)
-    seconds = attention_s(job, flops)
     rows = share * model.attention.n_heads * float(s)
     if workload.flash_attention:
-        return seconds, 4.0 * rows
-    scores = rows * s
+        return attention_s(job, flops), 4.0 * rows
+    scores, seconds = rows * s, unfused_attention_s(job, flops)
     return seconds + memory_bound_s(job, job.nature.score_traffic_bytes.value * scores), 5.0 * scores
 
 

@@ -108,19 +108,24 @@ def stage_pass(job: Job, plans: Plans, stages: Stages) -> StagePass:
 
 
 def _launch(job: Job, plans: Plans, n_layers: Ints, device_s: tuple[Floats, Floats]) -> tuple[Floats, Floats]:
-    """Seconds in which the device waits for its host, forward and backward.
+    """Seconds in which the device does not work because of its operations' number, forward and backward.
 
-        max(operations * seconds to issue one - the device's own seconds, 0)
+        max(operations * seconds to issue one - the device's own seconds, operations * seconds to start one)
 
-    Issuing runs ahead of the device, so only a pass whose operations are many and small waits.
+    Issuing runs ahead of the device, so only a pass whose operations are many and small waits for its host;
+    every kernel starts and drains.  A host that waits for every kernel issues each while nothing runs.
     """
     trainer = job.trainer
     one = job.cluster.device.kernel_launch_s.value
     per_layer = trainer.operations_per_layer.value + trainer.tp_operations.value * (plans.tp > 1)
-    forward = one * (n_layers * per_layer + trainer.pass_operations.value)
+    forward = n_layers * per_layer + trainer.pass_operations.value
     again = plans.is_recompute(Recompute.FULL) / plans.recompute_every
     backward = (trainer.backward_operations.value + again) * forward
-    return np.maximum(forward - device_s[0], 0), np.maximum(backward - device_s[1], 0)
+    start = job.nature.kernel_start_s.value + one * job.workload.launch_blocking
+    return (
+        np.maximum(one * forward - device_s[0], start * forward),
+        np.maximum(one * backward - device_s[1], start * backward),
+    )
 
 
 def _layer_cost(job: Job, plans: Plans, kind: str) -> LayerCost:
@@ -192,11 +197,16 @@ def boundary_bytes(job: Job, plans: Plans) -> Floats:
 def send_message_s(job: Job, plans: Plans) -> Floats:
     """Seconds of handing one layer's input to the next stage.
 
-    DeepSpeed's pipeline engine sends each tensor-parallel rank its part and gathers them at the receiver.
+    Where the framework splits messages, each tensor-parallel rank sends its part and the receivers gather
+    them; sequence parallelism leaves nothing to split.
+
+    Source
+    ------
+    Narayanan et al. (2021), arXiv:2104.04473, section 4.1 (scatter/gather).
     """
     boundary = boundary_bytes(job, plans)
     tier = mesh.pp_tier(job.cluster, plans)
-    if not framework_named(job.workload.framework).keeps_stage_input:
+    if not framework_named(job.workload.framework).splits_messages:
         return send_s(job.cluster, tier, boundary)
     parts = plans.tp / sequence_shards(plans)
     members = mesh.tp_members(job.cluster, plans)
@@ -252,6 +262,7 @@ class PassTable:
     backward_s: Floats
     all_stages_s: Floats
     fillable_s: Floats
+    fillable_h2_s: Floats
     send_s: Floats
     kept_bytes: Floats
     transient_bytes: Floats
@@ -262,7 +273,6 @@ class PassTable:
 def pass_table(job: Job, plans: Plans) -> PassTable:
     """Passes of the representative stages, reduced to what the pipeline's closed forms use."""
     bounds = representatives(job.model, plans)
-    fillable_h2_s: Floats
     stages = stages_of(job.model, plans, bounds.index)
     passes = stage_pass(job, plans, stages)
     total = passes.total_s
@@ -275,6 +285,7 @@ def pass_table(job: Job, plans: Plans) -> PassTable:
     boundary = boundary_bytes(job, plans)
     weight_pass = passes.backward_weight_s
     fillable = weight_pass + np.minimum(weight_pass, passes.full_forward_s)
+    fillable_h2 = np.minimum(3 * weight_pass, total)
     return PassTable(
         compute_s=of_worst(passes.compute_s),
         recompute_s=of_worst(passes.recompute_s),
@@ -285,13 +296,12 @@ def pass_table(job: Job, plans: Plans) -> PassTable:
         worst_s=of_worst(total),
         forward_s=of_worst(passes.full_forward_s),
         backward_s=of_worst(passes.full_backward_input_s + passes.backward_weight_s),
-    fillable_h2 = np.minimum(3 * weight_pass, total)
         all_stages_s=np.sum(bounds.weight * total, axis=0),
         fillable_s=np.sum(bounds.weight * fillable, axis=0) - of_worst(fillable),
+        fillable_h2_s=np.sum(bounds.weight * fillable_h2, axis=0) - of_worst(fillable_h2),
         send_s=send_message_s(job, plans),
         kept_bytes=passes.kept_bytes,
         transient_bytes=passes.transient_bytes,
         logits_bytes=passes.logits_bytes,
         boundary_bytes=boundary,
     )
-        fillable_h2_s=np.sum(bounds.weight * fillable_h2, axis=0) - of_worst(fillable_h2),

@@ -186,6 +186,7 @@ def _workload(cells: Cells, trainer: TrainerWords) -> tuple[Workload, list[str]]
         flash_attention=fused,
         framework=trainer.known_profile,
         state=_state(cells),
+        launch_blocking=(cells.overlap or {}).get("cuda_launch_blocking") in (1, "1", "often 1"),
     )
     return workload, notes
 
