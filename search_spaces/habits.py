@@ -24,15 +24,18 @@ class Habits:
 
     The host issues `operations_per_layer` operations for one layer's forward pass, `tp_operations` more with
     tensor parallelism, `backward_operations` times as many for its backward pass, and `pass_operations` for a
-    micro-batch beside its layers.  `traffic` is the bytes of its memory-bound kernels over the least that
-    fused ones would move; `logits_bytes` those of the loss per token and vocabulary entry, over all passes.
-    `attention` is its attention kernel's rate over the device's.  `tp_overlap`, `cp_overlap` and `dp_overlap`
-    are the shares of communication that can hide behind computation where it is overlapped.
+    micro-batch beside its layers.  `message_operations` are those that the device waits for at each message
+    between stages: Megatron-LM synchronizes after every batch of sends and receives.  `traffic` is the bytes
+    of its memory-bound kernels over the least that fused ones would move; `logits_bytes` those of the loss
+    per token and vocabulary entry, over all passes.  `attention` is its attention kernel's rate over the
+    device's.  `tp_overlap`, `cp_overlap` and `dp_overlap` are the shares of communication that can hide
+    behind computation where it is overlapped.
     """
 
     operations_per_layer: Constant = assumed(40.0, "Megatron-LM's layer with fused kernels, counted", 0.5)
     tp_operations: Constant = assumed(8.0, "two collectives and their bookkeeping each way", 0.5)
     backward_operations: Constant = assumed(1.2, "autograd issues about what the forward pass did", 0.3)
+    message_operations: Constant = assumed(0.0, "messages on a stream of their own", 0.5)
     pass_operations: Constant = assumed(30.0, "embedding, head, loss, batch", 0.5)
     traffic: Constant = assumed(1.6, "between fused and eager kernels", 0.25)
     logits_bytes: Constant = assumed(16.0, "fp32 loss: written, read and differentiated", 0.4)
@@ -45,7 +48,7 @@ class Habits:
 ASSUMED_HABITS = Habits()
 HABITS: Mapping[str, Habits] = MappingProxyType(
     {
-        "megatron-lm": Habits(traffic=fitted(1.1)),
+        "megatron-lm": Habits(traffic=fitted(1.1), message_operations=fitted(15.0, 0.5)),
         "megatron-deepspeed": Habits(
             operations_per_layer=fitted(58.0),
             tp_operations=fitted(4.0),

@@ -206,12 +206,13 @@ def send_message_s(job: Job, plans: Plans) -> Floats:
     """
     boundary = boundary_bytes(job, plans)
     tier = mesh.pp_tier(job.cluster, plans)
+    host_s = job.trainer.message_operations.value * job.cluster.device.kernel_launch_s.value
     if not framework_named(job.workload.framework).splits_messages:
-        return send_s(job.cluster, tier, boundary)
+        return send_s(job.cluster, tier, boundary) + host_s
     parts = plans.tp / sequence_shards(plans)
     members = mesh.tp_members(job.cluster, plans)
     gather_s = all_gather_s(job.cluster, plans.tp, members, np.where(parts > 1, boundary, 0.0))
-    return send_s(job.cluster, tier, boundary / parts) + gather_s
+    return send_s(job.cluster, tier, boundary / parts) + gather_s + host_s
 
 
 def _stage_input_bytes(job: Job, plans: Plans, stages: Stages) -> Floats:

@@ -6,6 +6,7 @@ import pytest
 
 from objectives.cost.step import estimate
 from search_spaces.cluster import assumed
+from search_spaces.habits import ASSUMED_HABITS
 from search_spaces.model_presets import load_model
 from search_spaces.plan import Plan, Plans
 from search_spaces.workload import Precision
@@ -62,7 +63,10 @@ def test_a_host_that_waits_for_every_kernel_is_never_ahead():
 
 
 def test_megatron_splits_messages_between_stages_over_tensor_parallel_ranks():
-    jobs = {name: job_of("gpt3-175b", "dgx-a100", 64, framework=name) for name in ("any", "megatron-lm")}
+    jobs = {
+        name: replace(job_of("gpt3-175b", "dgx-a100", 64, framework=name), habits=ASSUMED_HABITS)
+        for name in ("any", "megatron-lm")
+    }
     sent = {name: time_of(job).pp_comm_s[0] for name, job in jobs.items()}
     assert sent["megatron-lm"] < 0.3 * sent["any"]
     beside_sp = replace(ALONE, sequence_parallel=True)
@@ -76,3 +80,13 @@ def test_megatron_keeps_gradients_in_fp16_where_it_trains_in_fp16():
     )
     assert half.workload.training_state.gradient_bytes == 2
     assert brain.workload.training_state.gradient_bytes == 4
+
+
+def test_the_device_waits_for_the_host_at_every_message():
+    job, plan = job_of("gpt3-175b", "dgx-a100", 64, framework="megatron-lm"), ALONE
+    free = replace(job, habits=replace(job.trainer, message_operations=assumed(0.0)))
+    n_messages = 2 * job.workload.global_batch // plan.dp + 2 * (plan.pp - 1)
+    waits_s = job.trainer.message_operations.value * job.cluster.device.kernel_launch_s.value
+    assert time_of(job, plan).pp_comm_s[0] == pytest.approx(
+        time_of(free, plan).pp_comm_s[0] + n_messages * waits_s
+    )
