@@ -93,6 +93,11 @@ def test_a_network_is_as_its_words_say(runs, run, bytes_per_s):
     assert runs[run].job.cluster.tiers[-1].bandwidth_bytes_per_s == bytes_per_s
 
 
+def test_a_row_says_whether_its_host_waited_for_every_kernel(runs):
+    assert runs["bigscience-a100-0001"].job.workload.launch_blocking
+    assert not runs["vtrain-multi-0000"].job.workload.launch_blocking
+
+
 def test_what_a_row_leaves_open_is_noted(runs):
     notes = "; ".join(runs["vtrain-multi-0000"].notes)
     assert "vocabulary not stated" in notes
