@@ -1,0 +1,129 @@
+"""Constants fitted to rows: robust, with priors, every source weighing as the root of its rows.
+
+    minimise  sum over rows i of w_i rho((ln t_i - ln measured_i) / s)  +  sum over constants c of u_c^2
+
+    rho(r) = 2 (sqrt(1 + r^2) - 1)   soft L1     s = 0.1     w_i = 1 / sqrt(rows of the source)
+    value = centre exp(width u)      a rate or a count
+    value = centre + width u         a share between 0 and 1
+
+A constant moves its owner's rows only, so a column of the Jacobian prices those.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.optimize import least_squares
+
+from benchmarks.rows import Key, Rows
+from search_spaces.plan import Floats
+
+ERROR_SCALE = 0.1
+STEP = 0.05  # of a prior's width, for the finite differences
+SHARES = ("efficiency", "overlap", "exponent", "share")
+LEAST_SHARE = 0.02
+OfPosition = Callable[[Floats], Floats]
+
+
+@dataclass(frozen=True, slots=True)
+class Prior:
+    """What is believed of a constant before any row; `width` is relative, unless the constant is a share."""
+
+    centre: float
+    width: float
+    is_share: bool
+
+    def value(self, u: float) -> float:
+        """The constant u standard deviations from its centre."""
+        if self.is_share:
+            return float(np.clip(self.centre + self.width * u, 0.0, 1.0))
+        return float(self.centre * np.exp(self.width * u))
+
+    def position(self, value: float) -> float:
+        """Where a value lies, in standard deviations."""
+        if self.is_share:
+            return (value - self.centre) / self.width
+        return float(np.log(value / self.centre) / self.width)
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """The positions a fit may take."""
+        if not self.is_share:
+            return -5.0, 5.0
+        least = 0.0 if self.centre < LEAST_SHARE else LEAST_SHARE
+        return (least - self.centre) / self.width - 1e-6, (1 - self.centre) / self.width + 1e-6
+
+
+def prior(place: str, centre: float, width: float) -> Prior:
+    """A prior of a place; a share's relative width becomes an absolute one."""
+    is_share = place.endswith(SHARES)
+    return Prior(centre, max(width * centre, 0.05) if is_share else width, is_share)
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """Fitted values, and each one's standard deviation in those of its prior."""
+
+    values: dict[Key, float]
+    spread: dict[Key, float]
+
+
+def fit(
+    rows: Rows, priors: Mapping[Key, Prior], *, start: Mapping[Key, float] | None = None, most_steps: int = 8
+) -> Fit:
+    """Maximum a posteriori of those constants; the others stay what they are."""
+    keys = [key for key in priors if len(rows.owned_by(key))]
+    touched = {key: rows.owned_by(key) for key in keys}
+    weights, n = rows.source_weights(), len(rows)
+    goal = np.log(rows.measured_s)
+
+    def values(u: Floats) -> dict[Key, float]:
+        return {key: priors[key].value(x) for key, x in zip(keys, u, strict=True)}
+
+    def residuals(u: Floats) -> Floats:
+        errors = (np.log(rows.step_s(values(u))) - goal) / ERROR_SCALE
+        return np.concatenate([errors, u])
+
+    def jacobian(u: Floats) -> Floats:
+        here, columns = values(u), np.zeros((n + len(keys), len(keys)))
+        start_s = rows.step_s(here)
+        for k, key in enumerate(keys):
+            step = STEP if u[k] + STEP <= priors[key].bounds[1] else -STEP
+            moved = here | {key: priors[key].value(u[k] + step)}
+            moved_s = rows.step_s(moved, only=key, start_s=start_s)
+            at = touched[key]
+            columns[at, k] = np.log(moved_s[at] / start_s[at]) / (step * ERROR_SCALE)
+            columns[n + k, k] = 1.0
+        return columns
+
+    def loss(squares: Floats) -> Floats:
+        """Soft L1 with its weight for rows, plain squares for priors: rho and two derivatives."""
+        root = np.sqrt(1 + squares[:n])
+        rho = np.ones((3, len(squares)))
+        rho[0], rho[2] = squares, 0.0
+        rho[0, :n], rho[1, :n] = 2 * weights * (root - 1), weights / root
+        rho[2, :n] = -weights / (2 * root**3)
+        return rho
+
+    low, high = (np.array(side) for side in zip(*(priors[key].bounds for key in keys), strict=True))
+    first = np.array([priors[key].position(start[key]) if start and key in start else 0.0 for key in keys])
+    found = least_squares(
+        residuals,
+        np.clip(first, low + 1e-9, high - 1e-9),
+        jac=jacobian,
+        bounds=(low, high),
+        loss=loss,
+        max_nfev=most_steps,
+        x_scale=1.0,
+    )
+    spread = _spread(found.x, jacobian, residuals, weights)
+    return Fit(values(found.x), dict(zip(keys, (float(x) for x in spread), strict=True)))
+
+
+def _spread(u: Floats, jacobian: OfPosition, residuals: OfPosition, weights: Floats) -> Floats:
+    """Standard deviations from the curvature at the optimum, rows weighed as in the fit."""
+    columns, n = jacobian(u), len(weights)
+    slope = np.concatenate([weights / np.sqrt(1 + residuals(u)[:n] ** 2), np.ones(len(u))])
+    curvature = columns.T @ (slope[:, None] * columns)
+    deviations: Floats = np.sqrt(np.diag(np.linalg.inv(curvature)))
+    return deviations
