@@ -27,6 +27,7 @@ _SCHEDULES = {
     "1f1b": Schedule.ONE_F_ONE_B,
     "1f1b-interleaved": Schedule.INTERLEAVED,
     "zb-1p": Schedule.ZB_H1,
+    "zb-2p": Schedule.ZB_H2,
 }
 _RECOMPUTES = {
     "none": Recompute.NONE,

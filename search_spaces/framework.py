@@ -69,7 +69,10 @@ class FrameworkProfile:
     sequences only without a pipeline and without sequence parallelism.  `waits_from_pp`: the shortest
     interleaved pipeline whose transfers it can leave unoverlapped.  `ties_over_stages`: tied embeddings may
     lie on two stages.  `keeps_stage_input`: a stage's input travels and is kept split over tp, beside the
-    first layer's own (DeepSpeed's pipeline engine).
+    first layer's own (DeepSpeed's pipeline engine).  `splits_messages`: each tensor-parallel rank sends its
+    part of a message between stages, and the receivers gather them (Megatron-LM's scatter/gather).
+    `state_in_fp16`: its state where it trains in fp16, if another (Megatron-LM sums gradients in fp32 for
+    bf16 alone, unless told).
     """
 
     name: str
@@ -89,10 +92,12 @@ class FrameworkProfile:
     experts: ExpertAbilities = ExpertAbilities()
     overlaps_tp: bool = True
     keeps_stage_input: bool = False
+    splits_messages: bool = False
     dropout: bool = False
     logits_bytes_per_entry: float = 6.0
     bucket_parameters: float = 40e6
     state: TrainingState = MIXED_PRECISION_STATE
+    state_in_fp16: TrainingState | None = None
 
 
 MEGATRON_LM = FrameworkProfile(
@@ -102,6 +107,8 @@ MEGATRON_LM = FrameworkProfile(
     zero_stages_with_pipeline=(0, 1),
     zero_stages_with_offload=(1,),
     waits_from_pp=3,
+    splits_messages=True,
+    state_in_fp16=TrainingState(gradient_bytes=2.0),
     experts=ExpertAbilities(split_beside_biases=False, own_replicas_in_any_order=False),
 )
 FRAMEWORKS: Mapping[str, FrameworkProfile] = MappingProxyType(
@@ -132,6 +139,7 @@ FRAMEWORKS: Mapping[str, FrameworkProfile] = MappingProxyType(
                 ),
                 overlaps_tp=False,
                 keeps_stage_input=True,
+                splits_messages=True,
                 bucket_parameters=500e6,
                 state=TrainingState(gradient_bytes=2.0),
             ),
@@ -166,6 +174,7 @@ FRAMEWORKS: Mapping[str, FrameworkProfile] = MappingProxyType(
                 end_stages=EndStages.EVEN,
                 overlaps_tp=False,
                 keeps_stage_input=True,
+                splits_messages=True,
                 dropout=True,
                 state=TrainingState(gradient_bytes=2.0),
             ),
@@ -199,6 +208,7 @@ FRAMEWORKS: Mapping[str, FrameworkProfile] = MappingProxyType(
             FrameworkProfile(
                 name="internevo",
                 source="github.com/InternLM/InternEvo, doc/en/train_performance.md",
+                schedules=(Schedule.ONE_F_ONE_B, Schedule.INTERLEAVED, Schedule.ZB_H1),
                 zero_stages=(0, 1),
                 zero_stages_with_pipeline=(0, 1),
                 zero_stages_with_offload=(),

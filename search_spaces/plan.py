@@ -37,6 +37,7 @@ class Schedule(StrEnum):
     ONE_F_ONE_B = "1f1b"
     INTERLEAVED = "interleaved"
     ZB_H1 = "zb-h1"
+    ZB_H2 = "zb-h2"
 
 
 class Recompute(StrEnum):

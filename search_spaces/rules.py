@@ -257,8 +257,9 @@ RULES: tuple[Rule, ...] = (
           "pp vpp recompute recompute_every", _recompute_every),
     _rule("the framework recomputes every n-th layer", "recompute_every",
           lambda c, p: (p["recompute_every"] == 1) | c.framework.recompute_every),
-    _rule("zb-h1 does not recompute whole layers", "schedule recompute",
-          lambda c, p: ~_is(p, Schedule.ZB_H1, "schedule") | ~_is(p, Recompute.FULL, "recompute")),
+    _rule("zb-h1 and zb-h2 do not recompute whole layers", "schedule recompute",
+          lambda c, p: ~(_is(p, Schedule.ZB_H1, "schedule") | _is(p, Schedule.ZB_H2, "schedule"))
+          | ~_is(p, Recompute.FULL, "recompute")),
     _rule("the framework offloads the optimizer at the zero stage", "zero offload_optimizer",
           lambda c, p: ~p["offload_optimizer"].astype(bool)
           | np.isin(p["zero"], c.framework.zero_stages_with_offload)),

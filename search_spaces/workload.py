@@ -45,6 +45,7 @@ class Workload:
     `state` None stands for what the framework keeps.  `memory_share` is how much of a device a plan may be
     predicted to use: the rest is for the allocator's fragments and for the prediction's error.
     `fp8_dispatch`: tokens travel to their experts, and gradients back to them, in 8 bits.
+    `launch_blocking`: the host waits for every kernel (CUDA_LAUNCH_BLOCKING=1, a debugging aid).
     """
 
     seq_len: int
@@ -58,6 +59,7 @@ class Workload:
     expert_imbalance: float = 1.0
     fp8_dispatch: bool = False
     cuda_graphs: CudaGraphs = CudaGraphs.NONE
+    launch_blocking: bool = False
     train_tokens: float | None = None
     device_hour_price: float | None = None
 
@@ -91,7 +93,10 @@ class Workload:
         """Bytes a parameter takes: as asked, else as the precision and the framework have it."""
         if self.state is not None:
             return self.state
-        return FP32_STATE if self.precision is Precision.FP32 else framework_named(self.framework).state
+        profile = framework_named(self.framework)
+        if self.precision is Precision.FP16 and profile.state_in_fp16 is not None:
+            return profile.state_in_fp16
+        return FP32_STATE if self.precision is Precision.FP32 else profile.state
 
     @property
     def tokens_per_step(self) -> int:

@@ -26,6 +26,7 @@ BLOCK_SCALED = (Precision.MXFP8, Precision.NVFP4)
 # Bytes an entry of a narrow product's operand costs: 2 read, 1 written along rows, 1 along columns, which the
 # product of the weights' gradient reads.  arXiv:2209.05433 (fp8), arXiv:2506.08027 (MXFP8: both directions).
 CAST_BYTES = 4.0
+TENSOR_CORE_ROW_BYTES = 16
 
 
 def activation_precision(precision: Precision) -> Precision:
@@ -78,6 +79,26 @@ def attention_s(job: Job, flops: Floats) -> Floats:
     device = job.cluster.device
     peak = device.peak(activation_precision(job.workload.precision))
     return flops / (peak * device.attention_efficiency.value * job.trainer.attention.value)
+
+
+def unfused_attention_s(job: Job, flops: Floats) -> Floats:
+    """Seconds of the products of unfused attention from their FLOPs: batches of small matrix products.
+
+    Tensor cores read rows of whole 16 bytes; heads of another width are multiplied at the plain fp32 rate.
+
+    Source
+    ------
+    NVIDIA, "Matrix multiplication background", on tensor core requirements; Anthony et al. (2024),
+    arXiv:2401.14489; 16 measured trials with heads of 108, 150 and 450 entries (benchmarks/data), which take
+    1.3 to 1.6 times as long as their neighbours with 96 to 448.
+    """
+    attention, device = job.model.attention, job.cluster.device
+    row_bytes = entry_bytes(job.workload.precision) * np.array([attention.head_dim, attention.v_head_dim])
+    if not np.any(row_bytes % TENSOR_CORE_ROW_BYTES) or Precision.FP32 not in device.peak_flops_per_s:
+        peak = device.peak(activation_precision(job.workload.precision))
+        share = device.gemm_efficiency.value * device.sustained_efficiency.value
+        return flops / (peak * share * job.nature.score_product_share.value)
+    return flops / (device.peak(Precision.FP32) * job.nature.unaligned_share.value)
 
 
 def memory_bound_s(job: Job, n_bytes: Floats) -> Floats:

@@ -29,6 +29,7 @@ from objectives.cost.kernels import (
     gemm_s,
     grouped_gemm_s,
     memory_bound_s,
+    unfused_attention_s,
 )
 from objectives.cost.moe import deduplicated_share
 from objectives.metrics import Job
@@ -149,10 +150,10 @@ def _attention_core(job: Job, plans: Plans) -> Floats:
     per_layer = [attention_score_flops(model, s, window, counting) for window in model.window_of_layer]
     share = plans.micro_batch / (plans.tp * plans.cp)
     flops = share * (sum(per_layer) / model.n_layers)
-    seconds = attention_s(job, flops)
     rows = share * model.attention.n_heads * float(s)
     if workload.flash_attention:
-        return seconds
+        return attention_s(job, flops)
+    seconds = unfused_attention_s(job, flops)
     return seconds + memory_bound_s(job, job.nature.score_traffic_bytes.value * rows * s)
 
 

@@ -117,28 +117,32 @@ def _accumulation_s(job: Job, plans: Plans, stages: Stages) -> Floats:
 def _launch(
     job: Job, plans: Plans, n_layers: tuple[Ints, Ints], device_s: tuple[Floats, Floats]
 ) -> tuple[Floats, Floats]:
-    """Seconds in which the device waits for its host, forward and backward; layers are all, and experts'.
+    """Seconds in which the device does not work because of its operations' number, forward and backward.
 
-        max(operations * seconds to issue one - the device's own seconds, 0)
+        max(operations * seconds to issue one - the device's own seconds, operations * seconds to start one)
 
-    Issuing runs ahead of the device, so only a pass whose operations are many and small waits.  Each expert
-    of a device costs operations of its own; a graph of the layers' static parts leaves only these, one of
-    the whole step none.
+    Issuing runs ahead of the device, so only a pass whose operations are many and small waits for its host;
+    every kernel starts and drains.  A host that waits for every kernel issues each while nothing runs.
+    `n_layers` counts all layers, and those of experts: each expert of a device costs operations of its own.
+    A graph of the layers' static parts leaves only these, one of the whole step none.
     """
     trainer, graphs = job.trainer, job.workload.cuda_graphs
     if graphs is CudaGraphs.STEP:
         return 0 * device_s[0], 0 * device_s[1]
     one = job.cluster.device.kernel_launch_s.value
     per_layer = trainer.operations_per_layer.value + trainer.tp_operations.value * (plans.tp > 1)
-    per_layer = (per_layer + _peer_operations(job, plans)) * (graphs is CudaGraphs.NONE)
-    operations = n_layers[0] * per_layer + trainer.pass_operations.value
+    graphed = graphs is CudaGraphs.LAYERS
+    forward = n_layers[0] * per_layer * (not graphed) + trainer.pass_operations.value
     if job.model.moe is not None:
-        local = job.model.moe.n_experts / plans.ep
-        operations = operations + n_layers[1] * local * _expert_operations(job)
-    forward = one * operations
+        forward = forward + n_layers[1] * (job.model.moe.n_experts / plans.ep) * _expert_operations(job)
+    host_s = one * (forward + n_layers[0] * _peer_operations(job, plans))
     again = plans.is_recompute(Recompute.FULL) / plans.recompute_every
-    backward = (trainer.backward_operations.value + again) * forward
-    return np.maximum(forward - device_s[0], 0), np.maximum(backward - device_s[1], 0)
+    backward = trainer.backward_operations.value + again
+    start_s = forward * (job.nature.kernel_start_s.value + one * job.workload.launch_blocking)
+    return (
+        np.maximum(host_s - device_s[0], start_s),
+        np.maximum(backward * host_s - device_s[1], backward * start_s),
+    )
 
 
 def _peer_operations(job: Job, plans: Plans) -> Floats:
@@ -212,16 +216,22 @@ def _embedding_comm(job: Job, plans: Plans) -> Floats:
 def send_message_s(job: Job, plans: Plans) -> Floats:
     """Seconds of handing one layer's input to the next stage.
 
-    DeepSpeed's pipeline engine sends each tensor-parallel rank its part and gathers them at the receiver.
+    Where the framework splits messages, each tensor-parallel rank sends its part and the receivers gather
+    them; sequence parallelism leaves nothing to split.
+
+    Source
+    ------
+    Narayanan et al. (2021), arXiv:2104.04473, section 4.1 (scatter/gather).
     """
     boundary = boundary_bytes(job, plans)
     tier = mesh.pp_tier(job.cluster, plans)
-    if not framework_named(job.workload.framework).keeps_stage_input:
-        return send_s(job.cluster, tier, boundary)
+    host_s = job.trainer.message_operations.value * job.cluster.device.kernel_launch_s.value
+    if not framework_named(job.workload.framework).splits_messages:
+        return send_s(job.cluster, tier, boundary) + host_s
     parts = plans.tp / sequence_shards(plans)
     members = mesh.tp_members(job.cluster, plans)
     gather_s = all_gather_s(job.cluster, plans.tp, members, np.where(parts > 1, boundary, 0.0))
-    return send_s(job.cluster, tier, boundary / parts) + gather_s
+    return send_s(job.cluster, tier, boundary / parts) + gather_s + host_s
 
 
 def _recomputation_s(plans: Plans, total: LayerCost, layers: Ints) -> Floats:
@@ -237,8 +247,8 @@ class PassTable:
     """What a pipeline needs of its passes; times are (n_plans,), bytes (n_representatives, n_plans).
 
     The worst stage is the one with the longest F + B; its parts are those a step is made of.  `all_stages_s`
-    sums F + B over the stages; `fillable_s` sums W + min(F, W) over all but the worst: what ZB-H1 fills of
-    its bubble.
+    sums F + B over the stages; `fillable_s` sums W + min(F, W) over all but the worst, `fillable_h2_s`
+    min(3 W, F + B): what ZB-H1 and ZB-H2 fill of their bubbles.
     """
 
     compute_s: Floats
@@ -252,6 +262,7 @@ class PassTable:
     backward_s: Floats
     all_stages_s: Floats
     fillable_s: Floats
+    fillable_h2_s: Floats
     send_s: Floats
     kept_bytes: Floats
     transient_bytes: Floats
@@ -275,6 +286,7 @@ def pass_table(job: Job, plans: Plans) -> PassTable:
     activations = stage_activations(job, plans, stages)
     weight_pass = passes.backward_weight_s
     fillable = weight_pass + np.minimum(weight_pass, passes.full_forward_s)
+    fillable_h2 = np.minimum(3 * weight_pass, total)
     return PassTable(
         compute_s=of_worst(passes.compute_s),
         recompute_s=of_worst(passes.recompute_s),
@@ -287,6 +299,7 @@ def pass_table(job: Job, plans: Plans) -> PassTable:
         backward_s=of_worst(passes.full_backward_input_s + passes.backward_weight_s),
         all_stages_s=np.sum(bounds.weight * total, axis=0),
         fillable_s=np.sum(bounds.weight * fillable, axis=0) - of_worst(fillable),
+        fillable_h2_s=np.sum(bounds.weight * fillable_h2, axis=0) - of_worst(fillable_h2),
         send_s=send_message_s(job, plans),
         kept_bytes=activations.kept_bytes,
         transient_bytes=activations.transient_bytes,

@@ -108,9 +108,7 @@ def state_table(job: Job, plans: Plans) -> StateTable:
     one = RankParameters(dense=dense, expert=expert)
     reduce_s, gather_s = _sharing_s(job, plans, one)
     owned = np.where(plans.zero >= 1, _sharded(plans, parameters), parameters.total)
-    optimizer_s, offload_s = _update_s(
-        job, plans, np.max(owned, axis=0), np.max(stages.n_layers, axis=0)
-    )
+    optimizer_s, offload_s = _update_s(job, plans, np.max(owned, axis=0), np.max(stages.n_layers, axis=0))
     return StateTable(
         weights_bytes=table.weights_bytes,
         gradients_bytes=table.gradients_bytes,

@@ -85,8 +85,8 @@ def _with_fabric(
     if chosen and not (words and words.preset):
         tier = replace(tier, bandwidth_bytes_per_s=chosen, pair_bandwidth_bytes_per_s=chosen)
     if words and words.fabric_efficiency:
-        measured = Constant(value=words.fabric_efficiency, origin=Origin.MEASURED, source=text, spread=0.3)
-        tier = replace(tier, efficiency=measured)
+        fitted = Constant(value=words.fabric_efficiency, origin=Origin.FITTED, source=text, spread=0.3)
+        tier = replace(tier, efficiency=fitted)
     return tier
 
 

@@ -15,11 +15,11 @@ SCHEDULES = MappingProxyType({
     "interleaved": Schedule.INTERLEAVED,
     "zb-1p": Schedule.ZB_H1,
     "zb-h1": Schedule.ZB_H1,
+    "zb-2p": Schedule.ZB_H2,
+    "zb-h2": Schedule.ZB_H2,
 })  # fmt: skip
 # Schedules that Meshtune lacks, and the nearest that it has.
 NEAREST_SCHEDULES = MappingProxyType({
-    "zb-2p": Schedule.ZB_H1,
-    "zb-h2": Schedule.ZB_H1,
     "zb-v": Schedule.ZB_H1,
     "dualpipe": Schedule.ZB_H1,
 })  # fmt: skip

@@ -273,6 +273,7 @@ def _workload(cells: Cells, trainer: TrainerWords) -> tuple[Workload, list[str]]
         framework=trainer.known_profile,
         cuda_graphs=_graphs(cells, notes),
         state=_state(cells),
+        launch_blocking=(cells.overlap or {}).get("cuda_launch_blocking") in (1, "1", "often 1"),
     )
     return workload, notes
 

@@ -36,6 +36,7 @@ def equal_stages(plan):
         backward_s=B_I + W,
         all_stages_s=plan.pp * (F + B_I + W),
         fillable_s=(plan.pp - 1) * (W + min(F, W)),
+        fillable_h2_s=(plan.pp - 1) * min(3 * W, F + B_I + W),
         send_s=SEND,
     )
     rest = {name: 0.0 for name in PassTable.__dataclass_fields__ if name not in times}
@@ -59,6 +60,7 @@ def flights(plan, m):
         (Schedule.INTERLEAVED, 2, (F + B_I + W) / 2),
         (Schedule.INTERLEAVED, 4, (F + B_I + W) / 4),
         (Schedule.ZB_H1, 1, F + B_I - W),
+        (Schedule.ZB_H2, 1, max(F + B_I - 2 * W, 0)),
     ],
 )
 @pytest.mark.parametrize("p", [2, 3, 8, 16])
@@ -78,6 +80,7 @@ def test_gpipe_holds_all_micro_batches_and_1f1b_as_many_as_stages_follow(p, m):
     assert flights(plan_of(Schedule.GPIPE, p), m) == [m] * p
     assert flights(plan_of(Schedule.ONE_F_ONE_B, p), m) == [min(m, p - i) for i in range(p)]
     assert flights(plan_of(Schedule.ZB_H1, p), m) == [min(m, p)] * p
+    assert flights(plan_of(Schedule.ZB_H2, p), m) == [min(m, 2 * p - 1)] * p
 
 
 @pytest.mark.parametrize(("p", "v"), list(product([2, 4, 8], [2, 3, 4])))

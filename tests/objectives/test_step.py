@@ -113,7 +113,8 @@ def test_ten_times_all_speeds_is_a_tenth_of_the_time(name):
         kernel_launch_s=assumed(device.kernel_launch_s.value / 10),
     )
     fixed_s = assumed(job.cluster.step_fixed_s.value / 10)
-    faster = replace(faster, cluster=replace(faster.cluster, step_fixed_s=fixed_s))
+    nature = replace(job.nature, kernel_start_s=assumed(job.nature.kernel_start_s.value / 10))
+    faster = replace(faster, cluster=replace(faster.cluster, step_fixed_s=fixed_s), nature=nature)
     np.testing.assert_allclose(10 * time_of(faster, plans).total_s, time_of(job, plans).total_s)
 
 
