@@ -69,9 +69,17 @@ class Fit:
 
 
 def fit(
-    rows: Rows, priors: Mapping[Key, Prior], *, start: Mapping[Key, float] | None = None, most_steps: int = 8
+    rows: Rows,
+    priors: Mapping[Key, Prior],
+    *,
+    start: Mapping[Key, float] | None = None,
+    most_steps: int = 8,
+    with_spread: bool = True,
 ) -> Fit:
-    """Maximum a posteriori of those constants; the others stay what they are."""
+    """Maximum a posteriori of those constants; the others stay what they are.
+
+    Without `with_spread` the one Jacobian more that spreads take is saved, and `spread` is empty.
+    """
     keys = [key for key in priors if len(rows.owned_by(key))]
     touched = {key: rows.owned_by(key) for key in keys}
     weights, n = rows.source_weights(), len(rows)
@@ -116,8 +124,8 @@ def fit(
         max_nfev=most_steps,
         x_scale=1.0,
     )
-    spread = _spread(found.x, jacobian, residuals, weights)
-    return Fit(values(found.x), dict(zip(keys, (float(x) for x in spread), strict=True)))
+    spread = _spread(found.x, jacobian, residuals, weights) if with_spread else np.zeros(0)
+    return Fit(values(found.x), {key: float(x) for key, x in zip(keys, spread, strict=False)})
 
 
 def _spread(u: Floats, jacobian: OfPosition, residuals: OfPosition, weights: Floats) -> Floats:
