@@ -7,6 +7,7 @@ import numpy as np
 
 from objectives.cost.step import estimate
 from objectives.measurements import MeasuredRun
+from objectives.metrics import Job
 from objectives.uncertainty import step_sigma
 from search_spaces.plan import Floats, Plan, Plans
 
@@ -76,29 +77,57 @@ class Accuracy:
 
 
 def predict(runs: Sequence[MeasuredRun]) -> list[Prediction]:
-    """A prediction for every run, in order; runs of one job are priced together."""
-    predictions: dict[int, Prediction] = {}
-    for places in jobs_of(runs):
-        job, plans = runs[places[0]].job, Plans.of(runs[i].plan for i in places)
-        priced = estimate(job, plans)
-        step_s, memory = priced.step_s, priced.peak_memory_bytes
-        factor = np.exp(INTERVAL_Z * step_sigma(job, plans, priced))
-        for row, i in enumerate(places):
-            predictions[i] = Prediction(
-                run=runs[i],
-                step_s=float(step_s[row]),
-                low_s=float(step_s[row] / factor[row]),
-                high_s=float(step_s[row] * factor[row]),
-                peak_memory_bytes=float(memory[row]),
-            )
-    return [predictions[i] for i in range(len(runs))]
+    """A prediction for every run, in order; what is of one job is priced together.
+
+    Where a run may mean several plans or jobs, the interval spans all their intervals.  The prediction is
+    that of the one taken; where nothing makes it the likelier, the geometric mean of the extremes.
+    """
+    readings = [[(run.job, run.plan), *run.alternatives] for run in runs]
+    priced = _price([reading for each in readings for reading in each])
+    starts = np.cumsum([0, *(len(each) for each in readings)])
+    return [
+        _prediction(run, priced[:, start:end])
+        for run, start, end in zip(runs, starts[:-1], starts[1:], strict=True)
+    ]
+
+
+def _price(readings: Sequence[tuple[Job, Plan]]) -> Floats:
+    """Step seconds, a factor for their interval, and peak bytes of each; shape (3, n_readings)."""
+    priced = np.zeros((3, len(readings)))
+    for places in _by_job([job for job, _ in readings]):
+        job, plans = readings[places[0]][0], Plans.of(readings[i][1] for i in places)
+        found = estimate(job, plans)
+        step_s = found.step_s
+        factor = np.exp(INTERVAL_Z * step_sigma(job, plans, found))
+        priced[:, places] = step_s, factor, found.peak_memory_bytes
+    return priced
+
+
+def _prediction(run: MeasuredRun, priced: Floats) -> Prediction:
+    step_s, factor, memory = priced
+    return Prediction(
+        run=run,
+        step_s=_middle(step_s) if run.undecided else float(step_s[0]),
+        low_s=float(np.min(step_s / factor)),
+        high_s=float(np.max(step_s * factor)),
+        peak_memory_bytes=_middle(memory) if run.undecided else float(memory[0]),
+    )
+
+
+def _middle(values: Floats) -> float:
+    """Geometric mean of the extremes."""
+    return float(np.sqrt(np.min(values) * np.max(values)))
 
 
 def jobs_of(runs: Sequence[MeasuredRun]) -> list[list[int]]:
     """Positions of the runs of each job: these differ in their plan only, and can be compared."""
+    return _by_job([run.job for run in runs])
+
+
+def _by_job(jobs: Sequence[Job]) -> list[list[int]]:
     places: dict[int, list[int]] = {}
-    for i, run in enumerate(runs):
-        places.setdefault(id(run.job), []).append(i)
+    for i, job in enumerate(jobs):
+        places.setdefault(id(job), []).append(i)
     return list(places.values())
 
 

@@ -21,6 +21,7 @@ class EndStages(StrEnum):
     """How many layers the first and the last pipeline stage may have."""
 
     EVEN = "even"  # as many as the others
+    BALANCED = "balanced"  # dealt by compute, the output projection counted as layers
     LIGHTER = "lighter"  # fewer, by at most one chunk
     ANY = "any"
 
@@ -168,9 +169,11 @@ FRAMEWORKS: Mapping[str, FrameworkProfile] = MappingProxyType(
                 zero_stages=(0, 1),
                 zero_stages_with_pipeline=(0, 1),
                 zero_stages_with_offload=(),
+                zero_stages_with_overlap=(0,),  # DistributedDataParallel; with a sharded optimizer it goes without
                 cp_kinds=(),
                 rank_orders=(RankOrder.TP_CP_DP_PP,),
-                end_stages=EndStages.EVEN,
+                end_stages=EndStages.BALANCED,
+                bucket_parameters=12.5e6,  # DistributedDataParallel: 25 MB of bf16
                 recompute_every=False,
             ),
             FrameworkProfile(

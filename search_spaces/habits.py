@@ -26,20 +26,26 @@ class Habits:
     tensor parallelism, `backward_operations` times as many for its backward pass, and `pass_operations` for a
     micro-batch beside its layers.  `traffic` is the bytes of its memory-bound kernels over the least that
     fused ones would move; `logits_bytes` those of the loss per token and vocabulary entry, over all passes.
-    `attention` is its attention kernel's rate over the device's.  `tp_overlap`, `cp_overlap` and `dp_overlap`
-    are the shares of communication that can hide behind computation where it is overlapped.
+    Where a pipeline leaves the node, every rank of a tensor-parallel group holds the others up for
+    `peer_wait_s` in each layer's forward pass.  `attention` is its attention kernel's rate over the device's.  `tp_overlap`, `cp_overlap` and `dp_overlap`
+    are the shares of communication that can hide behind computation where it is overlapped.  A step whose optimizer is sharded issues `shard_operations` for every layer and
+    replica, which copy the pieces of each parameter into and out of the buffers that travel.
+    `accumulation_bytes` is what adding a micro-batch's gradients to the earlier ones moves per parameter.
     """
 
     operations_per_layer: Constant = assumed(40.0, "Megatron-LM's layer with fused kernels, counted", 0.5)
     tp_operations: Constant = assumed(8.0, "two collectives and their bookkeeping each way", 0.5)
     backward_operations: Constant = assumed(1.2, "autograd issues about what the forward pass did", 0.3)
     pass_operations: Constant = assumed(30.0, "embedding, head, loss, batch", 0.5)
+    peer_wait_s: Constant = assumed(0.0, "hosts run ahead of their devices, so that none waits for another", 0.0)
     traffic: Constant = assumed(1.6, "between fused and eager kernels", 0.25)
+    accumulation_bytes: Constant = assumed(0.0, "the weight product adds to them as it ends", 0.0)
     logits_bytes: Constant = assumed(16.0, "fp32 loss: written, read and differentiated", 0.4)
     attention: Constant = assumed(1.0, "the device's own rate", 0.2)
     tp_overlap: Constant = assumed(0.8, "all but the first and last piece", 0.2)
     cp_overlap: Constant = assumed(0.9, "all but the first exchange", 0.1)
     dp_overlap: Constant = assumed(0.9, "all but the last bucket", 0.1)
+    shard_operations: Constant = assumed(0.0, "parameters lie in one buffer, whose shards need no copies", 0.0)
 
 
 ASSUMED_HABITS = Habits()
@@ -57,10 +63,17 @@ HABITS: Mapping[str, Habits] = MappingProxyType(
             operations_per_layer=fitted(94.0),
             tp_operations=fitted(9.0),
             backward_operations=fitted(1.1),
+            peer_wait_s=fitted(1.0e-3),
             traffic=fitted(1.7),
+            accumulation_bytes=Constant(
+                value=10.0,
+                origin=Origin.DATASHEET,
+                source="fp32 sum read and written, bf16 gradient read: nanotron, optim/gradient_accumulator.py",
+            ),
             logits_bytes=fitted(40.0),
             tp_overlap=fitted(0.0),
-            dp_overlap=fitted(0.0),
+            dp_overlap=fitted(0.5),
+            shard_operations=fitted(2.5),
         ),
         "fsdp": Habits(traffic=fitted(2.1), attention=fitted(0.5)),
         "internevo": Habits(traffic=fitted(1.8), dp_overlap=fitted(0.3)),

@@ -201,7 +201,7 @@ RULES: tuple[Rule, ...] = (
           "pp first_layers last_layers", _split_is_named_once),
     _rule("the framework sets the layers of the first and the last stage", "first_layers last_layers",
           lambda c, p: ((p["first_layers"] == 0) & (p["last_layers"] == 0))
-          | (c.framework.end_stages is not EndStages.EVEN)),
+          | (c.framework.end_stages not in (EndStages.EVEN, EndStages.BALANCED))),
     _rule("the framework takes so many layers off an end stage", "pp vpp first_layers last_layers",
           _end_stages_fit),
     _rule("the framework lays tied embeddings on two stages", "pp",

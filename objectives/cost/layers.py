@@ -1,4 +1,4 @@
-"""One layer, one micro-batch, one device: seconds of its passes and bytes it keeps for the backward pass.
+"""One layer, one micro-batch, one device: seconds of its passes.
 
     T  tokens = b s / c      b  micro_batch    c  cp      t  tp      e  ep      t_e  etp
     h  d_model               a, g, d  query heads, key-value heads, head width
@@ -23,7 +23,6 @@ from objectives.cost.kernels import (
     memory_bound_s,
 )
 from objectives.metrics import Job
-from search_spaces.framework import framework_named
 from search_spaces.model import MlpSpec
 from search_spaces.plan import CpKind, Floats, Plans
 from search_spaces.workload import AttentionFlops
@@ -33,7 +32,7 @@ ATTENTION_BACKWARD_OVER_FORWARD = 2.5  # five products for two: Dao (2023), arXi
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class LayerCost:
-    """Seconds and bytes of one layer; every array has shape (n_plans,)."""
+    """Seconds of one layer; every array has shape (n_plans,)."""
 
     forward_s: Floats
     backward_input_s: Floats
@@ -45,17 +44,14 @@ class LayerCost:
     cp_backward_s: Floats
     ep_forward_s: Floats
     ep_backward_s: Floats
-    kept_bytes: Floats
-    core_kept_bytes: Floats
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Block:
-    """Seconds of one half of a layer, and what it keeps."""
+    """Seconds of one half of a layer."""
 
     gemm_s: Floats
     other_s: Floats
-    kept_bytes: Floats
 
 
 def tokens_per_device(job: Job, plans: Plans) -> Floats:
@@ -69,15 +65,10 @@ def sequence_shards(plans: Plans) -> Floats:
 
 
 def layer_cost(job: Job, plans: Plans, kind: str) -> LayerCost:
-    """Cost of a dense or an expert layer.
-
-    Source
-    ------
-    Kept bytes: Korthikanti et al. (2022), arXiv:2205.05198, section 4 (34 s b h without dropout's masks 32).
-    """
+    """Seconds of a dense or an expert layer."""
     attention = _attention_block(job, plans)
     mlp = _mlp_block(job, plans, job.model.mlp) if kind == "dense" else _expert_block(job, plans)
-    core_s, core_kept = _attention_core(job, plans)
+    core_s = _attention_core(job, plans)
     tp_forward, tp_backward = _tp_comm(job, plans, kind, attention.gemm_s + mlp.gemm_s)
     cp_forward, cp_backward = _cp_comm(job, plans, core_s)
     ep_forward = _ep_comm(job, plans) if kind == "moe" else np.zeros(len(plans))
@@ -94,8 +85,6 @@ def layer_cost(job: Job, plans: Plans, kind: str) -> LayerCost:
         cp_backward_s=cp_backward,
         ep_forward_s=ep_forward,
         ep_backward_s=ep_forward,
-        kept_bytes=attention.kept_bytes + mlp.kept_bytes + core_kept,
-        core_kept_bytes=core_kept,
     )
 
 
@@ -111,9 +100,7 @@ def _attention_block(job: Job, plans: Plans) -> _Block:
         job, tokens, np.full(len(plans), float(h)), value_width
     )
     moved = entry_bytes(job.workload.precision) * tokens * (5 * h / shards + 2 * qkv_width)
-    masks = tokens * h / shards * framework_named(job.workload.framework).dropout
-    kept = entry_bytes(job.workload.precision) * tokens * (2 * h / shards + qkv_width + value_width) + masks
-    return _Block(gemm_s=gemm, other_s=memory_bound_s(job, moved), kept_bytes=kept)
+    return _Block(gemm_s=gemm, other_s=memory_bound_s(job, moved))
 
 
 def _qkv_s(job: Job, plans: Plans, tokens: Floats, qkv_width: Floats) -> Floats:
@@ -133,16 +120,10 @@ def _qkv_s(job: Job, plans: Plans, tokens: Floats, qkv_width: Floats) -> Floats:
     return seconds + gemm_s(job, tokens, key_value, float(latent.kv_lora_rank))
 
 
-def _attention_core(job: Job, plans: Plans) -> tuple[Floats, Floats]:
-    """Seconds of the scores and their product with the values, and the bytes they keep.
+def _attention_core(job: Job, plans: Plans) -> Floats:
+    """Seconds of the scores and their product with the values.
 
-    A fused kernel does only the causal half and keeps one fp32 statistic a row; an unfused one does the whole
-    square and keeps softmax, mask and dropout: 5 a s² b / t bytes.
-
-    Source
-    ------
-    Korthikanti et al. (2022), arXiv:2205.05198, section 4.1; Dao et al. (2022), arXiv:2205.14135,
-    algorithm 1.
+    A fused kernel does only the causal half; an unfused one does the whole square.
     """
     model, workload = job.model, job.workload
     s = workload.seq_len
@@ -153,9 +134,8 @@ def _attention_core(job: Job, plans: Plans) -> tuple[Floats, Floats]:
     seconds = attention_s(job, flops)
     rows = share * model.attention.n_heads * float(s)
     if workload.flash_attention:
-        return seconds, 4.0 * rows
-    scores = rows * s
-    return seconds + memory_bound_s(job, job.nature.score_traffic_bytes.value * scores), 5.0 * scores
+        return seconds
+    return seconds + memory_bound_s(job, job.nature.score_traffic_bytes.value * rows * s)
 
 
 def _mlp_block(job: Job, plans: Plans, mlp: MlpSpec) -> _Block:
@@ -166,9 +146,7 @@ def _mlp_block(job: Job, plans: Plans, mlp: MlpSpec) -> _Block:
     up = gemm_s(job, tokens, (mlp.n_matrices - 1) * width, h)
     down = gemm_s(job, tokens, np.full(len(plans), h), width)
     moved = entry_bytes(job.workload.precision) * tokens * (5 * h / shards + mlp.n_matrices * width)
-    masks = tokens * h / shards * framework_named(job.workload.framework).dropout
-    kept = entry_bytes(job.workload.precision) * tokens * (2 * h / shards + mlp.n_matrices * width) + masks
-    return _Block(gemm_s=up + down, other_s=memory_bound_s(job, moved), kept_bytes=kept)
+    return _Block(gemm_s=up + down, other_s=memory_bound_s(job, moved))
 
 
 def routed_tokens(job: Job, plans: Plans) -> Floats:
@@ -180,14 +158,7 @@ def routed_tokens(job: Job, plans: Plans) -> Floats:
 
 
 def _expert_block(job: Job, plans: Plans) -> _Block:
-    """Routed experts as one grouped product each way, shared experts as a dense MLP, and the permutations.
-
-    Kept: routed tokens before and after the experts (2 k T h bytes each), and the experts' inner activations.
-
-    Source
-    ------
-    X-MoE, arXiv:2508.13337, section 2.3 of its analysis: 2 bytes (2 k S H + 2 k S f).
-    """
+    """Routed experts as one grouped product each way, shared experts as a dense MLP, and the permutations."""
     h = float(job.model.d_model)
     moe = job.model.moe
     assert moe is not None
@@ -197,13 +168,10 @@ def _expert_block(job: Job, plans: Plans) -> _Block:
     up = grouped_gemm_s(job, rows, (moe.n_matrices - 1) * width, h, local)
     down = grouped_gemm_s(job, rows, np.full(len(plans), h), width, local)
     moved = entry_bytes(job.workload.precision) * routed * (4 * h + moe.n_matrices * width)
-    # The first product's input was gathered over etp; the second's output is scattered before it is kept.
-    kept = entry_bytes(job.workload.precision) * routed * (h + h / plans.etp + moe.n_matrices * width)
     shared = _shared_block(job, plans)
     return _Block(
         gemm_s=up + down + shared.gemm_s,
         other_s=memory_bound_s(job, moved) + shared.other_s,
-        kept_bytes=kept + shared.kept_bytes,
     )
 
 
@@ -218,7 +186,6 @@ def _shared_block(job: Job, plans: Plans) -> _Block:
     return _Block(
         gemm_s=np.zeros(len(plans)),
         other_s=moved,
-        kept_bytes=entry_bytes(job.workload.precision) * 2 * tokens,
     )
 
 

@@ -1,4 +1,4 @@
-"""One micro-batch through a pipeline stage: seconds by part, bytes kept, and what its worst stage needs.
+"""One micro-batch through a pipeline stage: seconds by part, and what its worst stage needs.
 
     F  forward     B_i  backward to the input (with recomputation)     W  backward to the weights
 
@@ -10,11 +10,12 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 from objectives.cost import mesh
+from objectives.cost.activations import boundary_bytes, stage_activations
 from objectives.cost.collectives import all_gather_s, send_s
 from objectives.cost.factored import factored
 from objectives.cost.kernels import entry_bytes, gemm_s, memory_bound_s
 from objectives.cost.layers import LayerCost, layer_cost, sequence_shards, tokens_per_device
-from objectives.cost.stages import Stages, representatives, stages_of
+from objectives.cost.stages import Stages, rank_parameters, representatives, stages_of
 from objectives.metrics import Job
 from search_spaces.framework import framework_named
 from search_spaces.plan import Floats, Ints, Plans, Recompute
@@ -46,9 +47,6 @@ class StagePass:
     forward_comm_s: Floats
     launch_forward_s: Floats
     launch_backward_s: Floats
-    kept_bytes: Floats
-    transient_bytes: Floats
-    logits_bytes: Floats
 
     @property
     def compute_s(self) -> Floats:
@@ -73,7 +71,7 @@ class StagePass:
 
 
 def stage_pass(job: Job, plans: Plans, stages: Stages) -> StagePass:
-    """Seconds and bytes of one micro-batch through each of the given stages."""
+    """Seconds of one micro-batch through each of the given stages."""
     n_predict = stages.is_last * job.model.n_predict_layers
     n_layers = stages.n_layers + n_predict
     total = _layers_cost(job, plans, stages, n_predict)
@@ -81,19 +79,20 @@ def stage_pass(job: Job, plans: Plans, stages: Stages) -> StagePass:
     heads = stages.is_last + n_predict
     ends_s = heads * head_s + n_predict * _predict_projection_s(job, plans)
     embedding_comm_s = stages.is_first * _embedding_comm(job, plans)
-    again_s, kept, transient = _recomputation(job, plans, total, n_layers)
-    kept = kept + _stage_input_bytes(job, plans, stages)
+    again_s = _recomputation_s(plans, total, n_layers)
     forward_comm = total.tp_forward_s + total.cp_forward_s + total.ep_forward_s
     forward_comm = forward_comm + heads * head_comm_s + embedding_comm_s
     backward_comm = total.tp_backward_s + total.cp_backward_s + total.ep_backward_s
     backward_comm = backward_comm + heads * head_comm_s + embedding_comm_s
     backward_s = total.backward_input_s + total.backward_weight_s + 2 * ends_s + again_s + backward_comm
+    accumulation_s = _accumulation_s(job, plans, stages)
+    backward_s = backward_s + accumulation_s
     device_s = (total.forward_s + ends_s + forward_comm, backward_s)
     launch_forward, launch_backward = _launch(job, plans, n_layers, device_s)
     return StagePass(
         forward_s=total.forward_s + ends_s,
         backward_input_s=total.backward_input_s + ends_s,
-        backward_weight_s=total.backward_weight_s + ends_s,
+        backward_weight_s=total.backward_weight_s + ends_s + accumulation_s,
         recompute_s=again_s,
         tp_comm_s=total.tp_forward_s + total.tp_backward_s + 2 * (heads * head_comm_s + embedding_comm_s),
         cp_comm_s=total.cp_forward_s + total.cp_backward_s,
@@ -101,10 +100,15 @@ def stage_pass(job: Job, plans: Plans, stages: Stages) -> StagePass:
         forward_comm_s=forward_comm,
         launch_forward_s=launch_forward,
         launch_backward_s=launch_backward,
-        kept_bytes=kept,
-        transient_bytes=transient,
-        logits_bytes=heads * logits_bytes(job, plans),
     )
+
+
+def _accumulation_s(job: Job, plans: Plans, stages: Stages) -> Floats:
+    """Seconds of adding one micro-batch's gradients to the sum, where the weight product does not do it."""
+    moved = job.trainer.accumulation_bytes.value
+    if not moved:
+        return np.zeros(stages.index.shape)
+    return memory_bound_s(job, moved * rank_parameters(job, plans, stages).total)
 
 
 def _launch(job: Job, plans: Plans, n_layers: Ints, device_s: tuple[Floats, Floats]) -> tuple[Floats, Floats]:
@@ -118,9 +122,22 @@ def _launch(job: Job, plans: Plans, n_layers: Ints, device_s: tuple[Floats, Floa
     one = job.cluster.device.kernel_launch_s.value
     per_layer = trainer.operations_per_layer.value + trainer.tp_operations.value * (plans.tp > 1)
     forward = one * (n_layers * per_layer + trainer.pass_operations.value)
+    forward = forward + n_layers * _peer_wait_s(job, plans)
     again = plans.is_recompute(Recompute.FULL) / plans.recompute_every
     backward = (trainer.backward_operations.value + again) * forward
     return np.maximum(forward - device_s[0], 0), np.maximum(backward - device_s[1], 0)
+
+
+def _peer_wait_s(job: Job, plans: Plans) -> Floats:
+    """Seconds by which the hosts of a tensor-parallel group hold each other up in one layer: t w.
+
+    Only beside a pipeline that leaves the node and blocks the host: w is then what one rank's delay costs.
+    Published runs of such a trainer take 7, 12, 20 and 44 ms a layer and micro-batch on 2, 4, 8 and 16 ranks,
+    whatever the model and the micro-batch, and 4 ms with the pipeline inside the node (benchmarks/data).
+    """
+    blocks = (plans.tp > 1) & (mesh.pp_tier(job.cluster, plans) > 0) & (plans.pp > 1)
+    waited: Floats = blocks * plans.tp * job.trainer.peer_wait_s.value
+    return waited
 
 
 def _layer_cost(job: Job, plans: Plans, kind: str) -> LayerCost:
@@ -142,12 +159,6 @@ def _layers(layer: LayerCost, n: Ints) -> LayerCost:
 
 def _add(a: LayerCost, b: LayerCost) -> LayerCost:
     return LayerCost(**{f.name: getattr(a, f.name) + getattr(b, f.name) for f in fields(LayerCost)})
-
-
-def logits_bytes(job: Job, plans: Plans) -> Floats:
-    """Logits of one micro-batch and their gradient on the last stage: T V / t entries."""
-    per_entry = framework_named(job.workload.framework).logits_bytes_per_entry
-    return tokens_per_device(job, plans) * np.ceil(job.model.embedding.vocab_size / plans.tp) * per_entry
 
 
 def _head(job: Job, plans: Plans) -> tuple[Floats, Floats]:
@@ -179,16 +190,6 @@ def _embedding_comm(job: Job, plans: Plans) -> Floats:
     return all_gather_s(job.cluster, plans.tp, mesh.tp_members(job.cluster, plans), message)
 
 
-def boundary_bytes(job: Job, plans: Plans) -> Floats:
-    """One layer's input on one device: 2 T h bytes, split over tp with sequence parallelism."""
-    return (
-        entry_bytes(job.workload.precision)
-        * tokens_per_device(job, plans)
-        * job.model.d_model
-        / sequence_shards(plans)
-    )
-
-
 def send_message_s(job: Job, plans: Plans) -> Floats:
     """Seconds of handing one layer's input to the next stage.
 
@@ -204,32 +205,12 @@ def send_message_s(job: Job, plans: Plans) -> Floats:
     return send_s(job.cluster, tier, boundary / parts) + gather_s
 
 
-def _stage_input_bytes(job: Job, plans: Plans, stages: Stages) -> Floats:
-    """What DeepSpeed's pipeline engine keeps of a stage's input: 2 T h / t bytes a micro-batch."""
-    pipelined = framework_named(job.workload.framework).keeps_stage_input & (plans.pp > 1)
-    whole = entry_bytes(job.workload.precision) * tokens_per_device(job, plans) * job.model.d_model
-    return np.where(pipelined, whole / plans.tp, 0.0) + np.zeros(stages.index.shape)
-
-
-def _recomputation(job: Job, plans: Plans, total: LayerCost, layers: Ints) -> tuple[Floats, Floats, Floats]:
-    """Seconds done again, bytes kept for the backward pass, and bytes that live only while a layer is redone.
-
-        full         every r-th layer keeps its input (2 T h) and runs forward again
-        selective    the attention core runs again and keeps nothing
-
-    Source
-    ------
-    Korthikanti et al. (2022), arXiv:2205.05198, sections 4 and 5.
-    """
-    n_layers = np.maximum(layers, 1)
-    share = np.ceil(layers / plans.recompute_every) / n_layers * plans.is_recompute(Recompute.FULL)
+def _recomputation_s(plans: Plans, total: LayerCost, layers: Ints) -> Floats:
+    """Seconds done again: every r-th layer's forward pass, or the attention cores."""
+    share = np.ceil(layers / plans.recompute_every) / np.maximum(layers, 1)
     forward = total.forward_s + total.tp_forward_s + total.cp_forward_s + total.ep_forward_s
-    selective = plans.is_recompute(Recompute.SELECTIVE)
-    again_s = share * forward + selective * total.core_forward_s
-    boundary = boundary_bytes(job, plans)
-    kept = (1 - share) * total.kept_bytes - selective * total.core_kept_bytes + share * layers * boundary
-    transient = np.where(share > 0, total.kept_bytes, selective * total.core_kept_bytes) / n_layers
-    return again_s, kept, transient
+    again: Floats = share * plans.is_recompute(Recompute.FULL) * forward
+    return again + plans.is_recompute(Recompute.SELECTIVE) * total.core_forward_s
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -261,8 +242,8 @@ class PassTable:
 
 def pass_table(job: Job, plans: Plans) -> PassTable:
     """Passes of the representative stages, reduced to what the pipeline's closed forms use."""
-    bounds = representatives(job.model, plans)
-    stages = stages_of(job.model, plans, bounds.index)
+    bounds = representatives(job, plans)
+    stages = stages_of(job, plans, bounds.index)
     passes = stage_pass(job, plans, stages)
     total = passes.total_s
     worst = np.argmax(total, axis=0)[None]
@@ -271,7 +252,7 @@ def pass_table(job: Job, plans: Plans) -> PassTable:
         picked: Floats = np.take_along_axis(part, worst, axis=0)[0]
         return picked
 
-    boundary = boundary_bytes(job, plans)
+    activations = stage_activations(job, plans, stages)
     weight_pass = passes.backward_weight_s
     fillable = weight_pass + np.minimum(weight_pass, passes.full_forward_s)
     return PassTable(
@@ -287,8 +268,8 @@ def pass_table(job: Job, plans: Plans) -> PassTable:
         all_stages_s=np.sum(bounds.weight * total, axis=0),
         fillable_s=np.sum(bounds.weight * fillable, axis=0) - of_worst(fillable),
         send_s=send_message_s(job, plans),
-        kept_bytes=passes.kept_bytes,
-        transient_bytes=passes.transient_bytes,
-        logits_bytes=passes.logits_bytes,
-        boundary_bytes=boundary,
+        kept_bytes=activations.kept_bytes,
+        transient_bytes=activations.transient_bytes,
+        logits_bytes=activations.logits_bytes,
+        boundary_bytes=boundary_bytes(job, plans),
     )

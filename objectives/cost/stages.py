@@ -3,6 +3,11 @@
     L  n_layers     p  pp     v  vpp     i  stage
 
 A stage without a number of its own holds the middle share (L - first - last) / (p - those named).
+A trainer that balances compute counts the output projection as H more layers; a stage takes the layers that fit
+into its share of them all:
+
+    layers up to stage i    floor((L + H) (i + 1) / p), at most L        H = V h / (parameters of a layer's products)
+
 With v chunks, chunk c of stage i follows chunk c of stage i - 1, and chunk c + 1 of stage 0 follows them all.
 Arrays over stages have shape (n_stages, n_plans).
 """
@@ -13,17 +18,19 @@ import numpy as np
 
 from objectives.cost.factored import distinct_settings, setting_codes
 from objectives.metrics import Job
-from search_spaces.framework import framework_named
+from search_spaces.framework import EndStages, framework_named
 from search_spaces.model import ModelSpec
 from search_spaces.parameters import (
     embedding_rank_parameters,
     expert_rank_parameters,
     head_rank_parameters,
+    layer_parameters,
     layer_rank_parameters,
     predict_rank_parameters,
 )
 from search_spaces.plan import Bools, Floats, Ints, Plans
 
+ROUNDING = 1e-9  # of a layer: shares that are whole stay so
 LAYOUT_KNOBS = ("pp", "vpp", "first_layers", "last_layers")
 
 
@@ -46,20 +53,20 @@ class Representatives:
     weight: Floats
 
 
-def representatives(model: ModelSpec, plans: Plans) -> Representatives:
+def representatives(job: Job, plans: Plans) -> Representatives:
     """The first stage, the last, and of the stages between the earliest of every kind.
 
-    Middle stages hold equally many layers, so a kind is a number of expert layers; the earliest of a kind has
-    the most micro-batches in flight.
+    A kind is a number of layers and of expert layers; the earliest of a kind has the most micro-batches in flight.
     """
+    model = job.model
     last = plans.pp - 1
     first_weight, last_weight = np.ones(len(plans)), np.minimum(last, 1).astype(np.float64)
-    if model.n_moe_layers in (0, model.n_layers):
+    if model.n_moe_layers in (0, model.n_layers) and not _balances(job):
         index = np.stack([np.zeros_like(last), np.minimum(1, last), last])
         weight = np.stack([first_weight, np.maximum(plans.pp - 2, 0).astype(np.float64), last_weight])
         return Representatives(index=index, weight=weight)
     layouts, which = distinct_settings(setting_codes(plans, LAYOUT_KNOBS))
-    index, weight = _kinds_between(model, plans.take(layouts))
+    index, weight = _kinds_between(job, plans.take(layouts))
     index, weight = index[:, which], weight[:, which]
     return Representatives(
         index=np.concatenate([np.zeros_like(last)[None], index, last[None]]),
@@ -67,14 +74,15 @@ def representatives(model: ModelSpec, plans: Plans) -> Representatives:
     )
 
 
-def _kinds_between(model: ModelSpec, plans: Plans) -> tuple[Ints, Floats]:
+def _kinds_between(job: Job, plans: Plans) -> tuple[Ints, Floats]:
     """The earliest middle stage of every kind, and how many there are; rows without a kind weigh nothing."""
     stage = np.arange(int(plans.pp.max(initial=1)))[:, None] + np.zeros_like(plans.pp)
-    n_moe = stages_of(model, plans, stage).n_moe
+    stages = stages_of(job, plans, stage)
+    kinds = stages.n_layers * (job.model.n_layers + 1) + stages.n_moe
     between = (stage > 0) & (stage < plans.pp - 1)
     earliest, counts = [], []
-    for kind in np.unique(n_moe[between]):
-        alike = between & (n_moe == kind)
+    for kind in np.unique(kinds[between]):
+        alike = between & (kinds == kind)
         earliest.append(np.argmax(alike, axis=0))
         counts.append(np.sum(alike, axis=0))
     if not counts:
@@ -86,8 +94,11 @@ def _kinds_between(model: ModelSpec, plans: Plans) -> tuple[Ints, Floats]:
     return np.take_along_axis(np.stack(earliest), order, axis=0), weight
 
 
-def stages_of(model: ModelSpec, plans: Plans, index: Ints) -> Stages:
+def stages_of(job: Job, plans: Plans, index: Ints) -> Stages:
     """Layers of the given stages of every plan."""
+    model = job.model
+    if _balances(job):
+        return _balanced_stages(model, plans, index)
     last = plans.pp - 1
     named = (plans.first_layers > 0).astype(np.int64) + (plans.last_layers > 0)
     rest = model.n_layers - plans.first_layers - plans.last_layers
@@ -96,6 +107,37 @@ def stages_of(model: ModelSpec, plans: Plans, index: Ints) -> Stages:
     final = np.where(plans.last_layers > 0, plans.last_layers, middle)
     n_layers = np.where(index == 0, first, np.where(index == last, final, middle))
     before = np.where(index > 0, first + (index - 1) * middle, 0)
+    return Stages(
+        index=index,
+        n_layers=n_layers,
+        n_moe=_moe_layers(model, plans, before, n_layers),
+        is_first=index == 0,
+        is_last=index == last,
+    )
+
+
+def _balances(job: Job) -> bool:
+    return framework_named(job.workload.framework).end_stages is EndStages.BALANCED
+
+
+def _balanced_stages(model: ModelSpec, plans: Plans, index: Ints) -> Stages:
+    """Layers dealt by compute; the projection counts as many as its product takes.
+
+    Source
+    ------
+    nanotron, src/nanotron/models/base.py, build_model; models/llama.py, get_block_compute_costs.
+    """
+    parameters = layer_parameters(model, "moe" if model.n_moe_layers else "dense")
+    head = model.embedding.vocab_size * model.d_model / (parameters.attention + parameters.mlp)
+    share, last = (model.n_layers + head) / plans.pp, plans.pp - 1
+
+    def layers_up_to(stage: Ints) -> Ints:
+        fit = np.floor(share * (stage + 1) + ROUNDING)
+        reached: Ints = np.where(stage >= last, model.n_layers, np.minimum(fit, model.n_layers)).astype(np.int64)
+        return reached
+
+    before = layers_up_to(index - 1)
+    n_layers = layers_up_to(index) - before
     return Stages(
         index=index,
         n_layers=n_layers,

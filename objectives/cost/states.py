@@ -22,7 +22,7 @@ from objectives.cost.stages import RankParameters, rank_parameters, representati
 from objectives.metrics import Job
 from search_spaces.cluster import assumed
 from search_spaces.framework import framework_named
-from search_spaces.plan import Floats, Plans
+from search_spaces.plan import Floats, Ints, Plans
 from search_spaces.units import GB
 
 STATE_KNOBS = (
@@ -99,7 +99,7 @@ def _sharded(plans: Plans, parameters: RankParameters) -> Floats:
 
 def state_table(job: Job, plans: Plans) -> StateTable:
     """State of the representative stages and the seconds of moving and updating it."""
-    stages = stages_of(job.model, plans, representatives(job.model, plans).index)
+    stages = stages_of(job, plans, representatives(job, plans).index)
     parameters = rank_parameters(job, plans, stages)
     table = state_bytes(job, plans, parameters, stages.n_layers.astype(np.float64))
     fullest = np.argmax(parameters.total, axis=0)[None]
@@ -108,6 +108,7 @@ def state_table(job: Job, plans: Plans) -> StateTable:
     one = RankParameters(dense=dense, expert=expert)
     reduce_s, gather_s = _sharing_s(job, plans, one)
     optimizer_s, offload_s = _update_s(job, plans, one)
+    optimizer_s += _shard_s(job, plans, np.max(stages.n_layers, axis=0))
     return StateTable(
         weights_bytes=table.weights_bytes,
         gradients_bytes=table.gradients_bytes,
@@ -125,7 +126,7 @@ def state_table(job: Job, plans: Plans) -> StateTable:
 def _sharing_s(job: Job, plans: Plans, parameters: RankParameters) -> tuple[Floats, Floats]:
     """Seconds of one gradient reduction and one weight gather.
 
-    Gradients are all-reduced, or reduce-scattered from stage 1 on.  Dense parameters go over dp x cp, routed
+    Gradients are all-reduced, or reduce-scattered from stage 1 on, bucket by bucket.  Dense parameters go over dp x cp, routed
     experts over edp; one after the other.
     """
     cluster, state = job.cluster, job.workload.training_state
@@ -136,8 +137,10 @@ def _sharing_s(job: Job, plans: Plans, parameters: RankParameters) -> tuple[Floa
     )
     for held, n, members in groups:
         gradients, weights = held * state.gradient_bytes, held * state.weight_bytes
-        whole = all_reduce_s(cluster, n, members, gradients)
-        reduce_s += np.where(plans.zero == 0, whole, reduce_scatter_s(cluster, n, members, gradients))
+        buckets = np.maximum(held / framework_named(job.workload.framework).bucket_parameters, 1.0)
+        whole = all_reduce_s(cluster, n, members, gradients / buckets)
+        scattered = reduce_scatter_s(cluster, n, members, gradients)
+        reduce_s += np.where(plans.zero == 0, buckets * whole, scattered)
         gather_s += all_gather_s(cluster, n, members, weights)
     return reduce_s, gather_s
 
@@ -178,6 +181,13 @@ def _update_s(job: Job, plans: Plans, parameters: RankParameters) -> tuple[Float
     return np.where(plans.offload_optimizer, zero, on_device), np.where(
         plans.offload_optimizer, on_host, zero
     )
+
+
+def _shard_s(job: Job, plans: Plans, n_layers: Ints) -> Floats:
+    """Seconds of cutting a stage's parameters into one piece per replica, where a trainer copies them singly."""
+    operations = job.trainer.shard_operations.value * n_layers * plans.dp
+    seconds: Floats = (plans.zero >= 1) * (plans.dp > 1) * operations
+    return seconds * job.cluster.device.kernel_launch_s.value
 
 
 def deepspeed_bytes_after_step(n_parameters: Floats, dp: Floats) -> Floats:

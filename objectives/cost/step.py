@@ -5,8 +5,9 @@ from collections.abc import Iterator
 import numpy as np
 
 from objectives.cost import pipeline
+from objectives.cost.activations import StageActivations, boundary_bytes, stage_activations
 from objectives.cost.factored import factored
-from objectives.cost.passes import PASS_KNOBS, PassTable, StagePass, boundary_bytes, pass_table, stage_pass
+from objectives.cost.passes import PASS_KNOBS, PassTable, pass_table, stage_pass
 from objectives.cost.result import Estimate, StageProfile, StepMemory, StepTime
 from objectives.cost.stages import Stages, rank_parameters, representatives, stages_of
 from objectives.cost.states import STATE_KNOBS, StateBytes, StateTable, state_bytes, state_table
@@ -125,7 +126,7 @@ def _memory(
     job: Job, plans: Plans, passes: PassTable, states: StateTable, m: Ints
 ) -> tuple[StepMemory, Ints]:
     """Bytes of the fullest of the representative stages, by part."""
-    index = representatives(job.model, plans).index
+    index = representatives(job, plans).index
     activations = pipeline.in_flight(plans, m, index) * passes.kept_bytes
     buffers = buffer_bytes(plans, passes.boundary_bytes, passes.transient_bytes, states)
     total = states.weights_bytes + states.gradients_bytes
@@ -172,8 +173,9 @@ def stage_profile(job: Job, plan: Plan) -> StageProfile:
     """
     one = Plans.of([plan])
     index = np.arange(plan.pp)[:, None]
-    stages = stages_of(job.model, one, index)
+    stages = stages_of(job, one, index)
     passes, table = stage_pass(job, one, stages), pass_table(job, one)
+    held = stage_activations(job, one, stages)
     time = estimate_chunk(job, one).time
     step_end = time.dp_comm_s + time.optimizer_s + time.offload_s + job.cluster.step_fixed_s.value
     flights = pipeline.in_flight(one, microbatches(job, one), index)
@@ -185,24 +187,26 @@ def stage_profile(job: Job, plan: Plan) -> StageProfile:
         backward_weight_s=passes.backward_weight_s[:, 0],
         send_s=np.where(plan.pp > 1, table.send_s[0], 0.0) * ones,
         step_end_s=step_end[0] * ones,
-        memory=_stage_memory(job, one, stages, passes, flights * passes.kept_bytes),
-        activation_bytes=passes.kept_bytes[:, 0],
+        memory=_stage_memory(job, one, stages, held, flights),
+        activation_bytes=held.kept_bytes[:, 0],
         in_flight=flights[:, 0],
     )
 
 
-def _stage_memory(job: Job, one: Plans, stages: Stages, passes: StagePass, activations: Floats) -> StepMemory:
+def _stage_memory(
+    job: Job, one: Plans, stages: Stages, activations: StageActivations, flights: Floats
+) -> StepMemory:
     """Bytes of every stage of one plan, by part."""
     index = stages.index
     held = state_bytes(job, one, rank_parameters(job, one, stages), stages.n_layers.astype(np.float64))
-    buffers = buffer_bytes(one, boundary_bytes(job, one), passes.transient_bytes, held)
+    buffers = buffer_bytes(one, boundary_bytes(job, one), activations.transient_bytes, held)
     reserve = np.full(len(index), job.cluster.memory_reserve_bytes.value)
     return StepMemory(
         weights_bytes=held.weights_bytes[:, 0],
         gradients_bytes=held.gradients_bytes[:, 0],
         optimizer_bytes=held.optimizer_bytes[:, 0],
-        activations_bytes=activations[:, 0],
-        logits_bytes=np.broadcast_to(passes.logits_bytes, index.shape)[:, 0],
+        activations_bytes=(flights * activations.kept_bytes)[:, 0],
+        logits_bytes=np.broadcast_to(activations.logits_bytes, index.shape)[:, 0],
         buffers_bytes=np.broadcast_to(buffers, index.shape)[:, 0],
         reserve_bytes=reserve,
     )

@@ -1,8 +1,10 @@
 """The layout columns of a row as a plan."""
 
+from dataclasses import replace
 from types import MappingProxyType
 
 from objectives.measurements.cells import BadRow, Cells
+from search_spaces.framework import framework_named
 from search_spaces.plan import CpKind, Plan, Recompute, Schedule
 
 SCHEDULES = MappingProxyType({
@@ -46,8 +48,8 @@ def plan_of(cells: Cells, n_layers: int) -> tuple[Plan, list[str]]:
         pp=degrees["pp"],
         cp=degrees["cp"],
         dp=degrees["dp"],
-        ep=cells.whole("ep") or 1,
-        etp=cells.whole("etp") or 1,
+        ep=cells.count("ep") or 1,
+        etp=cells.count("etp") or 1,
         vpp=vpp,
         micro_batch=cells.needed("micro_batch"),
         zero=_zero(cells, notes),
@@ -65,6 +67,12 @@ def plan_of(cells: Cells, n_layers: int) -> tuple[Plan, list[str]]:
     return plan, notes
 
 
+def as_overlapped(plan: Plan, framework: str) -> Plan:
+    """The plan as its trainer runs it: gradients overlap only at the ZeRO stages where it can do that."""
+    stages = framework_named(framework).zero_stages_with_overlap
+    return plan if plan.zero in stages else replace(plan, overlap_dp=False)
+
+
 def unfillable(plan: Plan, n_layers: int) -> str:
     """Why a model has too few layers for a plan's stages and chunks; empty where it has enough.
 
@@ -78,9 +86,9 @@ def unfillable(plan: Plan, n_layers: int) -> str:
 def _degrees(cells: Cells) -> dict[str, int]:
     """tp, pp, cp, dp; dp follows from the devices where the row leaves it out."""
     n_devices = cells.needed("n_gpus")
-    degrees = {"tp": cells.needed("tp"), "pp": cells.needed("pp"), "cp": cells.whole("cp") or 1}
+    degrees = {"tp": cells.needed("tp"), "pp": cells.needed("pp"), "cp": cells.count("cp") or 1}
     inner = degrees["tp"] * degrees["pp"] * degrees["cp"]
-    degrees["dp"] = cells.whole("dp") or max(n_devices // inner, 1)
+    degrees["dp"] = cells.count("dp") or max(n_devices // inner, 1)
     if inner * degrees["dp"] != n_devices:
         words = " x ".join(f"{name} {value}" for name, value in degrees.items())
         raise BadRow(f"tp x pp x cp x dp must be n_gpus {n_devices}; got {words} = {inner * degrees['dp']}")
@@ -89,7 +97,7 @@ def _degrees(cells: Cells) -> dict[str, int]:
 
 def _schedule(cells: Cells, pp: int, notes: list[str]) -> tuple[Schedule, int]:
     """The schedule, and the chunks of a stage that it needs."""
-    word, vpp = cells.text("schedule").lower(), max(cells.whole("vpp") or 1, 1)
+    word, vpp = cells.text("schedule").lower(), cells.count("vpp") or 1
     if pp == 1:
         return Schedule.ONE_F_ONE_B, 1
     if vpp > 1:
@@ -132,7 +140,7 @@ def _uneven(n_layers: int, pp: int, vpp: int, notes: list[str]) -> tuple[int, in
 def _zero(cells: Cells, notes: list[str]) -> int:
     stage = cells.whole("zero_stage")
     if stage is None:
-        notes.append("ZeRO stage not stated: 0")
+        notes.append("ZeRO stage not stated: 0 or 1")
         return 0
     if stage > 3:
         raise BadRow(f"zero_stage must be from 0 to 3; got {stage}")
@@ -151,7 +159,7 @@ def _recompute(cells: Cells, notes: list[str]) -> Recompute:
     """None, the attention core, or all; other modules are named in a note."""
     word, _, modules = cells.text("recompute").lower().partition(":")
     if word in ("", "unknown"):
-        notes.append("recompute not stated: none")
+        notes.append("recompute not stated: none to full")
         return Recompute.NONE
     if word in ("none", "full"):
         return Recompute(word)
@@ -176,7 +184,7 @@ def _offloads_optimizer(cells: Cells, notes: list[str]) -> bool:
 def _overlaps(cells: Cells, degrees: dict[str, int], notes: list[str]) -> dict[str, bool]:
     stated = cells.overlap
     if stated is None:
-        notes.append("overlap not stated: none")
+        notes.append("overlap not stated: none or all")
         stated = {}
     flags = {
         knob: any(stated.get(name) in (1, True, "1") for name in names) for knob, names in _OVERLAPS.items()

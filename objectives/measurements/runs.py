@@ -1,15 +1,23 @@
 """The measurements file as runs: a job, a plan and what came of it; bad rows with line and reason."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 
 from objectives.measurements.cells import BadRow, Cells, read_cells
-from objectives.measurements.checks import check_batch, check_step, peak_memory
+from objectives.measurements.checks import (
+    check_batch,
+    check_experts,
+    check_step,
+    peak_device_s,
+    peak_memory,
+    times_expected,
+)
 from objectives.measurements.clusters import Described, cluster_of
-from objectives.measurements.layouts import plan_of, unfillable
+from objectives.measurements.layouts import as_overlapped, plan_of, unfillable
 from objectives.measurements.models import model_of
+from objectives.measurements.openings import openings_of
 from objectives.measurements.tables import TrainerWords, WordTables, word_tables
 from objectives.metrics import Job
 from search_spaces.cluster_presets import load_cluster
@@ -25,6 +33,16 @@ NEEDED = (
 
 # What a machine is made of; rows alike in these share one.
 CLUSTER_COLUMNS = ("accelerator", "gpus_per_node", "n_gpus", "cluster")
+# What a job is made of.
+JOB_COLUMNS = (
+    *CLUSTER_COLUMNS, "model", "model_type", "n_layers", "hidden", "ffn_hidden", "n_heads", "n_kv_heads",
+    "head_dim", "vocab", "gated_mlp", "tied_embeddings", "n_experts", "top_k", "moe_ffn_hidden",
+    "n_shared_experts", "n_dense_layers", "mla", "extra", "seq_len", "global_batch", "dtype", "framework",
+    "date", "source_group",
+)  # fmt: skip
+MOST_TIMES_EXPECTED = (
+    300  # no published run is nearly as slow; a step in milliseconds looks a thousand times so
+)
 
 
 class RunOutcome(StrEnum):
@@ -47,7 +65,8 @@ class MeasuredRun:
 
     `notes` say what the row leaves open and what was taken instead; a run is `trusted` where every field that
     sets its step time is known and its figures do not contradict themselves or their neighbours.
-    `impossible` says why no trainer can run a failed row's plan (empty: it could).
+    `impossible` says why no trainer can run a failed row's plan (empty: it could).  `alternatives` are the
+    other jobs and plans that the row may mean; `undecided` says that nothing makes `job` and `plan` likelier.
     """
 
     id: str
@@ -61,6 +80,8 @@ class MeasuredRun:
     trusted: bool
     notes: tuple[str, ...] = ()
     impossible: str = ""
+    alternatives: tuple[tuple[Job, Plan], ...] = ()
+    undecided: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,7 +126,31 @@ def read_measurements(path: Path | str, *, cluster: str | None = None) -> Measur
             rejected.append(RejectedRow(id=cells.text("id"), line=cells.line, reason=reason))
     if not runs and not rejected:
         raise InvalidSpec(f"{path} must hold at least one row", "none")
-    return Measurements(n_rows=len(runs) + len(rejected), runs=tuple(runs), rejected=tuple(rejected))
+    slips = _slips(runs)
+    return Measurements(
+        n_rows=len(runs) + len(rejected),
+        runs=tuple(run for run in runs if run.line not in slips),
+        rejected=tuple(sorted([*rejected, *slips.values()], key=lambda row: row.line)),
+    )
+
+
+def _slips(runs: Sequence[MeasuredRun]) -> dict[int, RejectedRow]:
+    """Runs far slower than any that was ever published, by line."""
+    by_job: dict[int, list[MeasuredRun]] = {}
+    for run in runs:
+        if run.step_s is not None:
+            by_job.setdefault(id(run.job), []).append(run)
+    found = {}
+    for timed in by_job.values():
+        times = times_expected(timed[0].job, [(run.plan, run.step_s or 0.0) for run in timed])
+        for run, slower in zip(timed, times, strict=True):
+            if slower > MOST_TIMES_EXPECTED:
+                reason = (
+                    f"step_time_s of {run.step_s:.4g} is {slower:.0f} times what the cost model expects: "
+                    "is it in milliseconds?"
+                )
+                found[run.line] = RejectedRow(id=run.id, line=run.line, reason=reason)
+    return found
 
 
 class _Reader:
@@ -115,20 +160,31 @@ class _Reader:
         self._tables, self._cluster = tables, cluster
         self._clusters: dict[tuple[str, ...], Described] = {}
         self._jobs: dict[tuple[object, ...], Job] = {}
+        self._described: dict[tuple[str | None, ...], tuple[Job, tuple[str, ...]]] = {}
+        self._least_s: dict[int, float] = {}
+        self._trainers: dict[str, TrainerWords] = {}
+        self._lines: dict[str, int] = {}
 
     def run(self, cells: Cells) -> MeasuredRun:
         """The run of one row."""
+        if cells.fault:
+            raise BadRow(cells.fault)
+        self._check_id(cells)
         outcome = _outcome(cells)
-        trainer = self._tables.trainer(cells.text("framework"))
+        trainer = self._trainer(cells.text("framework"))
         job, job_notes = self._job(cells, trainer)
         plan, plan_notes = plan_of(cells, job.model.n_layers)
+        plan = as_overlapped(plan, trainer.known_profile)
         impossible = unfillable(plan, job.model.n_layers)
         if impossible and not outcome.is_failure:
             raise BadRow(impossible)
         check_batch(job, plan)
+        check_experts(job, plan)
+        open_ = openings_of(cells, job, plan)
+        readings = [(self._job_of(job, each), one) for each in open_.workloads for one in open_.plans]
         step_s = cells.number("step_time_s") if outcome is RunOutcome.OK else None
         if outcome is RunOutcome.OK:
-            check_step(cells, job, plan, step_s or 0.0)
+            check_step(cells, job, plan, step_s or 0.0, self._least_s[id(job)])
         return MeasuredRun(
             id=cells.text("id") or f"line-{cells.line}",
             line=cells.line,
@@ -141,10 +197,38 @@ class _Reader:
             trusted=_is_trusted(cells),
             notes=(*job_notes, *plan_notes),
             impossible=impossible,
+            alternatives=tuple(readings[1:]),
+            undecided=open_.undecided,
         )
 
+    def _trainer(self, text: str) -> TrainerWords:
+        if text not in self._trainers:
+            self._trainers[text] = self._tables.trainer(text)
+        return self._trainers[text]
+
+    def _check_id(self, cells: Cells) -> None:
+        name = cells.text("id")
+        if name and self._lines.setdefault(name, cells.line) != cells.line:
+            raise BadRow(
+                f"id must differ from row to row, or be empty; got {name!r}, as in line {self._lines[name]}"
+            )
+
+    def _job_of(self, job: Job, workload: Workload) -> Job:
+        """The job with one of the workloads that its row may mean."""
+        if workload == job.workload:
+            return job
+        return self._jobs.setdefault((id(job), workload), replace(job, workload=workload))
+
     def _job(self, cells: Cells, trainer: TrainerWords) -> tuple[Job, tuple[str, ...]]:
-        """The row's job and what the row leaves open of it."""
+        """The row's job and what the row leaves open of it; rows alike in all that makes a job share it."""
+        key = tuple(cells.by_column.get(name) for name in JOB_COLUMNS)
+        if key not in self._described:
+            self._described[key] = self._new_job(cells, trainer)
+            job, _ = self._described[key]
+            self._least_s[id(job)] = peak_device_s(job)
+        return self._described[key]
+
+    def _new_job(self, cells: Cells, trainer: TrainerWords) -> tuple[Job, tuple[str, ...]]:
         place = tuple(cells.text(name) for name in CLUSTER_COLUMNS)
         if place not in self._clusters:
             self._clusters[place] = cluster_of(cells, self._tables, self._cluster)

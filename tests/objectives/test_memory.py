@@ -76,7 +76,7 @@ def test_deep_pipelines_of_unlike_stages_keep_their_fullest(name):
 def test_stages_share_all_layers_and_all_expert_layers(name):
     job = JOBS[name]
     for plan in legal_plans(name, 60):
-        stages = stages_of(job.model, Plans.of([plan]), np.arange(plan.pp)[:, None])
+        stages = stages_of(job, Plans.of([plan]), np.arange(plan.pp)[:, None])
         assert stages.n_layers.sum() == job.model.n_layers, plan.key
         assert stages.n_moe.sum() == job.model.n_moe_layers, plan.key
 

@@ -1,0 +1,189 @@
+"""Bytes that a micro-batch leaves on a device: what layers keep for the backward pass, and the loss.
+
+    T  tokens = b s / c      b  micro_batch    c  cp      t  tp      s_p  tp with sequence parallelism, else 1
+    h  d_model               q  widths of queries, keys and values together       v  of the attention's output
+    f  width of an MLP       m  its matrices (2 or 3)       k  top_k
+
+        attention    2 T (2 h / s_p + q + v)       its norm's input and output, q k v, the core's output
+        core         4 T a / t                     a fused kernel's statistic of every row, fp32
+        MLP          2 T (2 h / s_p + m f)         its norm's input and output, inner activations
+        experts      2 k T (h + h / t_e + m f)     tokens before and after the experts, inner activations
+
+Source: Korthikanti et al. (2022), arXiv:2205.05198, section 4.
+"""
+
+from dataclasses import dataclass, fields
+
+import numpy as np
+
+from objectives.cost.factored import factored
+from objectives.cost.kernels import entry_bytes
+from objectives.cost.layers import routed_tokens, sequence_shards, tokens_per_device
+from objectives.cost.stages import Stages
+from objectives.metrics import Job
+from search_spaces.framework import framework_named
+from search_spaces.model import MlpSpec
+from search_spaces.plan import Floats, Ints, Plans, Recompute
+
+LAYER_KNOBS = ("tp", "cp", "ep", "etp", "micro_batch", "sequence_parallel")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class LayerBytes:
+    """Bytes that one layer keeps of a micro-batch; every array has shape (n_plans,)."""
+
+    attention_bytes: Floats
+    core_bytes: Floats
+    mlp_bytes: Floats
+
+    @property
+    def kept_bytes(self) -> Floats:
+        """All of a layer that recomputes nothing."""
+        return self.attention_bytes + self.core_bytes + self.mlp_bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class StageActivations:
+    """Bytes of one micro-batch on given stages; every array has shape (n_stages, n_plans).
+
+    `kept_bytes` wait for the backward pass, `transient_bytes` live while one layer is redone, `logits_bytes`
+    during the loss.
+    """
+
+    kept_bytes: Floats
+    transient_bytes: Floats
+    logits_bytes: Floats
+
+
+def stage_activations(job: Job, plans: Plans, stages: Stages) -> StageActivations:
+    """Bytes of one micro-batch on each of the given stages.
+
+        full         every r-th layer keeps its input (2 T h)
+        selective    the attention core keeps nothing
+
+    Source
+    ------
+    Korthikanti et al. (2022), arXiv:2205.05198, sections 4 and 5.
+    """
+    n_predict = stages.is_last * job.model.n_predict_layers
+    layers = stages.n_layers + n_predict
+    total = _layers_bytes(job, plans, stages)
+    n_layers = np.maximum(layers, 1)
+    share = np.ceil(layers / plans.recompute_every) / n_layers * plans.is_recompute(Recompute.FULL)
+    selective = plans.is_recompute(Recompute.SELECTIVE)
+    boundary = boundary_bytes(job, plans)
+    kept = (1 - share) * total.kept_bytes - selective * total.core_bytes + share * layers * boundary
+    transient = np.where(share > 0, total.kept_bytes, selective * total.core_bytes) / n_layers
+    heads = stages.is_last + n_predict
+    return StageActivations(
+        kept_bytes=kept + _stage_input_bytes(job, plans, stages),
+        transient_bytes=transient,
+        logits_bytes=heads * logits_bytes(job, plans),
+    )
+
+
+def boundary_bytes(job: Job, plans: Plans) -> Floats:
+    """One layer's input on one device: 2 T h bytes, split over tp with sequence parallelism."""
+    return (
+        entry_bytes(job.workload.precision)
+        * tokens_per_device(job, plans)
+        * job.model.d_model
+        / sequence_shards(plans)
+    )
+
+
+def logits_bytes(job: Job, plans: Plans) -> Floats:
+    """Logits of one micro-batch and their gradient on the last stage: T V / t entries."""
+    per_entry = framework_named(job.workload.framework).logits_bytes_per_entry
+    return tokens_per_device(job, plans) * np.ceil(job.model.embedding.vocab_size / plans.tp) * per_entry
+
+
+def _stage_input_bytes(job: Job, plans: Plans, stages: Stages) -> Floats:
+    """What DeepSpeed's pipeline engine keeps of a stage's input: 2 T h / t bytes a micro-batch."""
+    pipelined = framework_named(job.workload.framework).keeps_stage_input & (plans.pp > 1)
+    whole = entry_bytes(job.workload.precision) * tokens_per_device(job, plans) * job.model.d_model
+    return np.where(pipelined, whole / plans.tp, 0.0) + np.zeros(stages.index.shape)
+
+
+def _layers_bytes(job: Job, plans: Plans, stages: Stages) -> LayerBytes:
+    """All layers of each stage; a prediction module holds one more, of the kind that the model ends with."""
+    n_predict = stages.is_last * job.model.n_predict_layers
+    n_dense, n_moe = stages.n_layers - stages.n_moe, stages.n_moe + n_predict
+    dense = factored(plans, LAYER_KNOBS, lambda rows: layer_bytes(job, rows, "dense"))
+    if job.model.moe is None:
+        return _sum((n_dense + n_predict, dense))
+    moe = factored(plans, LAYER_KNOBS, lambda rows: layer_bytes(job, rows, "moe"))
+    return _sum((n_dense, dense), (n_moe, moe))
+
+
+def _sum(*counted: tuple[Ints, LayerBytes]) -> LayerBytes:
+    names = [field.name for field in fields(LayerBytes)]
+    return LayerBytes(**{name: sum(n * getattr(layer, name) for n, layer in counted) for name in names})
+
+
+def layer_bytes(job: Job, plans: Plans, kind: str) -> LayerBytes:
+    """Bytes that a dense or an expert layer keeps (34 s b h without dropout's masks: 32).
+
+    Source
+    ------
+    Korthikanti et al. (2022), arXiv:2205.05198, section 4, equation 1.
+    """
+    mlp = _mlp_bytes(job, plans, job.model.mlp) if kind == "dense" else _expert_bytes(job, plans)
+    return LayerBytes(
+        attention_bytes=_attention_bytes(job, plans), core_bytes=_core_bytes(job, plans), mlp_bytes=mlp
+    )
+
+
+def _mask_bytes(job: Job, plans: Plans) -> Floats:
+    """A dropout's mask, one byte an entry: T h / s_p where the trainer drops anything."""
+    drops = framework_named(job.workload.framework).dropout
+    return tokens_per_device(job, plans) * job.model.d_model / sequence_shards(plans) * drops
+
+
+def _attention_bytes(job: Job, plans: Plans) -> Floats:
+    """Projections, norm and residual around the attention core."""
+    attention, h = job.model.attention, job.model.d_model
+    heads, kv_heads = np.ceil(attention.n_heads / plans.tp), np.ceil(attention.n_kv_heads / plans.tp)
+    qkv = heads * attention.head_dim + kv_heads * (attention.head_dim + attention.v_head_dim)
+    entries = 2 * h / sequence_shards(plans) + qkv + heads * attention.v_head_dim
+    kept: Floats = entry_bytes(job.workload.precision) * tokens_per_device(job, plans) * entries
+    return kept + _mask_bytes(job, plans)
+
+
+def _core_bytes(job: Job, plans: Plans) -> Floats:
+    """Scores of an unfused core (softmax, mask and dropout: 5 a s² b / t), or a fused one's row statistics.
+
+    Source
+    ------
+    Korthikanti et al. (2022), arXiv:2205.05198, section 4.1; Dao et al. (2022), arXiv:2205.14135,
+    algorithm 1.
+    """
+    s = float(job.workload.seq_len)
+    rows = plans.micro_batch / (plans.tp * plans.cp) * job.model.attention.n_heads * s
+    return 4.0 * rows if job.workload.flash_attention else 5.0 * rows * s
+
+
+def _mlp_bytes(job: Job, plans: Plans, mlp: MlpSpec) -> Floats:
+    """A feed-forward block every token passes: norm, inner activations, residual."""
+    entries = 2 * job.model.d_model / sequence_shards(plans) + mlp.n_matrices * np.ceil(mlp.width / plans.tp)
+    kept: Floats = entry_bytes(job.workload.precision) * tokens_per_device(job, plans) * entries
+    return kept + _mask_bytes(job, plans)
+
+
+def _expert_bytes(job: Job, plans: Plans) -> Floats:
+    """Routed tokens before and after the experts, inner activations, and what every token passes beside them.
+
+    The first product's input was gathered over etp; the second's output is scattered before it is kept.
+
+    Source
+    ------
+    X-MoE, arXiv:2508.13337, section 2.3 of its analysis: 2 bytes (2 k S H + 2 k S f).
+    """
+    moe, h = job.model.moe, float(job.model.d_model)
+    assert moe is not None
+    width = np.ceil(moe.expert_width / plans.etp)
+    entries = routed_tokens(job, plans) * (h + h / plans.etp + moe.n_matrices * width)
+    kept: Floats = entry_bytes(job.workload.precision) * entries
+    if moe.shared_width:
+        return kept + _mlp_bytes(job, plans, MlpSpec(width=moe.shared_width, n_matrices=moe.n_matrices))
+    return kept + 2 * boundary_bytes(job, plans)
