@@ -64,9 +64,8 @@ def prior_of(key: Key, constant: Constant) -> tuple[Prior, bool]:
     """
     field = key.place.rpartition(".")[2]
     if key.place.startswith("trainer.") and (habit := getattr(ASSUMED_HABITS, field, None)):
-        return prior(
-            key.place, habit.value, max(habit.spread, LEAST_WIDTH)
-        ), habit.origin is not Origin.FITTED
+        belief = prior(key.place, habit.value, max(habit.spread, LEAST_WIDTH), constant.value)
+        return belief, habit.origin is not Origin.FITTED
     known = PRIORS.get(key.place) or PRIORS.get(field)
     if known:
         return prior(key.place, *known), True
@@ -91,7 +90,7 @@ def constants_table(rows: Rows, found: Fit) -> Table:
             f"{belief.centre:.3g}{'' if stated else '*'}",
             f"{constant.value:.3g}",
             f"{found.values[key]:.3g}",
-            f"{found.spread[key] * belief.width:.2g}{'' if belief.is_share else ' rel.'}",
+            f"{found.spread[key] * belief.width:.2g}{'' if belief.most else ' rel.'}",
             str(len(rows.owned_by(key))),
         )
     return table
