@@ -107,7 +107,8 @@ def state_table(job: Job, plans: Plans) -> StateTable:
     expert = np.take_along_axis(parameters.expert, fullest, axis=0)[0]
     one = RankParameters(dense=dense, expert=expert)
     reduce_s, gather_s = _sharing_s(job, plans, one)
-    optimizer_s, offload_s = _update_s(job, plans, one)
+    owned = np.where(plans.zero >= 1, _sharded(plans, parameters), parameters.total)
+    optimizer_s, offload_s = _update_s(job, plans, np.max(owned, axis=0))
     optimizer_s += _shard_s(job, plans, np.max(stages.n_layers, axis=0))
     return StateTable(
         weights_bytes=table.weights_bytes,
@@ -162,15 +163,15 @@ def _tie_s(job: Job, plans: Plans) -> Floats:
     )
 
 
-def _update_s(job: Job, plans: Plans, parameters: RankParameters) -> tuple[Floats, Floats]:
+def _update_s(job: Job, plans: Plans, owned: Floats) -> tuple[Floats, Floats]:
     """Seconds of the optimizer on the device; and of an offloaded one, its transfers included.
 
         update reads and writes o bytes, reads g, writes w, per parameter it owns
 
+    `owned` is that of the stage whose devices own the most: the step waits for it.
     Assumes an update that is bound by memory, wherever it runs.
     """
     state = job.workload.training_state
-    owned = np.where(plans.zero >= 1, _sharded(plans, parameters), parameters.total)
     moved = owned * (2 * state.optimizer_bytes + state.gradient_bytes + state.weight_bytes)
     on_device = memory_bound_s(job, moved)
     transfer = (

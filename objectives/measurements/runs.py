@@ -185,6 +185,9 @@ class _Reader:
         step_s = cells.number("step_time_s") if outcome is RunOutcome.OK else None
         if outcome is RunOutcome.OK:
             check_step(cells, job, plan, step_s or 0.0, self._least_s[id(job)])
+        peak_bytes = peak_memory(cells, job)
+        if cells.text("id"):
+            self._lines[cells.text("id")] = cells.line
         return MeasuredRun(
             id=cells.text("id") or f"line-{cells.line}",
             line=cells.line,
@@ -192,7 +195,7 @@ class _Reader:
             plan=plan,
             outcome=outcome,
             step_s=step_s,
-            peak_memory_bytes=peak_memory(cells, job),
+            peak_memory_bytes=peak_bytes,
             labels=_labels(cells, plan, trainer),
             trusted=_is_trusted(cells),
             notes=(*job_notes, *plan_notes),
@@ -207,8 +210,9 @@ class _Reader:
         return self._trainers[text]
 
     def _check_id(self, cells: Cells) -> None:
+        """An id stands for one row; that of a rejected row may come again."""
         name = cells.text("id")
-        if name and self._lines.setdefault(name, cells.line) != cells.line:
+        if name in self._lines:
             raise BadRow(
                 f"id must differ from row to row, or be empty; got {name!r}, as in line {self._lines[name]}"
             )

@@ -174,6 +174,11 @@ def test_a_bad_row_is_named_and_the_rest_is_used(read, change, reason):
     assert reason in found.rejected[0].reason
 
 
+def test_a_rejected_row_may_be_stated_again(read):
+    found = read({"id": "a", "vocab": "0"}, {"id": "a"}, {"id": "a"})
+    assert ([run.line for run in found.runs], [row.line for row in found.rejected]) == ([3], [2, 4])
+
+
 def test_tokens_that_agree_with_the_step_are_no_contradiction(read):
     assert read({"tokens_per_s_per_gpu": str(64 * 4096 / 3.0 / 8)}).runs
 
