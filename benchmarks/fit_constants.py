@@ -64,9 +64,8 @@ def prior_of(key: Key, constant: Constant) -> tuple[Prior, bool]:
     """
     field = key.place.rpartition(".")[2]
     if key.place.startswith("trainer.") and (habit := getattr(ASSUMED_HABITS, field, None)):
-        return prior(
-            key.place, habit.value, max(habit.spread, LEAST_WIDTH)
-        ), habit.origin is not Origin.FITTED
+        belief = prior(key.place, habit.value, max(habit.spread, LEAST_WIDTH), constant.value)
+        return belief, habit.origin is not Origin.FITTED
     known = PRIORS.get(key.place) or PRIORS.get(field)
     if known:
         return prior(key.place, *known), True
@@ -91,7 +90,7 @@ def constants_table(rows: Rows, found: Fit) -> Table:
             f"{belief.centre:.3g}{'' if stated else '*'}",
             f"{constant.value:.3g}",
             f"{found.values[key]:.3g}",
-            f"{found.spread[key] * belief.width:.2g}{'' if belief.is_share else ' rel.'}",
+            f"{found.spread[key] * belief.width:.2g}{'' if belief.most else ' rel.'}",
             str(len(rows.owned_by(key))),
         )
     return table
@@ -117,7 +116,7 @@ def left_out(
     figures, errors = [], np.zeros(len(everything))
     for name in present:
         others = Rows(run for run in thin.runs if run.labels["source"] != name)
-        without = fit(others, priors, start=found.values, most_steps=n_steps)
+        without = fit(others, priors, start=found.values, most_steps=n_steps, with_spread=False)
         fallen = {key: priors[key].value(0.0) for key in priors if key not in without.values}
         held = Rows(run for run in everything.runs if run.labels["source"] == name)
         values = without.values | fallen
@@ -196,18 +195,21 @@ class Intervals:
 
 
 def intervals_table(intervals: Intervals, spreads: Floats) -> Table:
-    """Coverage before and after, and the spreads themselves."""
-    present = np.zeros(1 + len(PARTS))
-    present[0] = FORMULA_SPREAD
-    present[1:] = [PART_SPREADS.get(part, 0.0) for part in PARTS]
-    words = ", ".join(f"{n} {x:.2f}" for n, x in zip(("arithmetic", *PARTS), spreads, strict=True) if x)
-    table = Table(title=f"80 % intervals: spreads {words}")
+    """Coverage with the present spreads of the formulas and with the refitted ones."""
+    present = np.array([FORMULA_SPREAD, *(PART_SPREADS.get(part, 0.0) for part in PARTS)])
+    table = Table(title="runs in their 80 % interval", caption=spread_words(spreads))
     for heading in ("source", "present", "refitted"):
         table.add_column(heading, justify="left" if heading == "source" else "right")
     after = intervals.coverage(spreads)
     for name, before in intervals.coverage(present).items():
         table.add_row(name, f"{before * 100:.0f} %", f"{after[name] * 100:.0f} %")
     return table
+
+
+def spread_words(spreads: Floats) -> str:
+    """The spreads as objectives/uncertainty.py has them."""
+    parts = {part: round(float(x), 2) for part, x in zip(PARTS, spreads[1:], strict=True) if x}
+    return f"FORMULA_SPREAD = {spreads[0]:.2f}, PART_SPREADS = {parts}"
 
 
 def main() -> None:

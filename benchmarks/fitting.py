@@ -4,7 +4,7 @@
 
     rho(r) = 2 (sqrt(1 + r^2) - 1)   soft L1     s = 0.1     w_i = 1 / sqrt(rows of the source)
     value = centre exp(width u)      a rate or a count
-    value = centre + width u         a share between 0 and 1
+    value = centre + width u         a share between 0 and 1, or what is believed to be nothing
 
 A constant moves its owner's rows only, so a column of the Jacobian prices those.
 """
@@ -21,43 +21,51 @@ from search_spaces.plan import Floats
 ERROR_SCALE = 0.1
 STEP = 0.05  # of a prior's width, for the finite differences
 SHARES = ("efficiency", "overlap", "exponent", "share")
-LEAST_SHARE = 0.02
+LEAST_SHARE, TINY = 0.02, 1e-12
 OfPosition = Callable[[Floats], Floats]
 
 
 @dataclass(frozen=True, slots=True)
 class Prior:
-    """What is believed of a constant before any row; `width` is relative, unless the constant is a share."""
+    """What is believed of a constant before any row: around `centre`, by factors or, to `most`, by steps."""
 
     centre: float
     width: float
-    is_share: bool
+    most: float | None = None
 
     def value(self, u: float) -> float:
         """The constant u standard deviations from its centre."""
-        if self.is_share:
-            return float(np.clip(self.centre + self.width * u, 0.0, 1.0))
+        if self.most is not None:
+            return float(np.clip(self.centre + self.width * u, 0.0, self.most))
         return float(self.centre * np.exp(self.width * u))
 
     def position(self, value: float) -> float:
         """Where a value lies, in standard deviations."""
-        if self.is_share:
+        if self.most is not None:
             return (value - self.centre) / self.width
-        return float(np.log(value / self.centre) / self.width)
+        low, high = self.bounds
+        return float(np.clip(np.log(max(value, TINY) / self.centre) / self.width, low, high))
 
     @property
     def bounds(self) -> tuple[float, float]:
-        """The positions a fit may take."""
-        if not self.is_share:
+        """The positions a fit may take; no efficiency is nothing."""
+        if self.most is None:
             return -5.0, 5.0
-        least = 0.0 if self.centre < LEAST_SHARE else LEAST_SHARE
-        return (least - self.centre) / self.width - 1e-6, (1 - self.centre) / self.width + 1e-6
+        least = 0.0 if self.centre < LEAST_SHARE or self.most > 1 else LEAST_SHARE
+        return (least - self.centre) / self.width - 1e-6, (self.most - self.centre) / self.width + 1e-6
 
 
-def prior(place: str, centre: float, width: float) -> Prior:
-    """A prior of a place; a share's relative width becomes an absolute one."""
-    is_share = place.endswith(SHARES)
-    return Prior(centre, max(width * centre, 0.05) if is_share else width, is_share)
+def prior(place: str, centre: float, width: float, present: float = 0.0) -> Prior:
+    """A prior of a place; `width` is relative.
+
+    A share moves by steps and stays at most 1; what is believed to be nothing moves by steps of the present
+    value's size.
+    """
+    if place.endswith(SHARES):
+        return Prior(centre, max(width * centre, 0.05), 1.0)
+    if centre == 0:
+        return Prior(0.0, present or 1.0, 10 * (present or 1.0))
+    return Prior(centre, width)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +77,17 @@ class Fit:
 
 
 def fit(
-    rows: Rows, priors: Mapping[Key, Prior], *, start: Mapping[Key, float] | None = None, most_steps: int = 8
+    rows: Rows,
+    priors: Mapping[Key, Prior],
+    *,
+    start: Mapping[Key, float] | None = None,
+    most_steps: int = 8,
+    with_spread: bool = True,
 ) -> Fit:
-    """Maximum a posteriori of those constants; the others stay what they are."""
+    """Maximum a posteriori of those constants; the others stay what they are.
+
+    Without `with_spread` the one Jacobian more that spreads take is saved, and `spread` is empty.
+    """
     keys = [key for key in priors if len(rows.owned_by(key))]
     touched = {key: rows.owned_by(key) for key in keys}
     weights, n = rows.source_weights(), len(rows)
@@ -116,8 +132,8 @@ def fit(
         max_nfev=most_steps,
         x_scale=1.0,
     )
-    spread = _spread(found.x, jacobian, residuals, weights)
-    return Fit(values(found.x), dict(zip(keys, (float(x) for x in spread), strict=True)))
+    spread = _spread(found.x, jacobian, residuals, weights) if with_spread else np.zeros(0)
+    return Fit(values(found.x), {key: float(x) for key, x in zip(keys, spread, strict=False)})
 
 
 def _spread(u: Floats, jacobian: OfPosition, residuals: OfPosition, weights: Floats) -> Floats:

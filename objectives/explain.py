@@ -18,7 +18,7 @@ from objectives.cost.result import Estimate, StageProfile, StepMemory, StepTime
 from objectives.cost.states import StateTable, state_table
 from objectives.cost.step import estimate, microbatches, stage_profile
 from objectives.metrics import Job
-from objectives.uncertainty import FORMULA_SPREAD, TIMELESS, bounds, constants, with_constant
+from objectives.uncertainty import TIMELESS, bounds, constants, formula_spread, with_constant
 from search_spaces.cluster import Constant
 from search_spaces.plan import Plan, Plans
 
@@ -56,11 +56,15 @@ class ExplainedPart:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Explanation:
-    """One plan explained; parts that are nought are left out, effects come strongest first."""
+    """One plan explained; parts that are nought are left out, effects come strongest first.
+
+    `formula_variance` is the formulas' own part of the variance of the logarithm of the step's seconds.
+    """
 
     time: tuple[ExplainedPart, ...]
     memory: tuple[ExplainedPart, ...]
     effects: tuple[Effect, ...]
+    formula_variance: float
 
     def rests_on(self, part: str) -> list[Effect]:
         """The constants that a part rests on, strongest first."""
@@ -70,12 +74,12 @@ class Explanation:
     @property
     def variance(self) -> float:
         """Variance of the logarithm of the step's seconds, the formulas' own included."""
-        return FORMULA_SPREAD**2 + sum(effect.variance for effect in self.effects)
+        return self.formula_variance + sum(effect.variance for effect in self.effects)
 
     @property
     def variance_shares(self) -> dict[str, float]:
         """Shares of the interval's variance by what they come from: each origin, and the formulas."""
-        shares = {FORMULAS: FORMULA_SPREAD**2}
+        shares = {FORMULAS: self.formula_variance}
         for effect in self.effects:
             origin = str(effect.constant.origin)
             shares[origin] = shares.get(origin, 0.0) + effect.variance
@@ -94,6 +98,7 @@ def explain(job: Job, plan: Plan) -> Explanation:
         time=_explained(parts, StepTime, terms),
         memory=_explained(parts, StepMemory, terms),
         effects=_effects(job, one, priced),
+        formula_variance=float(formula_spread(priced)[0] ** 2),
     )
 
 
