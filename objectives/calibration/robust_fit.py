@@ -54,8 +54,8 @@ class Fitted:
         """Of the constants given the data (Laplace): (J' W J + 1)^-1, with a diagonal of at most 1."""
         weights = _weights(self.residuals, self.scatter) / self.scatter**2
         precision = self.jacobian.T @ (self.jacobian * weights[:, None])
-        inverse: Floats = np.linalg.inv(precision + np.eye(len(self.x)))
-        return inverse
+        inverse = np.linalg.inv(precision + np.eye(len(self.x)))
+        return np.asarray(inverse, dtype=np.float64)
 
     def without(self, rows: Ints) -> Floats:
         """The constants that the other rows give, by the linearisation, shape (n,)."""
