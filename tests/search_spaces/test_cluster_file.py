@@ -36,7 +36,9 @@ def test_constants_keep_value_origin_spread_and_source(tmp_path):
     assert read_back(cluster, tmp_path) == cluster
 
 
-@pytest.mark.parametrize("source", ['"', "back\\slash", "two\nlines", "tab\t", "\x00\x1f\x7f", "é ↔ 𝛼", "'''"])
+@pytest.mark.parametrize(
+    "source", ['"', "back\\slash", "two\nlines", "tab\t", "\x00\x1f\x7f", "é ↔ 𝛼", "'''"]
+)
 def test_any_text_is_a_source(source, tmp_path):
     cluster = replace(load_cluster("dgx-h100", 8), source=source)
     assert read_back(cluster, tmp_path) == cluster

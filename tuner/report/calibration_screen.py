@@ -30,8 +30,8 @@ def _summary(report: CalibrationReport) -> list[tuple[str, str]]:
         ("file", f"{report.name}: {report.n_rows} rows, {len(report.used)} used"),
         ("cluster", f"{cluster.name}, from {machine.name} with {machine.device.name}"),
         ("runs held back", f"in {held.n_folds} parts, each priced by a fit to the others"),
-        ("median error", f"{percent(held.preset_median_ape)} -> {percent(held.fitted_median_ape)}"),
-        ("mean error", f"{percent(held.preset_mean_ape)} -> {percent(held.fitted_mean_ape)}"),
+        ("median error", f"{percent(held.preset_median_error)} -> {percent(held.fitted_median_error)}"),
+        ("mean error", f"{percent(held.preset_mean_error)} -> {percent(held.fitted_mean_error)}"),
         ("kept of the fit", f"{calibration.shrink:.0%}, the share that predicts runs held back best"),
         ("scatter", f"{percent(calibration.scatter)} of the runs around the formulas"),
     ]
