@@ -137,7 +137,7 @@ def _reason(run: MeasuredRun, *, every: bool, device: str | None) -> str:
     accelerator = run.labels["accelerator"]
     if run.step_s is None:
         return "no step time"
-    if device and accelerator and accelerator.lower() != device:
+    if device and accelerator and accelerator.lower() != device.lower():
         return f"accelerator {accelerator}, not {device}"
     if not run.trusted and not every:
         return "something left open, or a contradiction to its neighbours (--all takes them)"
