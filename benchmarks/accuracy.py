@@ -62,6 +62,7 @@ def find(path: Path, *, is_calibrated: bool = True, left_out: Path = LEFT_OUT) -
     predictions = predict(runs)
     again = calibrated(runs) if is_calibrated else Calibrated()
     present = {each.run.labels["source"] for each in predictions}
+    kept = json.loads(left_out.read_text()) if left_out.exists() else []
     asked = [target for target in targets if not target.sources or present & set(target.sources)]
     return Found(
         predictions=predictions,
@@ -69,7 +70,7 @@ def find(path: Path, *, is_calibrated: bool = True, left_out: Path = LEFT_OUT) -
         calibrated=again,
         reached=reached(asked, predictions, again),
         peers=peers,
-        left_out=json.loads(left_out.read_text()) if left_out.exists() else [],
+        left_out=[row for row in kept if row["source"] in present],
     )
 
 

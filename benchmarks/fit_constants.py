@@ -123,8 +123,9 @@ def left_out(
         errors[everything.source == name] = held.log_errors(values)
         n, median, p90, bias = medians(held, values)[name]
         figures.append({
-            "source": name, "rows": n, "present": present[name][1], "refitted": refitted[name][1],
-            "left_out": median, "left_out_p90": p90, "left_out_bias": bias,
+            "source": name, "rows": n, "present": round(present[name][1], 4),
+            "refitted": round(refitted[name][1], 4), "left_out": round(median, 4),
+            "left_out_p90": round(p90, 4), "left_out_bias": round(bias, 4),
             "constants_at_their_prior": len([key for key in fallen if len(held.owned_by(key))]),
         })  # fmt: skip
     return figures, errors

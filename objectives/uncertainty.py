@@ -29,8 +29,8 @@ COVERAGE, Z_SCORE = 0.9, 1.645
 # step that is all arithmetic, and of each part that adds to it, by its share of the step.
 FORMULA_SPREAD = 0.04
 PART_SPREADS: Mapping[str, float] = MappingProxyType({
-    "tp_comm_s": 2.1, "ep_comm_s": 0.82, "pp_comm_s": 0.74, "bubble_s": 0.16, "dp_comm_s": 0.63,
-    "optimizer_s": 0.72,
+    "tp_comm_s": 0.66, "ep_comm_s": 0.82, "pp_comm_s": 0.75, "bubble_s": 0.21, "dp_comm_s": 0.6,
+    "optimizer_s": 1.3,
 })  # fmt: skip
 TIMELESS = ("memory_reserve_bytes", "device_hour_price")  # constants that no second depends on
 
