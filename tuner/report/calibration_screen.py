@@ -9,6 +9,7 @@ from tuner.report.tables import facts, table
 from tuner.report.words import percent, seconds, signed_percent
 
 CONSTANTS = ("constant", ">before", ">after", ">change", ">spread before", ">after", "determined")
+MOST_OUTLIERS = 20
 OUTLIERS = (">line", "~id", ">measured", ">predicted", ">error")
 
 
@@ -19,7 +20,9 @@ def calibration_screen(report: CalibrationReport) -> RenderableType:
     parts += [table(CONSTANTS, [_constant_cells(each) for each in calibration.constants]), ""]
     parts += [facts(_open_questions(report))]
     if report.outliers:
-        parts += ["", table(OUTLIERS, _outlier_rows(report), title="runs far from the others")]
+        n, rows = len(report.outliers), _outlier_rows(report)
+        more = f": {n}, the farthest {len(rows)}" if n > len(rows) else ""
+        parts += ["", table(OUTLIERS, rows, title=f"runs far from the others{more}")]
     return Group(*parts)
 
 
@@ -66,13 +69,10 @@ def _open_questions(report: CalibrationReport) -> list[tuple[str, str]]:
 
 
 def _outlier_rows(report: CalibrationReport) -> list[list[str]]:
+    """The farthest of them, farthest first."""
+    ratios = [(run, predicted_s, predicted_s / (run.step_s or 1.0)) for run, predicted_s in report.outliers]
+    farthest = sorted(ratios, key=lambda each: -max(each[2], 1 / each[2]))[:MOST_OUTLIERS]
     return [
-        [
-            str(run.line),
-            run.id,
-            seconds(run.step_s or 0.0),
-            seconds(predicted_s),
-            signed_percent(predicted_s / (run.step_s or 1.0) - 1),
-        ]
-        for run, predicted_s in report.outliers
+        [str(run.line), run.id, seconds(run.step_s or 0.0), seconds(predicted_s), signed_percent(ratio - 1)]
+        for run, predicted_s, ratio in farthest
     ]
