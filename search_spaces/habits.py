@@ -56,8 +56,8 @@ class Habits:
     shard_operations: Constant = assumed(0.0, "parameters lie in one buffer, cut without copies", 0.0)
     ep_overlap: Constant = assumed(0.6, "as Megatron-LM", 0.2)
     block_scale_operations: Constant = assumed(5.5, "as Megatron-LM: casts and swizzled scales", 0.5)
-    expert_operations: Constant = assumed(8.6, "as Megatron-LM: products, casts, copies", 0.5)
-    expert_traffic: Constant = assumed(3.4, "as Megatron-LM: permutations and activation unfused", 0.3)
+    expert_operations: Constant = assumed(7.5, "as Megatron-LM: products, casts, copies", 0.5)
+    expert_traffic: Constant = assumed(3.1, "as Megatron-LM: permutations and activation unfused", 0.3)
 
 
 ASSUMED_HABITS = Habits()
@@ -65,40 +65,40 @@ ASSUMED_HABITS = Habits()
 MEGATRON_EXPERTS: Mapping[str, Constant] = MappingProxyType(
     {
         "ep_overlap": fitted(0.6, 0.2),
-        "expert_operations": fitted(8.6, 0.4),
+        "expert_operations": fitted(7.5, 0.4),
         "block_scale_operations": fitted(5.5, 0.4),
-        "expert_traffic": fitted(3.4, 0.2),
+        "expert_traffic": fitted(3.1, 0.2),
     }
 )
 HABITS: Mapping[str, Habits] = MappingProxyType(
     {
-        "megatron-lm": Habits(traffic=fitted(1.1), message_operations=fitted(15.0, 0.5), **MEGATRON_EXPERTS),
+        "megatron-lm": Habits(traffic=fitted(1.0), message_operations=fitted(14.0, 0.5), **MEGATRON_EXPERTS),
         "megatron-deepspeed": Habits(
-            operations_per_layer=fitted(58.0),
-            tp_operations=fitted(4.0),
-            backward_operations=fitted(0.65),
-            traffic=fitted(1.1),
+            operations_per_layer=fitted(63.0),
+            tp_operations=fitted(5.0),
+            backward_operations=fitted(0.53),
+            traffic=fitted(1.0),
         ),
-        "nemo": Habits(traffic=fitted(1.55), attention=fitted(0.7), **MEGATRON_EXPERTS),
+        "nemo": Habits(traffic=fitted(1.2), attention=fitted(0.7), **MEGATRON_EXPERTS),
         "nanotron": Habits(
-            operations_per_layer=fitted(80.0),
+            operations_per_layer=fitted(56.0),
             tp_operations=fitted(9.0),
-            backward_operations=fitted(1.35),
-            peer_operations=fitted(45.0),
-            traffic=fitted(3.25),
+            backward_operations=fitted(1.45),
+            peer_operations=fitted(50.0),
+            traffic=fitted(2.8),
             accumulation_bytes=Constant(
                 value=10.0,
                 origin=Origin.DATASHEET,
                 source="fp32 sum read and written, bf16 gradient read: nanotron, gradient_accumulator.py",
             ),
             logits_bytes=fitted(42.0),
-            attention=fitted(0.74),
-            tp_overlap=fitted(0.2),
-            dp_overlap=fitted(0.6),
+            attention=fitted(0.78),
+            tp_overlap=fitted(0.16),
+            dp_overlap=fitted(0.5),
             shard_operations=fitted(3.0, 0.5),
         ),
         "fsdp": Habits(traffic=fitted(2.1), attention=fitted(0.5)),
-        "internevo": Habits(traffic=fitted(1.8), dp_overlap=fitted(0.3)),
+        "internevo": Habits(traffic=fitted(2.2), dp_overlap=fitted(0.35)),
     }
 )
 

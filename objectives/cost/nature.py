@@ -24,11 +24,11 @@ class Nature:
     read it.  `kernel_start_s` is what a kernel takes to start and to drain, beside its work.
     """
 
-    tile_start_depth: Constant = fitted(125.0, 0.3)
-    wave_exponent: Constant = fitted(0.55, 0.2)
-    score_traffic_bytes: Constant = fitted(9.0, 0.2)
+    tile_start_depth: Constant = fitted(85.0, 0.3)
+    wave_exponent: Constant = fitted(0.63, 0.2)
+    score_traffic_bytes: Constant = fitted(9.6, 0.2)
     score_product_share: Constant = fitted(0.73, 0.2)
-    kernel_start_s: Constant = fitted(4.5e-6, 0.3)
+    kernel_start_s: Constant = fitted(2.6e-6, 0.3)
     unaligned_share: Constant = fitted(0.45, 0.3)
 
 
