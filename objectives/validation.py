@@ -5,8 +5,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from objectives.cost.reserve import device_bytes, reserved_bytes
 from objectives.cost.step import estimate
 from objectives.measurements import MeasuredRun
+from objectives.measurements.tables import MemoryKind
 from objectives.uncertainty import step_sigma
 from search_spaces.plan import Floats, Plan, Plans
 
@@ -15,13 +17,17 @@ INTERVAL_COVERAGE, INTERVAL_Z = 0.8, 1.2816
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prediction:
-    """What the model says of one run; the interval should hold with 80 %."""
+    """What the model says of one run; the interval should hold with 80 %.
+
+    `printed_bytes` is the peak as the run's trainer counts it: live tensors, blocks, or the whole device.
+    """
 
     run: MeasuredRun
     step_s: float
     low_s: float
     high_s: float
     peak_memory_bytes: float
+    printed_bytes: float
 
     @property
     def error(self) -> float:
@@ -31,9 +37,9 @@ class Prediction:
 
     @property
     def memory_error(self) -> float:
-        """Predicted over measured peak bytes, less one."""
+        """Predicted over measured peak bytes, less one; both count the same."""
         assert self.run.peak_memory_bytes is not None
-        return self.peak_memory_bytes / self.run.peak_memory_bytes - 1
+        return self.printed_bytes / self.run.peak_memory_bytes - 1
 
     @property
     def is_covered(self) -> bool:
@@ -82,6 +88,11 @@ def predict(runs: Sequence[MeasuredRun]) -> list[Prediction]:
         job, plans = runs[places[0]].job, Plans.of(runs[i].plan for i in places)
         priced = estimate(job, plans)
         step_s, memory = priced.step_s, priced.peak_memory_bytes
+        printed = {
+            MemoryKind.ALLOCATED: priced.memory.allocated_bytes,
+            MemoryKind.RESERVED: reserved_bytes(priced.memory),
+            MemoryKind.DEVICE: device_bytes(job, priced.memory),
+        }
         factor = np.exp(INTERVAL_Z * step_sigma(job, plans, step_s))
         for row, i in enumerate(places):
             predictions[i] = Prediction(
@@ -90,6 +101,7 @@ def predict(runs: Sequence[MeasuredRun]) -> list[Prediction]:
                 low_s=float(step_s[row] / factor[row]),
                 high_s=float(step_s[row] * factor[row]),
                 peak_memory_bytes=float(memory[row]),
+                printed_bytes=float(printed[runs[i].memory_kind][row]),
             )
     return [predictions[i] for i in range(len(runs))]
 

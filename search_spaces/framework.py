@@ -10,6 +10,7 @@ from enum import StrEnum
 from types import MappingProxyType
 
 from search_spaces.errors import UnknownName
+from search_spaces.memory_habits import FRUGAL, MemoryHabits
 from search_spaces.plan import CpKind, RankOrder, Schedule
 from search_spaces.state import MIXED_PRECISION_STATE, TrainingState
 
@@ -66,7 +67,9 @@ class FrameworkProfile:
     sequences only without a pipeline and without sequence parallelism.  `waits_from_pp`: the shortest
     interleaved pipeline whose transfers it can leave unoverlapped.  `ties_over_stages`: tied embeddings may
     lie on two stages.  `keeps_stage_input`: a stage's input travels and is kept split over tp, beside the
-    first layer's own (DeepSpeed's pipeline engine).
+    first layer's own (DeepSpeed's pipeline engine).  `stages_by_cost`: it splits layers over stages by their
+    weights, the output layer's among them, where a plan names no layers.  `fills_pipeline`: 1f1b needs at
+    least pp - 1 micro-batches.
     """
 
     name: str
@@ -86,9 +89,12 @@ class FrameworkProfile:
     experts: ExpertAbilities = ExpertAbilities()
     overlaps_tp: bool = True
     keeps_stage_input: bool = False
+    stages_by_cost: bool = False
+    fills_pipeline: bool = False
     dropout: bool = False
     logits_bytes_per_entry: float = 6.0
     bucket_parameters: float = 40e6
+    memory: MemoryHabits = FRUGAL
     state: TrainingState = MIXED_PRECISION_STATE
 
 
@@ -99,6 +105,9 @@ MEGATRON_LM = FrameworkProfile(
     zero_stages_with_pipeline=(0, 1),
     zero_stages_with_offload=(1,),
     waits_from_pp=3,
+    logits_bytes_per_entry=4.0,  # fused cross entropy: 16-bit logits and their gradient
+    # Transformer Engine caches a 16-bit gradient of every weight's shape beside the fp32 ones it adds into.
+    memory=MemoryHabits(layer_gradient_bytes=2.0),
     experts=ExpertAbilities(split_beside_biases=False, own_replicas_in_any_order=False),
 )
 FRAMEWORKS: Mapping[str, FrameworkProfile] = MappingProxyType(
@@ -126,7 +135,8 @@ FRAMEWORKS: Mapping[str, FrameworkProfile] = MappingProxyType(
                 ),
                 overlaps_tp=False,
                 keeps_stage_input=True,
-                bucket_parameters=500e6,
+                bucket_parameters=500e6,  # reduce_bucket_size
+                memory=MemoryHabits(fixed_bucket=True),
                 state=TrainingState(gradient_bytes=2.0),
             ),
             FrameworkProfile(
@@ -159,11 +169,14 @@ FRAMEWORKS: Mapping[str, FrameworkProfile] = MappingProxyType(
                 overlaps_tp=False,
                 keeps_stage_input=True,
                 dropout=True,
+                bucket_parameters=500e6,  # DeepSpeed's reduce_bucket_size
+                memory=MemoryHabits(fixed_bucket=True),
                 state=TrainingState(gradient_bytes=2.0),
             ),
             FrameworkProfile(
                 name="nanotron",
-                source="github.com/huggingface/nanotron, src/nanotron/parallel",
+                source="github.com/huggingface/nanotron, src/nanotron/parallel, models/llama.py and "
+                "optim/gradient_accumulator.py",
                 schedules=(Schedule.GPIPE, Schedule.ONE_F_ONE_B),
                 zero_stages=(0, 1),
                 zero_stages_with_pipeline=(0, 1),
@@ -172,6 +185,10 @@ FRAMEWORKS: Mapping[str, FrameworkProfile] = MappingProxyType(
                 rank_orders=(RankOrder.TP_CP_DP_PP,),
                 end_stages=EndStages.EVEN,
                 recompute_every=False,
+                stages_by_cost=True,
+                fills_pipeline=True,  # asserted in parallel/pipeline_parallel/engine.py
+                logits_bytes_per_entry=12.0,  # fp32 logits, their softmax, its gradient in 16 bits and more
+                memory=MemoryHabits(keeps_gate=True, kept_share=1.15, passing_gradient_bytes=2.0),
             ),
             FrameworkProfile(
                 name="fsdp",
@@ -186,7 +203,10 @@ FRAMEWORKS: Mapping[str, FrameworkProfile] = MappingProxyType(
             ),
             FrameworkProfile(
                 name="internevo",
-                source="github.com/InternLM/InternEvo, doc/en/train_performance.md",
+                source="github.com/InternLM/InternEvo, doc/en/train_performance.md and "
+                "internlm/solver/optimizer/hybrid_zero_optim.py",
+                # The update flattens the gradients into fp32 and unscales them there.
+                memory=MemoryHabits(step_bytes=8.0),
                 zero_stages=(0, 1),
                 zero_stages_with_pipeline=(0, 1),
                 zero_stages_with_offload=(),

@@ -241,6 +241,9 @@ RULES: tuple[Rule, ...] = (
           lambda c, p: _among(p["schedule"], c.framework.schedules)),
     _rule("interleaving needs pp to divide the micro-batches", "pp dp micro_batch schedule",
           lambda c, p: ~_is(p, Schedule.INTERLEAVED, "schedule") | (_n_microbatches(c, p) % p["pp"] == 0)),
+    _rule("the framework fills a 1f1b pipeline: at least pp - 1 micro-batches", "pp dp micro_batch schedule",
+          lambda c, p: (_n_microbatches(c, p) >= p["pp"] - 1) | (not c.framework.fills_pipeline)
+          | ~_is(p, Schedule.ONE_F_ONE_B, "schedule")),
     _rule("the framework runs the zero stage", "pp zero",
           lambda c, p: np.where(p["pp"] > 1, np.isin(p["zero"], c.framework.zero_stages_with_pipeline),
                                 np.isin(p["zero"], c.framework.zero_stages))),

@@ -129,8 +129,11 @@ def layer_bytes(job: Job, plans: Plans, kind: str) -> LayerBytes:
     Korthikanti et al. (2022), arXiv:2205.05198, section 4, equation 1.
     """
     mlp = _mlp_bytes(job, plans, job.model.mlp) if kind == "dense" else _expert_bytes(job, plans)
+    share = framework_named(job.workload.framework).memory.kept_share
     return LayerBytes(
-        attention_bytes=_attention_bytes(job, plans), core_bytes=_core_bytes(job, plans), mlp_bytes=mlp
+        attention_bytes=share * _attention_bytes(job, plans),
+        core_bytes=_core_bytes(job, plans),
+        mlp_bytes=share * mlp,
     )
 
 
@@ -140,12 +143,19 @@ def _mask_bytes(job: Job, plans: Plans) -> Floats:
     return tokens_per_device(job, plans) * job.model.d_model / sequence_shards(plans) * drops
 
 
+def _normed_entries(job: Job, plans: Plans) -> Floats:
+    """A norm's input, and its output as the products behind it keep it: 2 h / s_p, gathered h / s_p + h."""
+    shards = sequence_shards(plans)
+    gathered = framework_named(job.workload.framework).memory.keeps_gathered
+    return job.model.d_model * (1 / shards + (1 if gathered else 1 / shards))
+
+
 def _attention_bytes(job: Job, plans: Plans) -> Floats:
     """Projections, norm and residual around the attention core."""
-    attention, h = job.model.attention, job.model.d_model
+    attention = job.model.attention
     heads, kv_heads = np.ceil(attention.n_heads / plans.tp), np.ceil(attention.n_kv_heads / plans.tp)
     qkv = heads * attention.head_dim + kv_heads * (attention.head_dim + attention.v_head_dim)
-    entries = 2 * h / sequence_shards(plans) + qkv + heads * attention.v_head_dim
+    entries = _normed_entries(job, plans) + qkv + heads * attention.v_head_dim
     kept: Floats = entry_bytes(job.workload.precision) * tokens_per_device(job, plans) * entries
     return kept + _mask_bytes(job, plans)
 
@@ -163,9 +173,17 @@ def _core_bytes(job: Job, plans: Plans) -> Floats:
     return 4.0 * rows if job.workload.flash_attention else 5.0 * rows * s
 
 
+def _inner_tensors(job: Job, n_matrices: int) -> int:
+    """Tensors of an MLP's width: what enters its activation and what leaves it, a gate's output by itself."""
+    keeps_gate = framework_named(job.workload.framework).memory.keeps_gate
+    return n_matrices + (1 if keeps_gate and n_matrices > 2 else 0)
+
+
 def _mlp_bytes(job: Job, plans: Plans, mlp: MlpSpec) -> Floats:
     """A feed-forward block every token passes: norm, inner activations, residual."""
-    entries = 2 * job.model.d_model / sequence_shards(plans) + mlp.n_matrices * np.ceil(mlp.width / plans.tp)
+    entries = _normed_entries(job, plans) + _inner_tensors(job, mlp.n_matrices) * np.ceil(
+        mlp.width / plans.tp
+    )
     kept: Floats = entry_bytes(job.workload.precision) * tokens_per_device(job, plans) * entries
     return kept + _mask_bytes(job, plans)
 
@@ -182,7 +200,7 @@ def _expert_bytes(job: Job, plans: Plans) -> Floats:
     moe, h = job.model.moe, float(job.model.d_model)
     assert moe is not None
     width = np.ceil(moe.expert_width / plans.etp)
-    entries = routed_tokens(job, plans) * (h + h / plans.etp + moe.n_matrices * width)
+    entries = routed_tokens(job, plans) * (h + h / plans.etp + _inner_tensors(job, moe.n_matrices) * width)
     kept: Floats = entry_bytes(job.workload.precision) * entries
     if moe.shared_width:
         return kept + _mlp_bytes(job, plans, MlpSpec(width=moe.shared_width, n_matrices=moe.n_matrices))

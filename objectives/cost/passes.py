@@ -15,7 +15,7 @@ from objectives.cost.collectives import all_gather_s, send_s
 from objectives.cost.factored import factored
 from objectives.cost.kernels import entry_bytes, gemm_s, memory_bound_s
 from objectives.cost.layers import LayerCost, layer_cost, sequence_shards, tokens_per_device
-from objectives.cost.stages import Stages, representatives, stages_of
+from objectives.cost.stages import Stages, representatives, stages_by_cost, stages_of
 from objectives.metrics import Job
 from search_spaces.framework import framework_named
 from search_spaces.plan import Floats, Ints, Plans, Recompute
@@ -219,8 +219,8 @@ class PassTable:
 
 def pass_table(job: Job, plans: Plans) -> PassTable:
     """Passes of the representative stages, reduced to what the pipeline's closed forms use."""
-    bounds = representatives(job.model, plans)
-    stages = stages_of(job.model, plans, bounds.index)
+    bounds = representatives(job.model, plans, by_cost=stages_by_cost(job))
+    stages = stages_of(job.model, plans, bounds.index, by_cost=stages_by_cost(job))
     passes = stage_pass(job, plans, stages)
     total = passes.total_s
     worst = np.argmax(total, axis=0)[None]

@@ -8,6 +8,7 @@ Arrays over stages have shape (n_stages, n_plans).
 """
 
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
@@ -46,20 +47,20 @@ class Representatives:
     weight: Floats
 
 
-def representatives(model: ModelSpec, plans: Plans) -> Representatives:
+def representatives(model: ModelSpec, plans: Plans, *, by_cost: bool = False) -> Representatives:
     """The first stage, the last, and of the stages between the earliest of every kind.
 
-    Middle stages hold equally many layers, so a kind is a number of expert layers; the earliest of a kind has
-    the most micro-batches in flight.
+    A kind is a number of layers and of expert layers; the earliest of a kind has the most micro-batches in
+    flight.
     """
     last = plans.pp - 1
     first_weight, last_weight = np.ones(len(plans)), np.minimum(last, 1).astype(np.float64)
-    if model.n_moe_layers in (0, model.n_layers):
+    if model.n_moe_layers in (0, model.n_layers) and not by_cost:
         index = np.stack([np.zeros_like(last), np.minimum(1, last), last])
         weight = np.stack([first_weight, np.maximum(plans.pp - 2, 0).astype(np.float64), last_weight])
         return Representatives(index=index, weight=weight)
     layouts, which = distinct_settings(setting_codes(plans, LAYOUT_KNOBS))
-    index, weight = _kinds_between(model, plans.take(layouts))
+    index, weight = _kinds_between(model, plans.take(layouts), by_cost=by_cost)
     index, weight = index[:, which], weight[:, which]
     return Representatives(
         index=np.concatenate([np.zeros_like(last)[None], index, last[None]]),
@@ -67,14 +68,15 @@ def representatives(model: ModelSpec, plans: Plans) -> Representatives:
     )
 
 
-def _kinds_between(model: ModelSpec, plans: Plans) -> tuple[Ints, Floats]:
+def _kinds_between(model: ModelSpec, plans: Plans, *, by_cost: bool) -> tuple[Ints, Floats]:
     """The earliest middle stage of every kind, and how many there are; rows without a kind weigh nothing."""
     stage = np.arange(int(plans.pp.max(initial=1)))[:, None] + np.zeros_like(plans.pp)
-    n_moe = stages_of(model, plans, stage).n_moe
+    stages = stages_of(model, plans, stage, by_cost=by_cost)
+    kinds = stages.n_layers * (model.n_layers + 1) + stages.n_moe
     between = (stage > 0) & (stage < plans.pp - 1)
     earliest, counts = [], []
-    for kind in np.unique(n_moe[between]):
-        alike = between & (n_moe == kind)
+    for kind in np.unique(kinds[between]):
+        alike = between & (kinds == kind)
         earliest.append(np.argmax(alike, axis=0))
         counts.append(np.sum(alike, axis=0))
     if not counts:
@@ -86,8 +88,13 @@ def _kinds_between(model: ModelSpec, plans: Plans) -> tuple[Ints, Floats]:
     return np.take_along_axis(np.stack(earliest), order, axis=0), weight
 
 
-def stages_of(model: ModelSpec, plans: Plans, index: Ints) -> Stages:
-    """Layers of the given stages of every plan."""
+def stages_by_cost(job: Job) -> bool:
+    """Whether the job's trainer balances its stages by weights."""
+    return framework_named(job.workload.framework).stages_by_cost
+
+
+def stages_of(model: ModelSpec, plans: Plans, index: Ints, *, by_cost: bool = False) -> Stages:
+    """Layers of the given stages of every plan; `by_cost` balances those that no plan names."""
     last = plans.pp - 1
     named = (plans.first_layers > 0).astype(np.int64) + (plans.last_layers > 0)
     rest = model.n_layers - plans.first_layers - plans.last_layers
@@ -96,6 +103,8 @@ def stages_of(model: ModelSpec, plans: Plans, index: Ints) -> Stages:
     final = np.where(plans.last_layers > 0, plans.last_layers, middle)
     n_layers = np.where(index == 0, first, np.where(index == last, final, middle))
     before = np.where(index > 0, first + (index - 1) * middle, 0)
+    if by_cost:
+        n_layers, before = _balanced(model, plans, index, (n_layers, before))
     return Stages(
         index=index,
         n_layers=n_layers,
@@ -103,6 +112,52 @@ def stages_of(model: ModelSpec, plans: Plans, index: Ints) -> Stages:
         is_first=index == 0,
         is_last=index == last,
     )
+
+
+def _balanced(model: ModelSpec, plans: Plans, index: Ints, even: tuple[Ints, Ints]) -> tuple[Ints, Ints]:
+    """Layers of the given stages, and those before them, where a plan leaves the split to its trainer."""
+    n_layers, before = even
+    free = (plans.first_layers == 0) & (plans.last_layers == 0) & (plans.vpp == 1)
+    for pp in np.unique(plans.pp[free]):
+        counts = np.array(balanced_layers(model, int(pp)))
+        starts = np.concatenate(([0], np.cumsum(counts)[:-1]))
+        place = np.minimum(index, pp - 1)
+        here = free & (plans.pp == pp)
+        n_layers = np.where(here, counts[place], n_layers)
+        before = np.where(here, starts[place], before)
+    return n_layers, before
+
+
+@cache
+def balanced_layers(model: ModelSpec, n_stages: int) -> tuple[int, ...]:
+    """Layers of every stage where a trainer balances its blocks' weights, the head's as one block of them.
+
+    A stage takes blocks until their weights, with those of all stages before, exceed its share of the total.
+
+    Source
+    ------
+    nanotron, src/nanotron/trainer.py and models/llama.py (get_block_compute_costs).
+    """
+    stages = _stages_of_blocks(model, n_stages)[: model.n_layers]
+    return tuple(stages.count(stage) for stage in range(n_stages))
+
+
+def leaves_a_stage_empty(model: ModelSpec, n_stages: int) -> bool:
+    """Whether such a balance gives the last stage nothing: no layer, norm, head, cast or loss."""
+    return n_stages - 1 not in _stages_of_blocks(model, n_stages)
+
+
+def _stages_of_blocks(model: ModelSpec, n_stages: int) -> list[int]:
+    """The stage of every layer, and of the norm, the head, the cast to fp32 and the loss behind them."""
+    attention = 4 * model.attention.n_heads * model.attention.head_dim
+    layer = (attention + model.mlp.n_matrices * model.mlp.width) * model.d_model
+    weights = [layer] * model.n_layers + [0, model.embedding.vocab_size * model.d_model, 0, 0]
+    stages, stage, so_far = [], 0, 0
+    for weight in weights:
+        stages.append(min(stage, n_stages - 1))
+        so_far += weight
+        stage += so_far * n_stages > sum(weights) * (stage + 1)
+    return stages
 
 
 def _moe_layers(model: ModelSpec, plans: Plans, before: Ints, n_layers: Ints) -> Ints:

@@ -2,6 +2,7 @@
 
 from objectives.cost.flops import model_flops_per_step
 from objectives.measurements.cells import BadRow, Cells
+from objectives.measurements.tables import MemoryKind, TrainerWords
 from objectives.metrics import Job
 from search_spaces.plan import Plan
 from search_spaces.units import GB, gb
@@ -38,15 +39,26 @@ def check_batch(job: Job, plan: Plan) -> None:
         raise BadRow(f"global_batch must be a multiple of micro_batch x dp; got {given}")
 
 
-def peak_memory(cells: Cells, job: Job) -> float | None:
-    """Peak bytes that the row states, None where it states none or an estimate of what would be needed."""
+def peak_memory(cells: Cells, job: Job, unit_bytes: float = GB) -> float | None:
+    """Peak bytes that the row states, None where it states none or an estimate of what would be needed.
+
+    A row that names its figure's unit has it in 1e9 bytes; others are as their trainer prints them.
+    """
     peak_gb = cells.number("peak_mem_gb")
     if not peak_gb:
         return None
     limit = job.cluster.device.memory_bytes * MEMORY_SLACK
-    if peak_gb * GB > limit and cells.text("outcome") == "ok":
+    if "mem_unit" in cells.extra:
+        unit_bytes = GB
+    if peak_gb * unit_bytes > limit and cells.text("outcome") == "ok":
         raise BadRow(
             f"peak_mem_gb of {peak_gb:.4g} is more than the device's {gb(limit / MEMORY_SLACK):.4g} GB: "
             "a slip of the unit?"
         )
-    return peak_gb * GB
+    return peak_gb * unit_bytes
+
+
+def memory_kind(cells: Cells, trainer: TrainerWords) -> MemoryKind:
+    """What the row's memory figure counts: as it says, else as its trainer prints it."""
+    stated = str(cells.extra.get("mem_kind", ""))
+    return next((kind for kind in MemoryKind if kind in stated), trainer.memory)

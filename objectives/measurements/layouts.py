@@ -2,7 +2,10 @@
 
 from types import MappingProxyType
 
+from objectives.cost.stages import leaves_a_stage_empty
 from objectives.measurements.cells import BadRow, Cells
+from objectives.metrics import Job
+from search_spaces.framework import framework_named
 from search_spaces.plan import CpKind, Plan, Recompute, Schedule
 
 SCHEDULES = MappingProxyType({
@@ -28,7 +31,7 @@ _OVERLAPS = {
 }
 
 
-def plan_of(cells: Cells, n_layers: int) -> tuple[Plan, list[str]]:
+def plan_of(cells: Cells, n_layers: int, *, stages_by_cost: bool = False) -> tuple[Plan, list[str]]:
     """The row's plan, and what the row leaves open or Meshtune has no word for.
 
     Raises
@@ -39,7 +42,7 @@ def plan_of(cells: Cells, n_layers: int) -> tuple[Plan, list[str]]:
     notes: list[str] = []
     degrees = _degrees(cells)
     schedule, vpp = _schedule(cells, degrees["pp"], notes)
-    first, last = _uneven(n_layers, degrees["pp"], vpp, notes)
+    first, last = (0, 0) if stages_by_cost else _uneven(n_layers, degrees["pp"], vpp, notes)
     overlaps = _overlaps(cells, degrees, notes)
     plan = Plan(
         tp=degrees["tp"],
@@ -73,6 +76,17 @@ def unfillable(plan: Plan, n_layers: int) -> str:
     if n_layers + 2 >= plan.pp * plan.vpp:
         return ""
     return f"{n_layers} layers do not fill {plan.pp} stages of {plan.vpp} chunks"
+
+
+def unrunnable(plan: Plan, job: Job) -> str:
+    """Why the job's trainer stops before its first step; empty where it does not."""
+    profile, n = framework_named(job.workload.framework), job.workload.global_batch
+    n_microbatches = n // (plan.micro_batch * plan.dp)
+    if profile.fills_pipeline and n_microbatches < plan.pp - 1:
+        return f"{n_microbatches} micro-batches do not fill {plan.pp} stages"
+    if profile.stages_by_cost and leaves_a_stage_empty(job.model, plan.pp):
+        return f"balanced by cost, {job.model.n_layers} layers and a head leave one of {plan.pp} stages empty"
+    return ""
 
 
 def _degrees(cells: Cells) -> dict[str, int]:

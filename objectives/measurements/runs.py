@@ -6,14 +6,15 @@ from enum import StrEnum
 from pathlib import Path
 
 from objectives.measurements.cells import BadRow, Cells, read_cells
-from objectives.measurements.checks import check_batch, check_step, peak_memory
+from objectives.measurements.checks import check_batch, check_step, memory_kind, peak_memory
 from objectives.measurements.clusters import Described, cluster_of
-from objectives.measurements.layouts import plan_of, unfillable
+from objectives.measurements.layouts import plan_of, unfillable, unrunnable
 from objectives.measurements.models import model_of
-from objectives.measurements.tables import TrainerWords, WordTables, word_tables
+from objectives.measurements.tables import MemoryKind, TrainerWords, WordTables, word_tables
 from objectives.metrics import Job
 from search_spaces.cluster_presets import load_cluster
 from search_spaces.errors import InvalidSpec, MeshtuneError
+from search_spaces.framework import framework_named
 from search_spaces.plan import Plan
 from search_spaces.state import TrainingState
 from search_spaces.workload import Precision, Workload
@@ -47,7 +48,8 @@ class MeasuredRun:
 
     `notes` say what the row leaves open and what was taken instead; a run is `trusted` where every field that
     sets its step time is known and its figures do not contradict themselves or their neighbours.
-    `impossible` says why no trainer can run a failed row's plan (empty: it could).
+    `memory_kind` says what the memory figure counts; `impossible` why a failed row's trainer cannot run its
+    plan at all (empty: it could).
     """
 
     id: str
@@ -59,6 +61,7 @@ class MeasuredRun:
     peak_memory_bytes: float | None
     labels: Mapping[str, str]
     trusted: bool
+    memory_kind: MemoryKind = MemoryKind.DEVICE
     notes: tuple[str, ...] = ()
     impossible: str = ""
 
@@ -121,10 +124,13 @@ class _Reader:
         outcome = _outcome(cells)
         trainer = self._tables.trainer(cells.text("framework"))
         job, job_notes = self._job(cells, trainer)
-        plan, plan_notes = plan_of(cells, job.model.n_layers)
+        by_cost = framework_named(trainer.known_profile).stages_by_cost
+        plan, plan_notes = plan_of(cells, job.model.n_layers, stages_by_cost=by_cost)
         impossible = unfillable(plan, job.model.n_layers)
         if impossible and not outcome.is_failure:
             raise BadRow(impossible)
+        if outcome.is_failure:
+            impossible = impossible or unrunnable(plan, job)
         check_batch(job, plan)
         step_s = cells.number("step_time_s") if outcome is RunOutcome.OK else None
         if outcome is RunOutcome.OK:
@@ -136,7 +142,8 @@ class _Reader:
             plan=plan,
             outcome=outcome,
             step_s=step_s,
-            peak_memory_bytes=peak_memory(cells, job),
+            peak_memory_bytes=peak_memory(cells, job, trainer.memory_unit_bytes),
+            memory_kind=memory_kind(cells, trainer),
             labels=_labels(cells, plan, trainer),
             trusted=_is_trusted(cells),
             notes=(*job_notes, *plan_notes),
