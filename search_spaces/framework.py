@@ -66,7 +66,8 @@ class FrameworkProfile:
     that it runs beside pp > 1, an offloaded optimizer, and overlapped gradients.  `cp_alone`: it splits
     sequences only without a pipeline and without sequence parallelism.  `waits_from_pp`: the shortest
     interleaved pipeline whose transfers it can leave unoverlapped.  `ties_over_stages`: tied embeddings may
-    lie on two stages.  `keeps_stage_input`: a stage's input travels and is kept split over tp, beside the
+    lie on two stages.  `recompute_modules`: it redoes modules by name.
+    `keeps_stage_input`: a stage's input travels and is kept split over tp, beside the
     first layer's own (DeepSpeed's pipeline engine).  `stages_by_cost`: it splits layers over stages by their
     weights, the output layer's among them, where a plan names no layers.  `fills_pipeline`: 1f1b needs at
     least pp - 1 micro-batches.
@@ -86,6 +87,7 @@ class FrameworkProfile:
     waits_from_pp: int = 2
     ties_over_stages: bool = True
     recompute_every: bool = True
+    recompute_modules: bool = True
     experts: ExpertAbilities = ExpertAbilities()
     overlaps_tp: bool = True
     keeps_stage_input: bool = False
@@ -130,6 +132,7 @@ FRAMEWORKS: Mapping[str, FrameworkProfile] = MappingProxyType(
                 rank_orders=(RankOrder.TP_CP_DP_PP,),
                 end_stages=EndStages.EVEN,
                 recompute_every=False,
+                recompute_modules=False,
                 experts=ExpertAbilities(
                     in_pipeline=False, tensor=ExpertTensor.TP_OR_WHOLE, ranks=ExpertRanks.DP
                 ),
@@ -144,6 +147,7 @@ FRAMEWORKS: Mapping[str, FrameworkProfile] = MappingProxyType(
                 source="torchtitan 0.3.0, torchtitan/config and distributed/parallel_dims.py",
                 schedules=(Schedule.GPIPE, Schedule.ONE_F_ONE_B, Schedule.INTERLEAVED),
                 recompute_every=False,
+                recompute_modules=False,
                 end_stages=EndStages.LIGHTER,
                 ties_over_stages=False,
                 experts=ExpertAbilities(tensor=ExpertTensor.TP_WITHOUT_EP, ranks=ExpertRanks.SHARDED),
@@ -167,6 +171,7 @@ FRAMEWORKS: Mapping[str, FrameworkProfile] = MappingProxyType(
                 rank_orders=(RankOrder.TP_CP_DP_PP,),
                 end_stages=EndStages.EVEN,
                 overlaps_tp=False,
+                recompute_modules=False,
                 keeps_stage_input=True,
                 dropout=True,
                 bucket_parameters=500e6,  # DeepSpeed's reduce_bucket_size
@@ -185,6 +190,7 @@ FRAMEWORKS: Mapping[str, FrameworkProfile] = MappingProxyType(
                 rank_orders=(RankOrder.TP_CP_DP_PP,),
                 end_stages=EndStages.EVEN,
                 recompute_every=False,
+                recompute_modules=False,
                 stages_by_cost=True,
                 fills_pipeline=True,  # asserted in parallel/pipeline_parallel/engine.py
                 logits_bytes_per_entry=12.0,  # fp32 logits, their softmax, its gradient in 16 bits and more
@@ -199,10 +205,12 @@ FRAMEWORKS: Mapping[str, FrameworkProfile] = MappingProxyType(
                 zero_stages_with_offload=(2, 3),
                 cp_kinds=(),
                 recompute_every=False,
+                recompute_modules=False,
                 overlaps_tp=False,
             ),
             FrameworkProfile(
                 name="internevo",
+                recompute_modules=False,
                 source="github.com/InternLM/InternEvo, doc/en/train_performance.md and "
                 "internlm/solver/optimizer/hybrid_zero_optim.py",
                 # The update flattens the gradients into fp32 and unscales them there.

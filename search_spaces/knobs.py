@@ -8,7 +8,7 @@ from enum import StrEnum
 from typing import Any
 
 from search_spaces.errors import InvalidSpec, UnknownName, check
-from search_spaces.plan import ENUMS, FLAGS, KNOB_NAMES, parse_value
+from search_spaces.plan import ENUMS, FLAGS, KNOB_NAMES, NO_MODULES, parse_value
 from search_spaces.rules import Context
 
 MAX_MICRO_BATCH = 64
@@ -17,12 +17,13 @@ MAX_CHUNKS = 8
 MAX_STAGE_GAP = 2
 MIN_SEQUENCE_SHARD_TOKENS = 512
 SCALE_UP_BANDWIDTH_SHARE = 0.5
+NAMED_ONLY = {"recompute_modules": NO_MODULES}  # knobs that keep one value until a user names others
 
 # The order of enumeration: knobs that many rules need come first, so that illegal branches die early.
 ORDER = (
     "tp", "cp", "pp", "dp", "cp_kind", "micro_batch", "ep", "etp", "split", "vpp", "schedule",
-    "sequence_parallel", "recompute", "recompute_every", "rank_order", "zero", "overlap_tp", "overlap_pp",
-    "overlap_dp", "offload_optimizer",
+    "sequence_parallel", "recompute", "recompute_modules", "recompute_every", "rank_order", "zero",
+    "overlap_tp", "overlap_pp", "overlap_dp", "offload_optimizer",
 )  # fmt: skip
 
 
@@ -63,6 +64,8 @@ def default_choices(context: Context, name: str) -> tuple[Any, ...]:
     """What a knob may be when nobody narrows it."""
     model, n, batch = context.model, context.cluster.n_devices, context.workload.global_batch
     experts = model.moe.n_experts if model.moe else 1
+    if name in NAMED_ONLY:
+        return (NAMED_ONLY[name],)
     if name in FLAGS:
         return (False, True)
     if name in ENUMS:

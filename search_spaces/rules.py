@@ -20,7 +20,7 @@ from search_spaces.framework import (
     framework_named,
 )
 from search_spaces.model import ModelSpec
-from search_spaces.plan import Bools, CpKind, Ints, RankOrder, Recompute, Schedule, code
+from search_spaces.plan import Bools, CpKind, Ints, Module, RankOrder, Recompute, Schedule, code
 from search_spaces.workload import Workload
 
 Columns = Mapping[str, Ints]
@@ -182,6 +182,18 @@ def _n_microbatches(c: Context, p: Columns) -> Ints:
     return c.workload.global_batch // (p["micro_batch"] * p["dp"])
 
 
+def _modules_of(model: ModelSpec) -> int:
+    """Bits of the modules that some layer of a model has; an expert layer's `moe` holds its `moe_act`."""
+    has = {
+        Module.LAYERNORM: True,
+        Module.MLP: model.n_moe_layers < model.n_layers,
+        Module.MOE: model.moe is not None,
+        Module.MOE_ACT: model.moe is not None,
+        Module.MLA_UP_PROJ: model.attention.latent is not None,
+    }
+    return sum(1 << i for i, module in enumerate(Module) if has[module])
+
+
 def _recompute_every(c: Context, p: Columns) -> Bools:
     layers = -(-c.model.n_layers // (p["pp"] * p["vpp"]))
     held: Bools = (p["recompute_every"] == 1) | (
@@ -260,6 +272,12 @@ RULES: tuple[Rule, ...] = (
           "pp vpp recompute recompute_every", _recompute_every),
     _rule("the framework recomputes every n-th layer", "recompute_every",
           lambda c, p: (p["recompute_every"] == 1) | c.framework.recompute_every),
+    _rule("recompute_modules beside recompute=full have nothing to do", "recompute recompute_modules",
+          lambda c, p: (p["recompute_modules"] == 0) | ~_is(p, Recompute.FULL, "recompute")),
+    _rule("the framework recomputes modules by name", "recompute_modules",
+          lambda c, p: (p["recompute_modules"] == 0) | c.framework.recompute_modules),
+    _rule("recompute_modules are those that the model has", "recompute_modules",
+          lambda c, p: (p["recompute_modules"] & ~_modules_of(c.model)) == 0),
     _rule("zb-h1 does not recompute whole layers", "schedule recompute",
           lambda c, p: ~_is(p, Schedule.ZB_H1, "schedule") | ~_is(p, Recompute.FULL, "recompute")),
     _rule("the framework offloads the optimizer at the zero stage", "zero offload_optimizer",

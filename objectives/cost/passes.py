@@ -22,11 +22,12 @@ from search_spaces.plan import Floats, Ints, Plans, Recompute
 
 PASS_KNOBS = (
     "tp", "pp", "dp", "cp", "ep", "etp", "vpp", "micro_batch", "first_layers", "last_layers",
-    "recompute_every", "cp_kind", "recompute", "rank_order", "sequence_parallel", "overlap_tp",
+    "recompute_every", "cp_kind", "recompute", "recompute_modules", "rank_order", "sequence_parallel",
+    "overlap_tp",
 )  # fmt: skip
 LAYER_KNOBS = (
     "tp", "pp", "dp", "cp", "ep", "etp", "micro_batch", "cp_kind", "rank_order", "sequence_parallel",
-    "overlap_tp",
+    "overlap_tp", "recompute_modules",
 )  # fmt: skip
 
 
@@ -183,11 +184,12 @@ def send_message_s(job: Job, plans: Plans) -> Floats:
 
 
 def _recomputation_s(plans: Plans, total: LayerCost, layers: Ints) -> Floats:
-    """Seconds done again: every r-th layer's forward pass, or the attention cores."""
+    """Seconds done again: every r-th layer's forward pass, or the attention cores and the named modules."""
     share = np.ceil(layers / plans.recompute_every) / np.maximum(layers, 1)
     forward = total.forward_s + total.tp_forward_s + total.cp_forward_s + total.ep_forward_s
     again: Floats = share * plans.is_recompute(Recompute.FULL) * forward
-    return again + plans.is_recompute(Recompute.SELECTIVE) * total.core_forward_s
+    again = again + plans.is_recompute(Recompute.SELECTIVE) * total.core_forward_s
+    return again + ~plans.is_recompute(Recompute.FULL) * total.modules_forward_s
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

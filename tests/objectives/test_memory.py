@@ -168,7 +168,7 @@ def test_blocks_and_the_whole_device_hold_more_than_live_tensors():
 
 
 def test_stages_balanced_by_weight_count_the_head_as_layers():
-    """nanotron's rule on its 8B model: a head of 2.2 layers' weights, so that the first stage holds one more."""
+    """A head of 2.2 layers' weights: the first stage holds a layer more."""
     model = replace(
         load_model("llama-3-8b"), n_layers=32, embedding=replace(GPT.model.embedding, vocab_size=131_072)
     )

@@ -11,7 +11,7 @@ from objectives.cost.states import state_table
 from search_spaces.framework import FRAMEWORKS
 from search_spaces.model import AttentionSpec, EmbeddingSpec, MlpSpec, ModelSpec, MoeSpec
 from search_spaces.parameters import layer_rank_parameters, norm_parameters
-from search_spaces.plan import Plan, Plans
+from search_spaces.plan import ModuleSet, Plan, Plans
 from search_spaces.workload import Precision
 from tests.objectives.jobs import job_of
 
@@ -175,3 +175,23 @@ def test_fully_sharded_parameters_are_gathered_two_layers_at_a_time(n_devices):
     assert held["optstate"] == pytest.approx(2 * n_layers * a_layer / n_devices, rel=1e-4)
     whole = held["unsharded param"] + held["all gather"] + held["reduce scatter"]
     assert whole == 3 * a_layer == pytest.approx(whole_layers_bytes(n_devices) * a_layer)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt"])
+@pytest.mark.parametrize("tp", [1, 2])
+def test_an_mlp_done_again_keeps_its_input_only(name, tp):
+    plan = Plan(tp=tp, sequence_parallel=tp > 1, recompute_modules=ModuleSet("mlp"))
+    kept = torch_layers.kept_by(
+        N_LAYERS,
+        lambda: torch_layers.Layer(MODELS[name], tp, sequence_parallel=tp > 1, redoes_mlp=True),
+        shape_of(plan),
+    )
+    assert kept == formula(MODELS[name], plan) + statistics(plan)
+
+
+@pytest.mark.parametrize("top_k", [1, 4])
+def test_experts_done_again_keep_their_input_only(top_k):
+    model = replace(MOE, moe=replace(MOE.moe, top_k=top_k))
+    plan = Plan(recompute_modules=ModuleSet("moe"))
+    kept = torch_layers.kept_by(N_LAYERS, lambda: torch_layers.Layer(model, redoes_mlp=True), shape_of(plan))
+    assert kept == formula(model, plan) + statistics(plan)

@@ -190,9 +190,10 @@ class Combine(torch.autograd.Function):
 class Layer(nn.Module):
     """Norm, attention, residual, norm, MLP or experts, residual."""
 
-    def __init__(self, spec, tp=1, *, sequence_parallel=False, redoes_core=False, **habits):
+    def __init__(self, spec, tp=1, *, sequence_parallel=False, redoes_core=False, redoes_mlp=False, **habits):
         super().__init__()
         shards = tp if sequence_parallel else 1
+        self.redoes_mlp = redoes_mlp
         gathered = habits.get("keeps_gathered", False)
         self.attention = Attention(spec, tp, shards, keeps_gathered=gathered, redoes_core=redoes_core)
         if spec.moe is None:
@@ -202,7 +203,10 @@ class Layer(nn.Module):
 
     def forward(self, x):
         x = x + self.attention(FusedNorm.apply(x))
-        return x + self.mlp(FusedNorm.apply(x))
+        normed = FusedNorm.apply(x)
+        return x + (
+            checkpoint(self.mlp, normed, use_reentrant=False) if self.redoes_mlp else self.mlp(normed)
+        )
 
 
 def bytes_by_kind(tracker, when="current"):
