@@ -24,7 +24,7 @@ PIP_INSTALL = -m pip install -qq --compile
 WITH_LAUNCHERS = test ! -e $(TOOLS)/installed || export MESHTUNE_LAUNCHER_PYTHON=$(CURDIR)/$(TOOLS)/bin/python;
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test setup setup-dev launchers lint size bench slow clean
+.PHONY: help demo test setup setup-dev launchers lint size bench accuracy slow clean
 
 help:  ## these lines
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -51,6 +51,9 @@ size: setup-dev  ## files and lines of each folder
 
 bench: setup  ## plans per second and the like
 	@for file in benchmarks/bench_*.py; do echo "$$file"; $(BIN)/python "$$file" || exit 1; done
+
+accuracy: setup  ## predictions against published runs: prints docs/accuracy.md and writes it
+	@$(BIN)/python benchmarks/accuracy.py --write docs/accuracy.md
 
 slow: setup-dev launchers  ## the tests that `make test` leaves out
 	@$(WITH_LAUNCHERS) $(BIN)/pytest -m slow

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from objectives.cost.reserve import device_bytes, reserved_bytes
+from objectives.cost.reserve import FRAGMENTATION, device_bytes
 from objectives.cost.step import estimate
 from objectives.measurements import MeasuredRun
 from objectives.measurements.tables import MemoryKind
+from objectives.metrics import Job
 from objectives.uncertainty import step_sigma
 from search_spaces.plan import Floats, Plan, Plans
 
@@ -82,35 +83,66 @@ class Accuracy:
 
 
 def predict(runs: Sequence[MeasuredRun]) -> list[Prediction]:
-    """A prediction for every run, in order; runs of one job are priced together."""
-    predictions: dict[int, Prediction] = {}
-    for places in jobs_of(runs):
-        job, plans = runs[places[0]].job, Plans.of(runs[i].plan for i in places)
-        priced = estimate(job, plans)
-        step_s, memory = priced.step_s, priced.peak_memory_bytes
-        printed = {
-            MemoryKind.ALLOCATED: priced.memory.allocated_bytes,
-            MemoryKind.RESERVED: reserved_bytes(priced.memory),
-            MemoryKind.DEVICE: device_bytes(job, priced.memory),
-        }
-        factor = np.exp(INTERVAL_Z * step_sigma(job, plans, step_s))
-        for row, i in enumerate(places):
-            predictions[i] = Prediction(
-                run=runs[i],
-                step_s=float(step_s[row]),
-                low_s=float(step_s[row] / factor[row]),
-                high_s=float(step_s[row] * factor[row]),
-                peak_memory_bytes=float(memory[row]),
-                printed_bytes=float(printed[runs[i].memory_kind][row]),
-            )
-    return [predictions[i] for i in range(len(runs))]
+    """A prediction for every run, in order; what is of one job is priced together.
+
+    Where a run may mean several plans or jobs, the interval spans all their intervals.  The prediction is
+    that of the one taken; where nothing makes it the likelier, the geometric mean of the extremes.
+    """
+    readings = [[(run.job, run.plan), *run.alternatives] for run in runs]
+    priced = _price([reading for each in readings for reading in each])
+    starts = np.cumsum([0, *(len(each) for each in readings)])
+    return [
+        _prediction(run, priced[:, start:end])
+        for run, start, end in zip(runs, starts[:-1], starts[1:], strict=True)
+    ]
+
+
+def _price(readings: Sequence[tuple[Job, Plan]]) -> Floats:
+    """Step seconds, a factor for their interval, peak, live and device bytes; shape (5, n_readings)."""
+    priced = np.zeros((5, len(readings)))
+    for places in _by_job([job for job, _ in readings]):
+        job, plans = readings[places[0]][0], Plans.of(readings[i][1] for i in places)
+        found = estimate(job, plans)
+        step_s = found.step_s
+        factor = np.exp(INTERVAL_Z * step_sigma(job, plans, found))
+        memory = found.memory
+        priced[:3, places] = step_s, factor, memory.total_bytes
+        priced[3:, places] = memory.allocated_bytes, device_bytes(job, memory)
+    return priced
+
+
+def _prediction(run: MeasuredRun, priced: Floats) -> Prediction:
+    step_s, factor, memory, allocated, device = priced
+    counted = {
+        MemoryKind.ALLOCATED: allocated,
+        MemoryKind.RESERVED: allocated * (1 + FRAGMENTATION.value),
+        MemoryKind.DEVICE: device,
+    }
+    printed = counted[run.memory_kind]
+    return Prediction(
+        run=run,
+        step_s=_middle(step_s) if run.undecided else float(step_s[0]),
+        low_s=float(np.min(step_s / factor)),
+        high_s=float(np.max(step_s * factor)),
+        peak_memory_bytes=_middle(memory) if run.undecided else float(memory[0]),
+        printed_bytes=_middle(printed) if run.undecided else float(printed[0]),
+    )
+
+
+def _middle(values: Floats) -> float:
+    """Geometric mean of the extremes."""
+    return float(np.sqrt(np.min(values) * np.max(values)))
 
 
 def jobs_of(runs: Sequence[MeasuredRun]) -> list[list[int]]:
     """Positions of the runs of each job: these differ in their plan only, and can be compared."""
+    return _by_job([run.job for run in runs])
+
+
+def _by_job(jobs: Sequence[Job]) -> list[list[int]]:
     places: dict[int, list[int]] = {}
-    for i, run in enumerate(runs):
-        places.setdefault(id(run.job), []).append(i)
+    for i, job in enumerate(jobs):
+        places.setdefault(id(job), []).append(i)
     return list(places.values())
 
 

@@ -11,9 +11,10 @@ from types import MappingProxyType
 from typing import Any
 
 from objectives.measurements.cells import BadRow, Cells, read_cells
+from objectives.measurements.layouts import cp_kind
 from objectives.metrics import Job
 from search_spaces.errors import InvalidSpec
-from search_spaces.plan import CpKind, Plan, Recompute, Schedule
+from search_spaces.plan import Plan, Recompute, Schedule
 from search_spaces.units import GB
 
 logger = logging.getLogger(__name__)
@@ -26,6 +27,7 @@ _SCHEDULES = {
     "1f1b": Schedule.ONE_F_ONE_B,
     "1f1b-interleaved": Schedule.INTERLEAVED,
     "zb-1p": Schedule.ZB_H1,
+    "zb-2p": Schedule.ZB_H2,
 }
 _RECOMPUTES = {
     "none": Recompute.NONE,
@@ -128,8 +130,8 @@ def _knobs(cells: Cells) -> dict[str, Any]:
         knobs["sequence_parallel"] = cells.is_set("seq_parallel")
     if knobs["pp"] > 1:
         knobs |= _word(cells, "schedule", _SCHEDULES, unstated=("", "none"))
-    if knobs.get("cp", 1) > 1 and (kind := cells.text("cp_kind")):
-        knobs["cp_kind"] = CpKind.ULYSSES if kind.startswith("a2a") else CpKind.RING
+    if knobs.get("cp", 1) > 1 and cells.text("cp_kind"):
+        knobs["cp_kind"] = cp_kind(cells)
     return knobs | _word(cells, "recompute", _RECOMPUTES, unstated=("", "unknown"))
 
 

@@ -33,6 +33,10 @@ class Constant:
 
 
 MOST_DEVICES = 10_000_000
+EFFICIENCIES = (
+    "gemm_efficiency", "sustained_efficiency", "attention_efficiency", "memory_efficiency",
+    "fp8_gemm_efficiency", "fp4_gemm_efficiency",
+)  # fmt: skip
 
 
 def assumed(value: float, source: str = "", spread: float = 0.2) -> Constant:
@@ -46,7 +50,8 @@ class DeviceSpec:
 
     `gemm_efficiency` is the best matrix product alone over the dense peak; `sustained_efficiency` is what a
     large product keeps of that inside a training step (power, clocks, other streams).  `kernel_launch_s` is
-    what its host takes to issue one operation.
+    what its host takes to issue one operation.  `fp8_gemm_efficiency` and `fp4_gemm_efficiency` are the best
+    products of 8 and 4 bits over their own peaks; None where nobody measured them: as the 16-bit one.
     """
 
     name: str
@@ -62,6 +67,8 @@ class DeviceSpec:
     attention_efficiency: Constant
     memory_efficiency: Constant
     kernel_launch_s: Constant
+    fp8_gemm_efficiency: Constant | None = None
+    fp4_gemm_efficiency: Constant | None = None
 
     def __post_init__(self) -> None:
         positive = ("memory_bytes", "memory_bandwidth_bytes_per_s", "host_bandwidth_bytes_per_s", "power_w")
@@ -77,8 +84,15 @@ class DeviceSpec:
             "DeviceSpec.n_multiprocessors must be positive",
             self.n_multiprocessors,
         )
-        for name in ("gemm_efficiency", "sustained_efficiency", "attention_efficiency", "memory_efficiency"):
-            _check_share(f"DeviceSpec.{name}", getattr(self, name))
+        for name in EFFICIENCIES:
+            if getattr(self, name) is not None:
+                _check_share(f"DeviceSpec.{name}", getattr(self, name))
+
+    def best_product_share(self, precision: Precision) -> float:
+        """The best product of that format alone over its dense peak."""
+        fp8 = self.fp8_gemm_efficiency
+        narrow = {Precision.FP8: fp8, Precision.MXFP8: fp8, Precision.NVFP4: self.fp4_gemm_efficiency}
+        return (narrow.get(precision) or self.gemm_efficiency).value
 
     def peak(self, precision: Precision) -> float:
         """Dense peak FLOP/s of a precision; an absent one is an error that lists those that exist."""

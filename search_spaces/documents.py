@@ -49,7 +49,9 @@ def read_text(path: Path) -> str:
         ) from None
     except UnicodeDecodeError as error:
         raise InvalidSpec(
-            f"{path} must be a readable text file", f"bytes that are not UTF-8: {error}"
+            f"{path} must be a readable text file",
+            f"bytes that are not UTF-8: {error}",
+            hint="save it as UTF-8",
         ) from None
 
 

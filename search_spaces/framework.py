@@ -22,6 +22,7 @@ class EndStages(StrEnum):
     """How many layers the first and the last pipeline stage may have."""
 
     EVEN = "even"  # as many as the others
+    BALANCED = "balanced"  # dealt by compute, the output projection counted as layers
     LIGHTER = "lighter"  # fewer, by at most one chunk
     ANY = "any"
 
@@ -48,7 +49,8 @@ class ExpertAbilities:
 
     `in_pipeline`: beside pp > 1.  `split_beside_biases`: with etp > 1 where a linear layer has a bias.
     `own_replicas_in_any_order`: where the pipeline lies inside the replicas (rank_order=tp-cp-pp-dp), experts
-    may have another number of them than the rest of the model.
+    may have another number of them than the rest of the model.  `dispatcher`: it can hide the exchange of
+    tokens behind computation, and send a token once to a node.
     """
 
     in_pipeline: bool = True
@@ -56,6 +58,7 @@ class ExpertAbilities:
     ranks: ExpertRanks = ExpertRanks.ALL
     split_beside_biases: bool = True
     own_replicas_in_any_order: bool = True
+    dispatcher: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,11 +69,12 @@ class FrameworkProfile:
     that it runs beside pp > 1, an offloaded optimizer, and overlapped gradients.  `cp_alone`: it splits
     sequences only without a pipeline and without sequence parallelism.  `waits_from_pp`: the shortest
     interleaved pipeline whose transfers it can leave unoverlapped.  `ties_over_stages`: tied embeddings may
-    lie on two stages.  `recompute_modules`: it redoes modules by name.
-    `keeps_stage_input`: a stage's input travels and is kept split over tp, beside the
-    first layer's own (DeepSpeed's pipeline engine).  `stages_by_cost`: it splits layers over stages by their
-    weights, the output layer's among them, where a plan names no layers.  `fills_pipeline`: 1f1b needs at
-    least pp - 1 micro-batches.
+    lie on two stages.  `keeps_stage_input`: a stage's input travels and is kept split over tp, beside the
+    first layer's own (DeepSpeed's pipeline engine).  `splits_messages`: each tensor-parallel rank sends its
+    part of a message between stages, and the receivers gather them (Megatron-LM's scatter/gather).
+    `state_in_fp16`: its state where it trains in fp16, if another (Megatron-LM sums gradients in fp32 for
+    bf16 alone, unless told).
+    `recompute_modules`: it redoes modules by name.  `fills_pipeline`: 1f1b needs pp - 1 micro-batches.
     """
 
     name: str
@@ -91,13 +95,14 @@ class FrameworkProfile:
     experts: ExpertAbilities = ExpertAbilities()
     overlaps_tp: bool = True
     keeps_stage_input: bool = False
-    stages_by_cost: bool = False
     fills_pipeline: bool = False
+    splits_messages: bool = False
     dropout: bool = False
     logits_bytes_per_entry: float = 6.0
     bucket_parameters: float = 40e6
     memory: MemoryHabits = FRUGAL
     state: TrainingState = MIXED_PRECISION_STATE
+    state_in_fp16: TrainingState | None = None
 
 
 MEGATRON_LM = FrameworkProfile(
@@ -110,6 +115,8 @@ MEGATRON_LM = FrameworkProfile(
     logits_bytes_per_entry=4.0,  # fused cross entropy: 16-bit logits and their gradient
     # Transformer Engine caches a 16-bit gradient of every weight's shape beside the fp32 ones it adds into.
     memory=MemoryHabits(layer_gradient_bytes=2.0),
+    splits_messages=True,
+    state_in_fp16=TrainingState(gradient_bytes=2.0),
     experts=ExpertAbilities(split_beside_biases=False, own_replicas_in_any_order=False),
 )
 FRAMEWORKS: Mapping[str, FrameworkProfile] = MappingProxyType(
@@ -134,10 +141,14 @@ FRAMEWORKS: Mapping[str, FrameworkProfile] = MappingProxyType(
                 recompute_every=False,
                 recompute_modules=False,
                 experts=ExpertAbilities(
-                    in_pipeline=False, tensor=ExpertTensor.TP_OR_WHOLE, ranks=ExpertRanks.DP
+                    in_pipeline=False,
+                    tensor=ExpertTensor.TP_OR_WHOLE,
+                    ranks=ExpertRanks.DP,
+                    dispatcher=False,
                 ),
                 overlaps_tp=False,
                 keeps_stage_input=True,
+                splits_messages=True,
                 bucket_parameters=500e6,  # reduce_bucket_size
                 memory=MemoryHabits(fixed_bucket=True),
                 state=TrainingState(gradient_bytes=2.0),
@@ -150,11 +161,13 @@ FRAMEWORKS: Mapping[str, FrameworkProfile] = MappingProxyType(
                 recompute_modules=False,
                 end_stages=EndStages.LIGHTER,
                 ties_over_stages=False,
-                experts=ExpertAbilities(tensor=ExpertTensor.TP_WITHOUT_EP, ranks=ExpertRanks.SHARDED),
+                experts=ExpertAbilities(
+                    tensor=ExpertTensor.TP_WITHOUT_EP, ranks=ExpertRanks.SHARDED, dispatcher=False
+                ),
                 zero_stages=(0, 2, 3),
                 zero_stages_with_pipeline=(0, 2, 3),
                 zero_stages_with_offload=(),
-                cp_kinds=(),
+                cp_kinds=(CpKind.ALL_GATHER,),
                 rank_orders=(RankOrder.TP_CP_DP_PP,),
             ),
             replace(
@@ -173,6 +186,7 @@ FRAMEWORKS: Mapping[str, FrameworkProfile] = MappingProxyType(
                 overlaps_tp=False,
                 recompute_modules=False,
                 keeps_stage_input=True,
+                splits_messages=True,
                 dropout=True,
                 bucket_parameters=500e6,  # DeepSpeed's reduce_bucket_size
                 memory=MemoryHabits(fixed_bucket=True),
@@ -186,12 +200,15 @@ FRAMEWORKS: Mapping[str, FrameworkProfile] = MappingProxyType(
                 zero_stages=(0, 1),
                 zero_stages_with_pipeline=(0, 1),
                 zero_stages_with_offload=(),
+                zero_stages_with_overlap=(
+                    0,
+                ),  # DistributedDataParallel; with a sharded optimizer it goes without
                 cp_kinds=(),
                 rank_orders=(RankOrder.TP_CP_DP_PP,),
-                end_stages=EndStages.EVEN,
+                end_stages=EndStages.BALANCED,
+                bucket_parameters=12.5e6,  # DistributedDataParallel: 25 MB of bf16
                 recompute_every=False,
                 recompute_modules=False,
-                stages_by_cost=True,
                 fills_pipeline=True,  # asserted in parallel/pipeline_parallel/engine.py
                 logits_bytes_per_entry=12.0,  # fp32 logits, their softmax, its gradient in 16 bits and more
                 memory=MemoryHabits(keeps_gate=True, kept_share=1.15, passing_gradient_bytes=2.0),
@@ -215,6 +232,7 @@ FRAMEWORKS: Mapping[str, FrameworkProfile] = MappingProxyType(
                 "internlm/solver/optimizer/hybrid_zero_optim.py",
                 # The update flattens the gradients into fp32 and unscales them there.
                 memory=MemoryHabits(step_bytes=8.0),
+                schedules=(Schedule.ONE_F_ONE_B, Schedule.INTERLEAVED, Schedule.ZB_H1),
                 zero_stages=(0, 1),
                 zero_stages_with_pipeline=(0, 1),
                 zero_stages_with_offload=(),

@@ -24,43 +24,78 @@ class Habits:
 
     The host issues `operations_per_layer` operations for one layer's forward pass, `tp_operations` more with
     tensor parallelism, `backward_operations` times as many for its backward pass, and `pass_operations` for a
-    micro-batch beside its layers.  `traffic` is the bytes of its memory-bound kernels over the least that
-    fused ones would move; `logits_bytes` those of the loss per token and vocabulary entry, over all passes.
-    `attention` is its attention kernel's rate over the device's.  `tp_overlap`, `cp_overlap` and `dp_overlap`
-    are the shares of communication that can hide behind computation where it is overlapped.
+    micro-batch beside its layers; each local expert of a layer adds `expert_operations`, and
+    `block_scale_operations` where numbers have a scale for every block.  `message_operations` are those that
+    the device waits for at each message between stages: Megatron-LM synchronizes after every batch of sends
+    and receives.  Where a pipeline leaves the node, every rank of a tensor-parallel group holds the others up
+    for `peer_operations` in each forward layer.  A step whose optimizer is sharded issues `shard_operations`
+    for every layer and replica, which copy the pieces of each parameter into and out of the buffers that
+    travel.
+
+    `traffic` is the bytes of its memory-bound kernels over the least that fused ones would move,
+    `expert_traffic` that of routed experts (permutations, activation); `logits_bytes` those of the loss per
+    token and vocabulary entry, over all passes; `accumulation_bytes` what adding a micro-batch's gradients to
+    the earlier ones moves per parameter.  `attention` is its attention kernel's rate over the device's.
+    `tp_overlap`, `cp_overlap`, `dp_overlap` and `ep_overlap` are the shares of communication that can hide
+    behind computation where it is overlapped.
     """
 
     operations_per_layer: Constant = assumed(40.0, "Megatron-LM's layer with fused kernels, counted", 0.5)
     tp_operations: Constant = assumed(8.0, "two collectives and their bookkeeping each way", 0.5)
     backward_operations: Constant = assumed(1.2, "autograd issues about what the forward pass did", 0.3)
+    message_operations: Constant = assumed(0.0, "messages on a stream of their own", 0.5)
     pass_operations: Constant = assumed(30.0, "embedding, head, loss, batch", 0.5)
+    peer_operations: Constant = assumed(0.0, "hosts run ahead of their devices, none waits for another", 0.0)
     traffic: Constant = assumed(1.6, "between fused and eager kernels", 0.25)
+    accumulation_bytes: Constant = assumed(0.0, "the weight product adds to them as it ends", 0.0)
     logits_bytes: Constant = assumed(16.0, "fp32 loss: written, read and differentiated", 0.4)
     attention: Constant = assumed(1.0, "the device's own rate", 0.2)
     tp_overlap: Constant = assumed(0.8, "all but the first and last piece", 0.2)
     cp_overlap: Constant = assumed(0.9, "all but the first exchange", 0.1)
     dp_overlap: Constant = assumed(0.9, "all but the last bucket", 0.1)
+    shard_operations: Constant = assumed(0.0, "parameters lie in one buffer, cut without copies", 0.0)
+    ep_overlap: Constant = assumed(0.6, "as Megatron-LM", 0.2)
+    block_scale_operations: Constant = assumed(5.5, "as Megatron-LM: casts and swizzled scales", 0.5)
+    expert_operations: Constant = assumed(8.6, "as Megatron-LM: products, casts, copies", 0.5)
+    expert_traffic: Constant = assumed(3.4, "as Megatron-LM: permutations and activation unfused", 0.3)
 
 
 ASSUMED_HABITS = Habits()
+# Megatron-LM's core runs the experts of both; fitted to the runs of both together.
+MEGATRON_EXPERTS: Mapping[str, Constant] = MappingProxyType(
+    {
+        "ep_overlap": fitted(0.6, 0.2),
+        "expert_operations": fitted(8.6, 0.4),
+        "block_scale_operations": fitted(5.5, 0.4),
+        "expert_traffic": fitted(3.4, 0.2),
+    }
+)
 HABITS: Mapping[str, Habits] = MappingProxyType(
     {
-        "megatron-lm": Habits(traffic=fitted(1.3)),
+        "megatron-lm": Habits(traffic=fitted(1.1), message_operations=fitted(15.0, 0.5), **MEGATRON_EXPERTS),
         "megatron-deepspeed": Habits(
             operations_per_layer=fitted(58.0),
             tp_operations=fitted(4.0),
             backward_operations=fitted(0.65),
-            traffic=fitted(1.2),
+            traffic=fitted(1.1),
         ),
-        "nemo": Habits(traffic=fitted(1.8)),
+        "nemo": Habits(traffic=fitted(1.55), attention=fitted(0.7), **MEGATRON_EXPERTS),
         "nanotron": Habits(
-            operations_per_layer=fitted(94.0),
+            operations_per_layer=fitted(80.0),
             tp_operations=fitted(9.0),
-            backward_operations=fitted(1.1),
-            traffic=fitted(1.7),
-            logits_bytes=fitted(40.0),
-            tp_overlap=fitted(0.0),
-            dp_overlap=fitted(0.0),
+            backward_operations=fitted(1.35),
+            peer_operations=fitted(45.0),
+            traffic=fitted(3.25),
+            accumulation_bytes=Constant(
+                value=10.0,
+                origin=Origin.DATASHEET,
+                source="fp32 sum read and written, bf16 gradient read: nanotron, gradient_accumulator.py",
+            ),
+            logits_bytes=fitted(42.0),
+            attention=fitted(0.74),
+            tp_overlap=fitted(0.2),
+            dp_overlap=fitted(0.6),
+            shard_operations=fitted(3.0, 0.5),
         ),
         "fsdp": Habits(traffic=fitted(2.1), attention=fitted(0.5)),
         "internevo": Habits(traffic=fitted(1.8), dp_overlap=fitted(0.3)),

@@ -37,7 +37,7 @@ _HARMLESS_WORDS = """
     repetition_penalty length_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size bad_words_ids
     num_return_sequences exponential_decay_length_penalty remove_invalid_values tf_legacy_loss is_decoder
     router_aux_loss_coef aux_loss_alpha seq_aux output_router_logits router_jitter_noise input_jitter_noise
-    norm_topk_prob scoring_func topk_method n_group topk_group routed_scaling_factor
+    norm_topk_prob scoring_func topk_method routed_scaling_factor
 """
 HARMLESS = frozenset(_HARMLESS_WORDS.split())
 

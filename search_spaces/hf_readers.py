@@ -237,7 +237,14 @@ def deepseek(v: Values) -> Parts:
     )
     shared = (v["n_shared_experts"] or 0) * v["moe_intermediate_size"]
     dense = min(v["first_k_dense_replace"], v["num_hidden_layers"])
-    moe = _moe(v, v["moe_intermediate_size"], shared_width=shared, n_dense_layers=dense)
+    moe = _moe(
+        v,
+        v["moe_intermediate_size"],
+        shared_width=shared,
+        n_dense_layers=dense,
+        n_groups=v["n_group"] or 1,
+        top_groups=v["topk_group"] or 1,
+    )
     return _parts(v, attention, moe=moe)
 
 

@@ -116,7 +116,8 @@ class MoeSpec:
 
     The first `n_dense_layers` layers are dense; of the rest every `layer_every`-th is an expert layer.
     `shared_width` is the summed width of the shared experts (0: none).
-    `capacity_factor` None means dropless.
+    `capacity_factor` None means dropless.  Experts lie in `n_groups` groups, one or more to a node, and a
+    token picks only among those of its best `top_groups` (DeepSeek-V3, arXiv:2412.19437, section 2.1.2).
     """
 
     n_experts: int
@@ -129,6 +130,8 @@ class MoeSpec:
     n_dense_layers: int = 0
     layer_every: int = 1
     capacity_factor: float | None = None
+    n_groups: int = 1
+    top_groups: int = 1
 
     def __post_init__(self) -> None:
         check(
@@ -138,6 +141,11 @@ class MoeSpec:
         )
         check(self.expert_width > 0, "MoeSpec.expert_width must be positive", self.expert_width)
         check(self.n_matrices in (2, 3), "MoeSpec.n_matrices must be 2 or 3", self.n_matrices)
+        check(
+            0 < self.top_groups <= self.n_groups,
+            "MoeSpec.top_groups must be between 1 and n_groups",
+            f"top_groups={self.top_groups}, n_groups={self.n_groups}",
+        )
         check(self.layer_every >= 1, "MoeSpec.layer_every must be at least 1", self.layer_every)
         check(self.shared_width >= 0, "MoeSpec.shared_width must not be negative", self.shared_width)
         check(

@@ -27,6 +27,7 @@ class CpKind(StrEnum):
 
     RING = "ring"
     ULYSSES = "ulysses"
+    ALL_GATHER = "all-gather"
 
 
 class Schedule(StrEnum):
@@ -36,6 +37,7 @@ class Schedule(StrEnum):
     ONE_F_ONE_B = "1f1b"
     INTERLEAVED = "interleaved"
     ZB_H1 = "zb-h1"
+    ZB_H2 = "zb-h2"
 
 
 class Recompute(StrEnum):
@@ -93,7 +95,10 @@ ENUMS: dict[str, type[StrEnum]] = {
     "rank_order": RankOrder,
 }
 MAX_DIGITS = 9  # products of two degrees stay within int64
-FLAGS = ("sequence_parallel", "offload_optimizer", "overlap_dp", "overlap_tp", "overlap_pp")
+FLAGS = (
+    "sequence_parallel", "offload_optimizer", "overlap_dp", "overlap_tp", "overlap_pp", "overlap_ep",
+    "deduplicate_ep",
+)  # fmt: skip
 
 
 def code(value: StrEnum) -> int:
@@ -108,7 +113,10 @@ class Plan:
     `zero` is the ZeRO stage (0-3; 3 shards parameters as FSDP does). `first_layers` and `last_layers` are the
     layers of the first and last pipeline stage (0: even split). `recompute_every` n > 1 recomputes only every
     n-th layer; it needs recompute=full. `recompute_modules` are redone beside recompute=none or selective.
-    `vpp` counts model chunks per stage.
+    `vpp` counts model chunks per stage. `overlap_ep` runs one micro-batch's expert all-to-all beside
+    another's computation; `deduplicate_ep` sends a token once to each node and device that holds experts of
+    its own,
+    and copies it there.
     """
 
     tp: int = 1
@@ -133,6 +141,8 @@ class Plan:
     overlap_dp: bool = False
     overlap_tp: bool = False
     overlap_pp: bool = False
+    overlap_ep: bool = False
+    deduplicate_ep: bool = False
 
     def __post_init__(self) -> None:
         for name in ("tp", "pp", "dp", "cp", "ep", "etp", "vpp", "micro_batch", "recompute_every"):
@@ -227,6 +237,8 @@ class Plans:
     overlap_dp: Bools
     overlap_tp: Bools
     overlap_pp: Bools
+    overlap_ep: Bools
+    deduplicate_ep: Bools
 
     def __len__(self) -> int:
         return len(self.tp)

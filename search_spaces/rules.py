@@ -213,7 +213,7 @@ RULES: tuple[Rule, ...] = (
           "pp first_layers last_layers", _split_is_named_once),
     _rule("the framework sets the layers of the first and the last stage", "first_layers last_layers",
           lambda c, p: ((p["first_layers"] == 0) & (p["last_layers"] == 0))
-          | (c.framework.end_stages is not EndStages.EVEN)),
+          | (c.framework.end_stages not in (EndStages.EVEN, EndStages.BALANCED))),
     _rule("the framework takes so many layers off an end stage", "pp vpp first_layers last_layers",
           _end_stages_fit),
     _rule("the framework lays tied embeddings on two stages", "pp",
@@ -278,8 +278,9 @@ RULES: tuple[Rule, ...] = (
           lambda c, p: (p["recompute_modules"] == 0) | c.framework.recompute_modules),
     _rule("recompute_modules are those that the model has", "recompute_modules",
           lambda c, p: (p["recompute_modules"] & ~_modules_of(c.model)) == 0),
-    _rule("zb-h1 does not recompute whole layers", "schedule recompute",
-          lambda c, p: ~_is(p, Schedule.ZB_H1, "schedule") | ~_is(p, Recompute.FULL, "recompute")),
+    _rule("zb-h1 and zb-h2 do not recompute whole layers", "schedule recompute",
+          lambda c, p: ~(_is(p, Schedule.ZB_H1, "schedule") | _is(p, Schedule.ZB_H2, "schedule"))
+          | ~_is(p, Recompute.FULL, "recompute")),
     _rule("the framework offloads the optimizer at the zero stage", "zero offload_optimizer",
           lambda c, p: ~p["offload_optimizer"].astype(bool)
           | np.isin(p["zero"], c.framework.zero_stages_with_offload)),
@@ -296,6 +297,16 @@ RULES: tuple[Rule, ...] = (
     _rule("the framework overlaps gradient reduction at the zero stage", "zero overlap_dp",
           lambda c, p: ~p["overlap_dp"].astype(bool)
           | np.isin(p["zero"], c.framework.zero_stages_with_overlap)),
+    _rule("overlap_ep and deduplicate_ep need ep above 1", "ep overlap_ep deduplicate_ep",
+          lambda c, p: (p["ep"] > 1) | ~(p["overlap_ep"] | p["deduplicate_ep"]).astype(bool)),
+    _rule("the framework overlaps and deduplicates expert parallelism", "overlap_ep deduplicate_ep",
+          lambda c, p: c.framework.experts.dispatcher
+          | ~(p["overlap_ep"] | p["deduplicate_ep"]).astype(bool)),
+    _rule("overlap_ep does not recompute whole layers", "recompute overlap_ep",
+          lambda c, p: ~p["overlap_ep"].astype(bool) | ~_is(p, Recompute.FULL, "recompute")),
+    _rule("overlap_ep beside a pipeline needs the interleaved schedule", "pp schedule overlap_ep",
+          lambda c, p: ~p["overlap_ep"].astype(bool) | (p["pp"] == 1)
+          | _is(p, Schedule.INTERLEAVED, "schedule")),
     _rule("the framework gives experts replicas of their own in this rank order",
           "tp pp cp ep etp rank_order", _expert_replicas),
     _rule("rank_order is set only with dp and pp above 1", "pp dp rank_order",

@@ -8,7 +8,7 @@ KIB, MIB, GIB, TIB = 2**10, 2**20, 2**30, 2**40
 US, MS = 1e-6, 1e-3
 TFLOPS = 1e12
 KILO, MILLION, BILLION = 1e3, 1e6, 1e9
-HOUR_S, DAY_S = 3600.0, 86400.0
+MINUTE_S, HOUR_S, DAY_S = 60.0, 3600.0, 86400.0
 
 
 def gb(n_bytes: float) -> float:

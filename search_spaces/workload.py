@@ -9,12 +9,26 @@ from search_spaces.state import FP32_STATE, TrainingState
 
 
 class Precision(StrEnum):
-    """Number format of the matrix products."""
+    """Number format of the matrix products; fp8 has a scale a tensor, mxfp8 one for every 32 entries."""
 
     BF16 = "bf16"
     FP16 = "fp16"
     FP8 = "fp8"
+    MXFP8 = "mxfp8"
+    NVFP4 = "nvfp4"
     FP32 = "fp32"
+
+
+class CudaGraphs(StrEnum):
+    """What the host launches as one recorded graph: nothing, a layer's static parts, or the whole step.
+
+    The number of tokens an expert gets is known on the device only: recording a whole step takes expert
+    kernels that read it there, fused ones.
+    """
+
+    NONE = "none"
+    LAYERS = "layers"
+    STEP = "step"
 
 
 class AttentionFlops(StrEnum):
@@ -30,6 +44,8 @@ class Workload:
 
     `state` None stands for what the framework keeps.  `memory_share` is how much of a device a plan may be
     predicted to use: the rest is for the allocator's fragments and for the prediction's error.
+    `fp8_dispatch`: tokens travel to their experts, and gradients back to them, in 8 bits.
+    `launch_blocking`: the host waits for every kernel (CUDA_LAUNCH_BLOCKING=1, a debugging aid).
     """
 
     seq_len: int
@@ -41,6 +57,9 @@ class Workload:
     flash_attention: bool = True
     framework: str = "any"
     expert_imbalance: float = 1.0
+    fp8_dispatch: bool = False
+    cuda_graphs: CudaGraphs = CudaGraphs.NONE
+    launch_blocking: bool = False
     train_tokens: float | None = None
     device_hour_price: float | None = None
 
@@ -74,7 +93,10 @@ class Workload:
         """Bytes a parameter takes: as asked, else as the precision and the framework have it."""
         if self.state is not None:
             return self.state
-        return FP32_STATE if self.precision is Precision.FP32 else framework_named(self.framework).state
+        profile = framework_named(self.framework)
+        if self.precision is Precision.FP16 and profile.state_in_fp16 is not None:
+            return profile.state_in_fp16
+        return FP32_STATE if self.precision is Precision.FP32 else profile.state
 
     @property
     def tokens_per_step(self) -> int:

@@ -45,7 +45,9 @@ class JobFlags:
     precision: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME", help="bf16 (if not given), fp16, fp8 or fp32.", rich_help_panel=WORKLOAD
+            metavar="NAME",
+            help="bf16 (if not given), fp16, fp8, mxfp8, nvfp4 or fp32.",
+            rich_help_panel=WORKLOAD,
         ),
     ] = None
     framework: Annotated[

@@ -15,7 +15,7 @@ PlanFlag = Annotated[
 ]
 MetricFlag = Annotated[str, typer.Option("--metric", metavar="NAME", help="What best means.")]
 ExplainFlag = Annotated[
-    bool, typer.Option("--explain", help="Seconds and bytes by part and by pipeline stage.")
+    bool, typer.Option("--explain", help="Every part with its formula, source and constants; every stage.")
 ]
 
 
@@ -42,17 +42,20 @@ def estimate(
 ) -> None:
     """Price one plan: step time, throughput, MFU, peak memory."""
     from objectives.cost.step import stage_profile
+    from objectives.explain import explain as explained
     from search_spaces.plan import Plans
     from tuner import api, cli_job
-    from tuner.report import documents, rank_screen
+    from tuner.report import documents, explanation, rank_screen
 
     job = cli_job.job_from(flags)
     chosen = api.read_plan(job, plan)
-    plans, profile = Plans.of([chosen]), stage_profile(job, chosen)
+    plans, profile, why = Plans.of([chosen]), stage_profile(job, chosen), explained(job, chosen)
     priced, intervals = api.estimate(job, plans), api.step_interval_s(job, plans)
     if json:
-        show_json(documents.estimate_document(job, plans, priced, intervals, profile))
+        more = {"uncertainty": explanation.uncertainty_document(why)}
+        more |= {"explanation": explanation.explanation_document(why)} if explain else {}
+        show_json(documents.estimate_document(job, plans, priced, intervals, profile) | more)
         return
-    show(rank_screen.estimate_screen(job, chosen, priced, intervals))
+    show(rank_screen.estimate_screen(job, chosen, priced, intervals, [explanation.variance_line(why)]))
     if explain:
-        show("", rank_screen.explanation(job, priced, profile))
+        show("", rank_screen.explanation(job, priced, profile), "", explanation.explanation_screen(why))

@@ -9,6 +9,7 @@ from tuner.cli_flags import JsonFlag
 from tuner.cli_output import check_writable, show, show_json, tell, write_page
 
 ANSWER_IS_NO = 1
+MOST_TOLD = 200  # rejected rows on a screen; the document and the page have all
 Runs = Annotated[
     Path, typer.Argument(metavar="RUNS.csv", help="Measured runs; benchmarks/data says which columns.")
 ]
@@ -38,8 +39,10 @@ def validate(
 
     target = check_writable(html) if html else None
     report = validation_report.validation_report(runs, cluster=cluster, every=every)
-    for row in report.rejected:
+    for row in report.rejected[:MOST_TOLD]:
         tell(f"{runs.name}, line {row.line}: {row.reason}")
+    if len(report.rejected) > MOST_TOLD:
+        tell(f"and {len(report.rejected) - MOST_TOLD:,} more rejected rows, which --json and --html list")
     if target:
         from tuner.report import validation_page
 

@@ -20,7 +20,7 @@ exchange; nccl-tests, doc/PERFORMANCE.md: bus bandwidth, (n−1)/n for gathers a
 NCCL, src/graph/tuning.cc: hops counted by tier, the better of ring and tree.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,6 +30,7 @@ from search_spaces.plan import Floats, Ints
 
 # NCCL takes 8 % off a tree's bandwidth: src/graph/tuning.cc, busBw of NCCL_ALGO_TREE.
 TREE_BANDWIDTH_SHARE = 0.92
+SentShare = Callable[[Floats], Floats]  # domains that a group fills -> share of the bytes that are sent
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -90,12 +91,16 @@ def tree_line(cluster: ClusterSpec, n: Ints, members: Floats) -> Line:
     return Line(latency_s=latency_s, s_per_byte=slowest * (2 / TREE_BANDWIDTH_SHARE))
 
 
-def all_to_all_line(cluster: ClusterSpec, n: Ints, members: Floats) -> Line:
+def all_to_all_line(
+    cluster: ClusterSpec, n: Ints, members: Floats, sent_share: SentShare | None = None
+) -> Line:
     """Pairwise exchange: one message to every member, through the device's own link of each tier.
 
         t = Σ_j α_j (M_j − M_{j-1})  +  max_j s (n − M_{j-1})/n / β_j
 
     Assumes that traffic for outer tiers loads the inner ones too, as forwarding over NVLink does.
+    `sent_share` is the share of s that leaves where what is bound for one domain of tier j-1 is sent there
+    once; it depends on how many such domains the group fills.
 
     Source
     ------
@@ -106,6 +111,8 @@ def all_to_all_line(cluster: ClusterSpec, n: Ints, members: Floats) -> Line:
     for tier, inner, outer in _spans(cluster, members):
         latency_s += tier.latency_s.value * (outer - inner)
         seconds = _exit_s_per_byte(tier, inner, outer) * inner * ((n - inner) / n)
+        if sent_share is not None:
+            seconds = seconds * sent_share(n / inner)
         np.maximum(slowest, seconds, out=slowest)
     return Line(latency_s=latency_s, s_per_byte=slowest)
 

@@ -21,11 +21,22 @@ from search_spaces.plan import Floats
 from search_spaces.workload import Precision
 
 TILE = 128
+NARROW = (Precision.FP8, Precision.MXFP8, Precision.NVFP4)
+BLOCK_SCALED = (Precision.MXFP8, Precision.NVFP4)
+# Bytes an entry of a narrow product's operand costs: 2 read, 1 written along rows, 1 along columns, which the
+# product of the weights' gradient reads.  arXiv:2209.05433 (fp8), arXiv:2506.08027 (MXFP8: both directions).
+CAST_BYTES = 4.0
+TENSOR_CORE_ROW_BYTES = 16
 
 
 def activation_precision(precision: Precision) -> Precision:
-    """Format of what is not a weight product: fp8 training keeps attention in bf16."""
-    return Precision.BF16 if precision is Precision.FP8 else precision
+    """Format of what is not a layer's weight product: 8- and 4-bit training keeps attention and head in bf16.
+
+    Source
+    ------
+    Transformer Engine's formats cover the linear layers it owns; Megatron-LM's output layer is not one.
+    """
+    return Precision.BF16 if precision in NARROW else precision
 
 
 def entry_bytes(precision: Precision) -> float:
@@ -33,12 +44,23 @@ def entry_bytes(precision: Precision) -> float:
     return 4.0 if precision is Precision.FP32 else 2.0
 
 
-def gemm_s(job: Job, rows: Floats, columns: Floats, depth: Floats | float) -> Floats:
-    """Seconds of a product (M x K)(K x N): the slower of its waves of tiles and its operands' bytes."""
-    device, precision, nature = job.cluster.device, job.workload.precision, job.nature
-    rate = device.peak(precision) * device.gemm_efficiency.value * device.sustained_efficiency.value
-    if precision is Precision.FP8:
-        rate *= nature.fp8_share.value
+def cast_s(job: Job, entries: Floats) -> Floats:
+    """Seconds of writing so many 16-bit entries in the narrow format of the products; none for 16 bits."""
+    if job.workload.precision not in NARROW:
+        return np.zeros_like(entries)
+    return memory_bound_s(job, CAST_BYTES * entries)
+
+
+def gemm_s(
+    job: Job, rows: Floats, columns: Floats, depth: Floats | float, *, precision: Precision | None = None
+) -> Floats:
+    """Seconds of a product (M x K)(K x N): the slower of its waves of tiles and its operands' bytes.
+
+    `precision` None stands for the workload's.
+    """
+    device, nature = job.cluster.device, job.nature
+    precision = precision or job.workload.precision
+    rate = device.peak(precision) * device.best_product_share(precision) * device.sustained_efficiency.value
     tiles = np.ceil(rows / TILE) * np.ceil(columns / TILE)
     waves = tiles / device.n_multiprocessors
     idle = (np.ceil(waves) / waves) ** nature.wave_exponent.value
@@ -57,6 +79,26 @@ def attention_s(job: Job, flops: Floats) -> Floats:
     device = job.cluster.device
     peak = device.peak(activation_precision(job.workload.precision))
     return flops / (peak * device.attention_efficiency.value * job.trainer.attention.value)
+
+
+def unfused_attention_s(job: Job, flops: Floats) -> Floats:
+    """Seconds of the products of unfused attention from their FLOPs: batches of small matrix products.
+
+    Tensor cores read rows of whole 16 bytes; heads of another width are multiplied at the plain fp32 rate.
+
+    Source
+    ------
+    NVIDIA, "Matrix multiplication background", on tensor core requirements; Anthony et al. (2024),
+    arXiv:2401.14489; 16 measured trials with heads of 108, 150 and 450 entries (benchmarks/data), which take
+    1.3 to 1.6 times as long as their neighbours with 96 to 448.
+    """
+    attention, device = job.model.attention, job.cluster.device
+    row_bytes = entry_bytes(job.workload.precision) * np.array([attention.head_dim, attention.v_head_dim])
+    if not np.any(row_bytes % TENSOR_CORE_ROW_BYTES) or Precision.FP32 not in device.peak_flops_per_s:
+        peak = device.peak(activation_precision(job.workload.precision))
+        share = device.gemm_efficiency.value * device.sustained_efficiency.value
+        return flops / (peak * share * job.nature.score_product_share.value)
+    return flops / (device.peak(Precision.FP32) * job.nature.unaligned_share.value)
 
 
 def memory_bound_s(job: Job, n_bytes: Floats) -> Floats:

@@ -13,19 +13,29 @@ from dataclasses import dataclass
 import numpy as np
 
 from objectives.cost import mesh
-from objectives.cost.collectives import all_gather_s, all_reduce_s, all_to_all_s, reduce_scatter_s
+from objectives.cost.collectives import (
+    Line,
+    all_gather_s,
+    all_reduce_s,
+    all_to_all_line,
+    all_to_all_s,
+    reduce_scatter_s,
+)
 from objectives.cost.flops import attention_score_flops
 from objectives.cost.kernels import (
     attention_s,
+    cast_s,
     entry_bytes,
     gemm_s,
     grouped_gemm_s,
     memory_bound_s,
+    unfused_attention_s,
 )
+from objectives.cost.moe import deduplicated_share
 from objectives.metrics import Job
 from search_spaces.model import MlpSpec
 from search_spaces.plan import CpKind, Floats, Module, Plans
-from search_spaces.workload import AttentionFlops
+from search_spaces.workload import AttentionFlops, CudaGraphs
 
 ATTENTION_BACKWARD_OVER_FORWARD = 2.5  # five products for two: Dao (2023), arXiv:2307.08691, section 3.1
 
@@ -49,9 +59,10 @@ class LayerCost:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Block:
-    """Seconds of one half of a layer."""
+    """Seconds of one half of a layer; `cast_s` is a mean of both passes."""
 
     gemm_s: Floats
+    cast_s: Floats
     other_s: Floats
 
 
@@ -72,12 +83,14 @@ def layer_cost(job: Job, plans: Plans, kind: str) -> LayerCost:
     core_s = _attention_core(job, plans)
     tp_forward, tp_backward = _tp_comm(job, plans, kind, attention.gemm_s + mlp.gemm_s)
     cp_forward, cp_backward = _cp_comm(job, plans, core_s)
-    ep_forward = _ep_comm(job, plans) if kind == "moe" else np.zeros(len(plans))
-    gemm = attention.gemm_s + mlp.gemm_s
-    other = job.trainer.traffic.value * (attention.other_s + mlp.other_s)
+    gemm, cast = attention.gemm_s + mlp.gemm_s, attention.cast_s + mlp.cast_s
+    ep_forward, ep_backward = (
+        _ep_comm(job, plans, gemm, core_s) if kind == "moe" else (0.0 * gemm, 0.0 * gemm)
+    )
+    other = attention.other_s + mlp.other_s
     return LayerCost(
-        forward_s=gemm + core_s + other,
-        backward_input_s=gemm + ATTENTION_BACKWARD_OVER_FORWARD * core_s + 2 * other,
+        forward_s=gemm + cast + core_s + other,
+        backward_input_s=gemm + cast + ATTENTION_BACKWARD_OVER_FORWARD * core_s + 2 * other,
         backward_weight_s=gemm,
         core_forward_s=core_s,
         modules_forward_s=_modules_s(job, plans, kind, mlp, ep_forward),
@@ -86,7 +99,7 @@ def layer_cost(job: Job, plans: Plans, kind: str) -> LayerCost:
         cp_forward_s=cp_forward,
         cp_backward_s=cp_backward,
         ep_forward_s=ep_forward,
-        ep_backward_s=ep_forward,
+        ep_backward_s=ep_backward,
     )
 
 
@@ -138,7 +151,13 @@ def _attention_block(job: Job, plans: Plans) -> _Block:
         job, tokens, np.full(len(plans), float(h)), value_width
     )
     moved = entry_bytes(job.workload.precision) * tokens * (5 * h / shards + 2 * qkv_width)
-    return _Block(gemm_s=gemm, other_s=memory_bound_s(job, moved))
+    cast = cast_s(job, tokens * (h / shards + (qkv_width + value_width) / 2))
+    return _Block(gemm_s=gemm, cast_s=cast, other_s=_traffic_s(job, moved))
+
+
+def _traffic_s(job: Job, n_bytes: Floats) -> Floats:
+    """Seconds of a trainer's memory-bound kernels from the least bytes that fused ones would move."""
+    return job.trainer.traffic.value * memory_bound_s(job, n_bytes)
 
 
 def _qkv_s(job: Job, plans: Plans, tokens: Floats, qkv_width: Floats) -> Floats:
@@ -164,10 +183,10 @@ def _attention_core(job: Job, plans: Plans) -> Floats:
     per_layer = [attention_score_flops(model, s, window, counting) for window in model.window_of_layer]
     share = plans.micro_batch / (plans.tp * plans.cp)
     flops = share * (sum(per_layer) / model.n_layers)
-    seconds = attention_s(job, flops)
     rows = share * model.attention.n_heads * float(s)
     if workload.flash_attention:
-        return seconds
+        return attention_s(job, flops)
+    seconds = unfused_attention_s(job, flops)
     return seconds + memory_bound_s(job, job.nature.score_traffic_bytes.value * rows * s)
 
 
@@ -179,7 +198,8 @@ def _mlp_block(job: Job, plans: Plans, mlp: MlpSpec) -> _Block:
     up = gemm_s(job, tokens, (mlp.n_matrices - 1) * width, h)
     down = gemm_s(job, tokens, np.full(len(plans), h), width)
     moved = entry_bytes(job.workload.precision) * tokens * (5 * h / shards + mlp.n_matrices * width)
-    return _Block(gemm_s=up + down, other_s=memory_bound_s(job, moved))
+    cast = cast_s(job, tokens * (h / shards + mlp.n_matrices * width / 2))
+    return _Block(gemm_s=up + down, cast_s=cast, other_s=_traffic_s(job, moved))
 
 
 def routed_tokens(job: Job, plans: Plans) -> Floats:
@@ -204,8 +224,23 @@ def _expert_block(job: Job, plans: Plans) -> _Block:
     shared = _shared_block(job, plans)
     return _Block(
         gemm_s=up + down + shared.gemm_s,
-        other_s=memory_bound_s(job, moved) + shared.other_s,
+        cast_s=_expert_cast_s(job, routed * (h + moe.n_matrices * width / 2)) + shared.cast_s,
+        other_s=_expert_traffic(job) * memory_bound_s(job, moved) + shared.other_s,
     )
+
+
+def _expert_traffic(job: Job) -> float:
+    """Bytes that routed experts' memory-bound kernels move over the least: 1 where they are fused."""
+    return 1.0 if _experts_are_fused(job) else job.trainer.expert_traffic.value
+
+
+def _expert_cast_s(job: Job, entries: Floats) -> Floats:
+    """Seconds of casting what experts read; fused kernels write the narrow format to begin with."""
+    return np.zeros_like(entries) if _experts_are_fused(job) else cast_s(job, entries)
+
+
+def _experts_are_fused(job: Job) -> bool:
+    return job.workload.cuda_graphs is CudaGraphs.STEP
 
 
 def _shared_block(job: Job, plans: Plans) -> _Block:
@@ -215,9 +250,10 @@ def _shared_block(job: Job, plans: Plans) -> _Block:
     if moe.shared_width:
         return _mlp_block(job, plans, MlpSpec(width=moe.shared_width, n_matrices=moe.n_matrices))
     tokens = tokens_per_device(job, plans) / sequence_shards(plans) * job.model.d_model
-    moved = memory_bound_s(job, entry_bytes(job.workload.precision) * 5 * tokens)
+    moved = _traffic_s(job, entry_bytes(job.workload.precision) * 5 * tokens)
     return _Block(
         gemm_s=np.zeros(len(plans)),
+        cast_s=np.zeros(len(plans)),
         other_s=moved,
     )
 
@@ -253,14 +289,16 @@ def _cp_comm(job: Job, plans: Plans, core_s: Floats) -> tuple[Floats, Floats]:
     """Exposed seconds of context-parallel communication, forward and backward.
 
         ring      every device sees all keys and values: their whole length through a ring, the
-                  framework's share of it beside the core
+                  trainer's share of it beside the core
+        gather    the same bytes before the core, nothing beside them; backward gathers again and reduces
         ulysses   all-to-alls of queries, keys, values and outputs, nothing beside them
 
     Keys and values are replicated where Ulysses needs more heads than there are.
 
     Source
     ------
-    Liu et al. (2023), arXiv:2310.01889 (ring); Jacobs et al. (2023), arXiv:2309.14509, section 3.2 (Ulysses).
+    Liu et al. (2023), arXiv:2310.01889 (ring); Jacobs et al. (2023), arXiv:2309.14509, section 3.2 (Ulysses);
+    Grattafiori et al. (2024), arXiv:2407.21783, section 3.3.2 (all-gather).
     """
     if int(plans.cp.max(initial=1)) == 1:
         return np.zeros(len(plans)), np.zeros(len(plans))
@@ -281,23 +319,47 @@ def _cp_comm(job: Job, plans: Plans, core_s: Floats) -> tuple[Floats, Floats]:
         * both_widths
     )
     ulysses_s = all_to_all_s(cluster, plans.cp, members, sent)
-    is_ulysses = plans.is_cp(CpKind.ULYSSES)
-    return np.where(is_ulysses, ulysses_s, ring_forward), np.where(is_ulysses, ulysses_s, ring_backward)
+    is_ulysses, gathers = plans.is_cp(CpKind.ULYSSES), plans.is_cp(CpKind.ALL_GATHER)
+    forward = np.where(gathers, ring_s, ring_forward)
+    backward = np.where(gathers, 2 * ring_s, ring_backward)
+    return np.where(is_ulysses, ulysses_s, forward), np.where(is_ulysses, ulysses_s, backward)
 
 
-def _ep_comm(job: Job, plans: Plans) -> Floats:
-    """Seconds of one expert layer's dispatch and combine, forward; backward costs the same again.
+def _ep_comm(job: Job, plans: Plans, gemm: Floats, core_s: Floats) -> tuple[Floats, Floats]:
+    """Exposed seconds of one expert layer's dispatch and combine, forward and backward.
 
         2 all-to-alls of 2 k T h / s_p bytes over ep, 1 all-gather and 1 reduce-scatter over etp
 
+    A deduplicated dispatch sends a token once into each domain that it reaches; with 8 bits one of the two
+    all-to-alls each way carries half the bytes.  Overlapped, up to the trainer's share of a pass's exchange
+    runs beside another micro-batch's pass the other way.
+
     Source
     ------
-    Lepikhin et al. (2020), arXiv:2006.16668, section 3.3; two per pass: X-MoE, arXiv:2508.13337.
+    Lepikhin et al. (2020), arXiv:2006.16668, section 3.3; two per pass: X-MoE, arXiv:2508.13337;
+    DeepSeek-V3 (2024), arXiv:2412.19437, sections 3.2 and 3.3.2 (8 bits, overlap of forward and backward).
     """
     cluster = job.cluster
     here = routed_tokens(job, plans) / plans.etp
     sent = entry_bytes(job.workload.precision) * here * job.model.d_model
-    exchange = all_to_all_s(cluster, plans.ep, mesh.ep_members(cluster, plans), sent)
+    line = _exchange_line(job, plans)
+    exchange = line.seconds(sent * (0.5 if job.workload.fp8_dispatch else 1.0)) + line.seconds(sent)
     etp_members = mesh.etp_members(cluster, plans)
     gather = all_gather_s(cluster, plans.etp, etp_members, sent * plans.etp)
-    return 2 * exchange + gather + reduce_scatter_s(cluster, plans.etp, etp_members, sent * plans.etp)
+    total = exchange + gather + reduce_scatter_s(cluster, plans.etp, etp_members, sent * plans.etp)
+    hidden = job.trainer.ep_overlap.value * plans.overlap_ep * exchange
+    backward_s = 2 * gemm + ATTENTION_BACKWARD_OVER_FORWARD * core_s
+    return total - np.minimum(hidden, backward_s), total - np.minimum(hidden, gemm + core_s)
+
+
+def _exchange_line(job: Job, plans: Plans) -> Line:
+    """One all-to-all over ep: every copy of a token alone, or once into each domain."""
+    cluster, moe = job.cluster, job.model.moe
+    assert moe is not None
+    members = mesh.ep_members(cluster, plans)
+    flat = all_to_all_line(cluster, plans.ep, members)
+    if not plans.deduplicate_ep.any():
+        return flat
+    once = all_to_all_line(cluster, plans.ep, members, lambda domains: deduplicated_share(moe, domains))
+    slope = np.where(plans.deduplicate_ep, once.s_per_byte, flat.s_per_byte)
+    return Line(latency_s=flat.latency_s, s_per_byte=slope)

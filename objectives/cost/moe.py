@@ -88,13 +88,44 @@ def dispatch_redundancy(moe: MoeSpec, n_nodes: Ints) -> Floats:
     ------
     X-MoE (2025), arXiv:2508.13337: 54.8 % for 256 experts, top-8, on 4 nodes of 8 devices.
     """
-    experts, k = moe.n_experts, moe.top_k
-    elsewhere = experts - experts / np.asarray(n_nodes, dtype=np.float64)
-    # C(E - E/n, k) / C(E, k) as a product, which stays exact where the binomials overflow.
-    factors = [np.maximum(elsewhere - i, 0) / (experts - i) for i in range(k)]
-    missed = np.prod(np.stack(factors), axis=0)
-    redundancy: Floats = 1 - n_nodes / k * (1 - missed)
-    return redundancy
+    return 1 - reached_domains(moe.n_experts, moe.top_k, np.asarray(n_nodes, dtype=np.float64)) / moe.top_k
+
+
+def reached_domains(experts: float, k: int, n: Floats) -> Floats:
+    """Of n domains with E/n experts each, those that hold any of a token's k.
+
+        n (1 − C(E − E/n, k) / C(E, k))
+
+    Assumes a uniform choice.
+    """
+    elsewhere = experts - experts / n
+    # The ratio of binomials as a product, which stays exact where they overflow.
+    missed = np.ones_like(elsewhere)
+    for i in range(k):
+        missed *= np.maximum(elsewhere - i, 0) / (experts - i)
+    reached: Floats = n * (1 - missed)
+    return reached
+
+
+def deduplicated_share(moe: MoeSpec, n_domains: Floats) -> Floats:
+    """Token copies that are sent where each goes once to a domain, over all k of them.
+
+        D' = D (1 − (1 − g/G)^max(G/D, 1))        domains that a token's g of G groups lie in
+        share = reached domains of D' with E g/G experts, over k
+
+    Returns
+    -------
+    shape of `n_domains`, a fraction
+
+    Source
+    ------
+    Node-limited routing: DeepSeek-V3 (2024), arXiv:2412.19437, sections 2.1.2 and 3.2.2 (at most 4 nodes).
+    """
+    share = moe.top_groups / moe.n_groups
+    within = n_domains * (1 - (1 - share) ** np.maximum(moe.n_groups / n_domains, 1))
+    reached = reached_domains(moe.n_experts * share, moe.top_k, np.maximum(within, 1))
+    fraction: Floats = np.minimum(reached / moe.top_k, 1)
+    return fraction
 
 
 def deduplicated_dispatch_s(

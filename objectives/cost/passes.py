@@ -13,21 +13,23 @@ from objectives.cost import mesh
 from objectives.cost.activations import boundary_bytes, stage_activations
 from objectives.cost.collectives import all_gather_s, send_s
 from objectives.cost.factored import factored
-from objectives.cost.kernels import entry_bytes, gemm_s, memory_bound_s
+from objectives.cost.kernels import BLOCK_SCALED, activation_precision, entry_bytes, gemm_s, memory_bound_s
 from objectives.cost.layers import LayerCost, layer_cost, sequence_shards, tokens_per_device
-from objectives.cost.stages import Stages, representatives, stages_by_cost, stages_of
+from objectives.cost.stages import Stages, held_stages, rank_parameters, representatives, stages_of
 from objectives.metrics import Job
 from search_spaces.framework import framework_named
 from search_spaces.plan import Floats, Ints, Plans, Recompute
+from search_spaces.workload import CudaGraphs
 
+TIE = 1e-9
 PASS_KNOBS = (
     "tp", "pp", "dp", "cp", "ep", "etp", "vpp", "micro_batch", "first_layers", "last_layers",
     "recompute_every", "cp_kind", "recompute", "recompute_modules", "rank_order", "sequence_parallel",
-    "overlap_tp",
+    "overlap_tp", "overlap_ep", "deduplicate_ep",
 )  # fmt: skip
 LAYER_KNOBS = (
     "tp", "pp", "dp", "cp", "ep", "etp", "micro_batch", "cp_kind", "rank_order", "sequence_parallel",
-    "overlap_tp", "recompute_modules",
+    "overlap_tp", "overlap_ep", "deduplicate_ep", "recompute_modules",
 )  # fmt: skip
 
 
@@ -86,12 +88,14 @@ def stage_pass(job: Job, plans: Plans, stages: Stages) -> StagePass:
     backward_comm = total.tp_backward_s + total.cp_backward_s + total.ep_backward_s
     backward_comm = backward_comm + heads * head_comm_s + embedding_comm_s
     backward_s = total.backward_input_s + total.backward_weight_s + 2 * ends_s + again_s + backward_comm
+    accumulation_s = _accumulation_s(job, plans, stages)
+    backward_s = backward_s + accumulation_s
     device_s = (total.forward_s + ends_s + forward_comm, backward_s)
-    launch_forward, launch_backward = _launch(job, plans, n_layers, device_s)
+    launch_forward, launch_backward = _launch(job, plans, (n_layers, stages.n_moe + n_predict), device_s)
     return StagePass(
         forward_s=total.forward_s + ends_s,
         backward_input_s=total.backward_input_s + ends_s,
-        backward_weight_s=total.backward_weight_s + ends_s,
+        backward_weight_s=total.backward_weight_s + ends_s + accumulation_s,
         recompute_s=again_s,
         tp_comm_s=total.tp_forward_s + total.tp_backward_s + 2 * (heads * head_comm_s + embedding_comm_s),
         cp_comm_s=total.cp_forward_s + total.cp_backward_s,
@@ -102,20 +106,61 @@ def stage_pass(job: Job, plans: Plans, stages: Stages) -> StagePass:
     )
 
 
-def _launch(job: Job, plans: Plans, n_layers: Ints, device_s: tuple[Floats, Floats]) -> tuple[Floats, Floats]:
-    """Seconds in which the device waits for its host, forward and backward.
+def _accumulation_s(job: Job, plans: Plans, stages: Stages) -> Floats:
+    """Seconds of adding one micro-batch's gradients to the sum, where the weight product does not do it."""
+    moved = job.trainer.accumulation_bytes.value
+    if not moved:
+        return np.zeros(stages.index.shape)
+    return memory_bound_s(job, moved * rank_parameters(job, plans, stages).total)
 
-        max(operations * seconds to issue one - the device's own seconds, 0)
 
-    Issuing runs ahead of the device, so only a pass whose operations are many and small waits.
+def _launch(
+    job: Job, plans: Plans, n_layers: tuple[Ints, Ints], device_s: tuple[Floats, Floats]
+) -> tuple[Floats, Floats]:
+    """Seconds in which the device does not work because of its operations' number, forward and backward.
+
+        max(operations * seconds to issue one - the device's own seconds, operations * seconds to start one)
+
+    Issuing runs ahead of the device, so only a pass whose operations are many and small waits for its host;
+    every kernel starts and drains.  A host that waits for every kernel issues each while nothing runs.
+    `n_layers` counts all layers, and those of experts: each expert of a device costs operations of its own.
+    A graph of the layers' static parts leaves only these, one of the whole step none.
     """
-    trainer = job.trainer
+    trainer, graphs = job.trainer, job.workload.cuda_graphs
+    if graphs is CudaGraphs.STEP:
+        return 0 * device_s[0], 0 * device_s[1]
     one = job.cluster.device.kernel_launch_s.value
     per_layer = trainer.operations_per_layer.value + trainer.tp_operations.value * (plans.tp > 1)
-    forward = one * (n_layers * per_layer + trainer.pass_operations.value)
+    graphed = graphs is CudaGraphs.LAYERS
+    forward = n_layers[0] * per_layer * (not graphed) + trainer.pass_operations.value
+    if job.model.moe is not None:
+        forward = forward + n_layers[1] * (job.model.moe.n_experts / plans.ep) * _expert_operations(job)
+    host_s = one * (forward + n_layers[0] * _peer_operations(job, plans))
     again = plans.is_recompute(Recompute.FULL) / plans.recompute_every
-    backward = (trainer.backward_operations.value + again) * forward
-    return np.maximum(forward - device_s[0], 0), np.maximum(backward - device_s[1], 0)
+    backward = trainer.backward_operations.value + again
+    start_s = forward * (job.nature.kernel_start_s.value + one * job.workload.launch_blocking)
+    return (
+        np.maximum(host_s - device_s[0], start_s),
+        np.maximum(backward * host_s - device_s[1], backward * start_s),
+    )
+
+
+def _peer_operations(job: Job, plans: Plans) -> Floats:
+    """Operations' time for which the hosts of a tensor-parallel group hold each other up in one layer: t w.
+
+    Only beside a pipeline that leaves the node and blocks the host: w is then what one rank's delay costs.
+    Published runs of such a trainer take 7, 12, 20 and 44 ms a layer and micro-batch on 2, 4, 8 and 16 ranks,
+    whatever the model and the micro-batch, and 4 ms with the pipeline inside the node (benchmarks/data).
+    """
+    blocks = (plans.tp > 1) & (mesh.pp_tier(job.cluster, plans) > 0) & (plans.pp > 1)
+    return np.where(blocks, plans.tp * job.trainer.peer_operations.value, 0.0)
+
+
+def _expert_operations(job: Job) -> float:
+    """Operations that an expert adds to a forward pass; scales of blocks are laid out expert by expert."""
+    trainer = job.trainer
+    by_block = job.workload.precision in BLOCK_SCALED
+    return trainer.expert_operations.value + trainer.block_scale_operations.value * by_block
 
 
 def _layer_cost(job: Job, plans: Plans, kind: str) -> LayerCost:
@@ -144,7 +189,7 @@ def _head(job: Job, plans: Plans) -> tuple[Floats, Floats]:
     h = float(job.model.d_model)
     tokens = tokens_per_device(job, plans)
     columns = np.ceil(job.model.embedding.vocab_size / plans.tp)
-    product = gemm_s(job, tokens, columns, h)
+    product = gemm_s(job, tokens, columns, h, precision=activation_precision(job.workload.precision))
     gather = all_gather_s(
         job.cluster,
         plans.tp,
@@ -171,16 +216,22 @@ def _embedding_comm(job: Job, plans: Plans) -> Floats:
 def send_message_s(job: Job, plans: Plans) -> Floats:
     """Seconds of handing one layer's input to the next stage.
 
-    DeepSpeed's pipeline engine sends each tensor-parallel rank its part and gathers them at the receiver.
+    Where the framework splits messages, each tensor-parallel rank sends its part and the receivers gather
+    them; sequence parallelism leaves nothing to split.
+
+    Source
+    ------
+    Narayanan et al. (2021), arXiv:2104.04473, section 4.1 (scatter/gather).
     """
     boundary = boundary_bytes(job, plans)
     tier = mesh.pp_tier(job.cluster, plans)
-    if not framework_named(job.workload.framework).keeps_stage_input:
-        return send_s(job.cluster, tier, boundary)
+    host_s = job.trainer.message_operations.value * job.cluster.device.kernel_launch_s.value
+    if not framework_named(job.workload.framework).splits_messages:
+        return send_s(job.cluster, tier, boundary) + host_s
     parts = plans.tp / sequence_shards(plans)
     members = mesh.tp_members(job.cluster, plans)
     gather_s = all_gather_s(job.cluster, plans.tp, members, np.where(parts > 1, boundary, 0.0))
-    return send_s(job.cluster, tier, boundary / parts) + gather_s
+    return send_s(job.cluster, tier, boundary / parts) + gather_s + host_s
 
 
 def _recomputation_s(plans: Plans, total: LayerCost, layers: Ints) -> Floats:
@@ -197,8 +248,8 @@ class PassTable:
     """What a pipeline needs of its passes; times are (n_plans,), bytes (n_representatives, n_plans).
 
     The worst stage is the one with the longest F + B; its parts are those a step is made of.  `all_stages_s`
-    sums F + B over the stages; `fillable_s` sums W + min(F, W) over all but the worst: what ZB-H1 fills of
-    its bubble.
+    sums F + B over the stages; `fillable_s` sums W + min(F, W) over all but the worst, `fillable_h2_s`
+    min(3 W, F + B): what ZB-H1 and ZB-H2 fill of their bubbles.
     """
 
     compute_s: Floats
@@ -212,6 +263,7 @@ class PassTable:
     backward_s: Floats
     all_stages_s: Floats
     fillable_s: Floats
+    fillable_h2_s: Floats
     send_s: Floats
     kept_bytes: Floats
     transient_bytes: Floats
@@ -221,19 +273,21 @@ class PassTable:
 
 def pass_table(job: Job, plans: Plans) -> PassTable:
     """Passes of the representative stages, reduced to what the pipeline's closed forms use."""
-    bounds = representatives(job.model, plans, by_cost=stages_by_cost(job))
-    stages = stages_of(job.model, plans, bounds.index, by_cost=stages_by_cost(job))
+    bounds = representatives(job, plans)
+    stages = stages_of(job, plans, bounds.index)
     passes = stage_pass(job, plans, stages)
     total = passes.total_s
-    worst = np.argmax(total, axis=0)[None]
+    # Of stages that tie, as waiting for the host makes them, the first: rounding must not choose.
+    worst = np.argmax(total >= total.max(axis=0) * (1 - TIE), axis=0)[None]
 
     def of_worst(part: Floats) -> Floats:
         picked: Floats = np.take_along_axis(part, worst, axis=0)[0]
         return picked
 
-    activations = stage_activations(job, plans, stages)
+    activations = stage_activations(job, plans, held_stages(job, plans, bounds.index))
     weight_pass = passes.backward_weight_s
     fillable = weight_pass + np.minimum(weight_pass, passes.full_forward_s)
+    fillable_h2 = np.minimum(3 * weight_pass, total)
     return PassTable(
         compute_s=of_worst(passes.compute_s),
         recompute_s=of_worst(passes.recompute_s),
@@ -246,6 +300,7 @@ def pass_table(job: Job, plans: Plans) -> PassTable:
         backward_s=of_worst(passes.full_backward_input_s + passes.backward_weight_s),
         all_stages_s=np.sum(bounds.weight * total, axis=0),
         fillable_s=np.sum(bounds.weight * fillable, axis=0) - of_worst(fillable),
+        fillable_h2_s=np.sum(bounds.weight * fillable_h2, axis=0) - of_worst(fillable_h2),
         send_s=send_message_s(job, plans),
         kept_bytes=activations.kept_bytes,
         transient_bytes=activations.transient_bytes,

@@ -3,28 +3,34 @@
     L  n_layers     p  pp     v  vpp     i  stage
 
 A stage without a number of its own holds the middle share (L - first - last) / (p - those named).
+A trainer that balances compute counts the output projection as H more layers, and a stage takes the layers
+that fit into its share of them all:
+
+    layers up to stage i    min(floor((L + H) (i + 1) / p), L)       H = V h / (entries of a layer's matrices)
+
 With v chunks, chunk c of stage i follows chunk c of stage i - 1, and chunk c + 1 of stage 0 follows them all.
 Arrays over stages have shape (n_stages, n_plans).
 """
 
 from dataclasses import dataclass
-from functools import cache
 
 import numpy as np
 
 from objectives.cost.factored import distinct_settings, setting_codes
 from objectives.metrics import Job
-from search_spaces.framework import framework_named
+from search_spaces.framework import EndStages, framework_named
 from search_spaces.model import ModelSpec
 from search_spaces.parameters import (
     embedding_rank_parameters,
     expert_rank_parameters,
     head_rank_parameters,
+    layer_parameters,
     layer_rank_parameters,
     predict_rank_parameters,
 )
 from search_spaces.plan import Bools, Floats, Ints, Plans
 
+ROUNDING = 1e-9  # of a layer: shares that are whole stay so
 LAYOUT_KNOBS = ("pp", "vpp", "first_layers", "last_layers")
 
 
@@ -47,20 +53,21 @@ class Representatives:
     weight: Floats
 
 
-def representatives(model: ModelSpec, plans: Plans, *, by_cost: bool = False) -> Representatives:
+def representatives(job: Job, plans: Plans) -> Representatives:
     """The first stage, the last, and of the stages between the earliest of every kind.
 
     A kind is a number of layers and of expert layers; the earliest of a kind has the most micro-batches in
     flight.
     """
+    model = job.model
     last = plans.pp - 1
     first_weight, last_weight = np.ones(len(plans)), np.minimum(last, 1).astype(np.float64)
-    if model.n_moe_layers in (0, model.n_layers) and not by_cost:
+    if model.n_moe_layers in (0, model.n_layers) and not _balances(job):
         index = np.stack([np.zeros_like(last), np.minimum(1, last), last])
         weight = np.stack([first_weight, np.maximum(plans.pp - 2, 0).astype(np.float64), last_weight])
         return Representatives(index=index, weight=weight)
     layouts, which = distinct_settings(setting_codes(plans, LAYOUT_KNOBS))
-    index, weight = _kinds_between(model, plans.take(layouts), by_cost=by_cost)
+    index, weight = _kinds_between(job, plans.take(layouts))
     index, weight = index[:, which], weight[:, which]
     return Representatives(
         index=np.concatenate([np.zeros_like(last)[None], index, last[None]]),
@@ -68,11 +75,11 @@ def representatives(model: ModelSpec, plans: Plans, *, by_cost: bool = False) ->
     )
 
 
-def _kinds_between(model: ModelSpec, plans: Plans, *, by_cost: bool) -> tuple[Ints, Floats]:
+def _kinds_between(job: Job, plans: Plans) -> tuple[Ints, Floats]:
     """The earliest middle stage of every kind, and how many there are; rows without a kind weigh nothing."""
     stage = np.arange(int(plans.pp.max(initial=1)))[:, None] + np.zeros_like(plans.pp)
-    stages = stages_of(model, plans, stage, by_cost=by_cost)
-    kinds = stages.n_layers * (model.n_layers + 1) + stages.n_moe
+    stages = stages_of(job, plans, stage)
+    kinds = stages.n_layers * (job.model.n_layers + 1) + stages.n_moe
     between = (stage > 0) & (stage < plans.pp - 1)
     earliest, counts = [], []
     for kind in np.unique(kinds[between]):
@@ -88,13 +95,21 @@ def _kinds_between(model: ModelSpec, plans: Plans, *, by_cost: bool) -> tuple[In
     return np.take_along_axis(np.stack(earliest), order, axis=0), weight
 
 
-def stages_by_cost(job: Job) -> bool:
-    """Whether the job's trainer balances its stages by weights."""
-    return framework_named(job.workload.framework).stages_by_cost
+def held_stages(job: Job, plans: Plans, index: Ints) -> Stages:
+    """The given stages as memory sees them: a balance by compute closes a stage behind its last layer.
+
+    Published peaks of such pipelines are those of the loop as it is written; their times are not.
+    """
+    if _balances(job):
+        return _balanced_stages(job.model, plans, index, passing=1)
+    return stages_of(job, plans, index)
 
 
-def stages_of(model: ModelSpec, plans: Plans, index: Ints, *, by_cost: bool = False) -> Stages:
-    """Layers of the given stages of every plan; `by_cost` balances those that no plan names."""
+def stages_of(job: Job, plans: Plans, index: Ints) -> Stages:
+    """Layers of the given stages of every plan."""
+    model = job.model
+    if _balances(job):
+        return _balanced_stages(model, plans, index, passing=0)
     last = plans.pp - 1
     named = (plans.first_layers > 0).astype(np.int64) + (plans.last_layers > 0)
     rest = model.n_layers - plans.first_layers - plans.last_layers
@@ -103,8 +118,6 @@ def stages_of(model: ModelSpec, plans: Plans, index: Ints, *, by_cost: bool = Fa
     final = np.where(plans.last_layers > 0, plans.last_layers, middle)
     n_layers = np.where(index == 0, first, np.where(index == last, final, middle))
     before = np.where(index > 0, first + (index - 1) * middle, 0)
-    if by_cost:
-        n_layers, before = _balanced(model, plans, index, (n_layers, before))
     return Stages(
         index=index,
         n_layers=n_layers,
@@ -114,50 +127,52 @@ def stages_of(model: ModelSpec, plans: Plans, index: Ints, *, by_cost: bool = Fa
     )
 
 
-def _balanced(model: ModelSpec, plans: Plans, index: Ints, even: tuple[Ints, Ints]) -> tuple[Ints, Ints]:
-    """Layers of the given stages, and those before them, where a plan leaves the split to its trainer."""
-    n_layers, before = even
-    free = (plans.first_layers == 0) & (plans.last_layers == 0) & (plans.vpp == 1)
-    for pp in np.unique(plans.pp[free]):
-        counts = np.array(balanced_layers(model, int(pp)))
-        starts = np.concatenate(([0], np.cumsum(counts)[:-1]))
-        place = np.minimum(index, pp - 1)
-        here = free & (plans.pp == pp)
-        n_layers = np.where(here, counts[place], n_layers)
-        before = np.where(here, starts[place], before)
-    return n_layers, before
+def _balances(job: Job) -> bool:
+    return framework_named(job.workload.framework).end_stages is EndStages.BALANCED
 
 
-@cache
-def balanced_layers(model: ModelSpec, n_stages: int) -> tuple[int, ...]:
-    """Layers of every stage where a trainer balances its blocks' weights, the head's as one block of them.
-
-    A stage takes blocks until their weights, with those of all stages before, exceed its share of the total.
+def _balanced_stages(model: ModelSpec, plans: Plans, index: Ints, *, passing: int) -> Stages:
+    """Layers dealt by compute; the projection counts as many as its product takes.
 
     Source
     ------
-    nanotron, src/nanotron/trainer.py and models/llama.py (get_block_compute_costs).
+    nanotron, src/nanotron/models/base.py, build_model; models/llama.py, get_block_compute_costs.  Its loop
+    closes a stage with the layer that passes the share; published runs (benchmarks/data) take as long as
+    stages that stop before it.
     """
-    stages = _stages_of_blocks(model, n_stages)[: model.n_layers]
-    return tuple(stages.count(stage) for stage in range(n_stages))
+    parameters = layer_parameters(model, "moe" if model.n_moe_layers else "dense")
+    head = model.embedding.vocab_size * model.d_model / (parameters.attention + parameters.mlp)
+    share, last = (model.n_layers + head) / plans.pp, plans.pp - 1
+
+    def layers_up_to(stage: Ints) -> Ints:
+        fit = np.floor(share * (stage + 1) + ROUNDING) + np.where(stage < 0, 0, passing)
+        reached: Ints = np.where(stage >= last, model.n_layers, np.minimum(fit, model.n_layers)).astype(
+            np.int64
+        )
+        return reached
+
+    before = layers_up_to(index - 1)
+    n_layers = layers_up_to(index) - before
+    return Stages(
+        index=index,
+        n_layers=n_layers,
+        n_moe=_moe_layers(model, plans, before, n_layers),
+        is_first=index == 0,
+        is_last=index == last,
+    )
 
 
 def leaves_a_stage_empty(model: ModelSpec, n_stages: int) -> bool:
-    """Whether such a balance gives the last stage nothing: no layer, norm, head, cast or loss."""
-    return n_stages - 1 not in _stages_of_blocks(model, n_stages)
-
-
-def _stages_of_blocks(model: ModelSpec, n_stages: int) -> list[int]:
-    """The stage of every layer, and of the norm, the head, the cast to fp32 and the loss behind them."""
-    attention = 4 * model.attention.n_heads * model.attention.head_dim
-    layer = (attention + model.mlp.n_matrices * model.mlp.width) * model.d_model
+    """Whether that loop gives the last stage nothing: no layer, norm, head, cast or loss."""
+    parameters = layer_parameters(model, "moe" if model.n_moe_layers else "dense")
+    layer = parameters.attention + parameters.mlp
     weights = [layer] * model.n_layers + [0, model.embedding.vocab_size * model.d_model, 0, 0]
-    stages, stage, so_far = [], 0, 0
+    stage, last_used, so_far = 0, 0, 0
     for weight in weights:
-        stages.append(min(stage, n_stages - 1))
+        last_used = stage
         so_far += weight
         stage += so_far * n_stages > sum(weights) * (stage + 1)
-    return stages
+    return last_used < n_stages - 1
 
 
 def _moe_layers(model: ModelSpec, plans: Plans, before: Ints, n_layers: Ints) -> Ints:

@@ -21,16 +21,16 @@ from objectives.cost.kernels import memory_bound_s
 from objectives.cost.stages import (
     RankParameters,
     Stages,
+    held_stages,
     rank_parameters,
     representatives,
-    stages_by_cost,
     stages_of,
 )
 from objectives.metrics import Job
 from search_spaces.cluster import assumed
 from search_spaces.framework import framework_named
 from search_spaces.parameters import expert_parameters, layer_rank_parameters
-from search_spaces.plan import Floats, Plans
+from search_spaces.plan import Floats, Ints, Plans
 from search_spaces.units import GB
 
 STATE_KNOBS = (
@@ -129,17 +129,17 @@ def _sharded(plans: Plans, parameters: RankParameters) -> Floats:
 
 def state_table(job: Job, plans: Plans) -> StateTable:
     """State of the representative stages and the seconds of moving and updating it."""
-    by_cost = stages_by_cost(job)
-    index = representatives(job.model, plans, by_cost=by_cost).index
-    stages = stages_of(job.model, plans, index, by_cost=by_cost)
+    stages = stages_of(job, plans, representatives(job, plans).index)
     parameters = rank_parameters(job, plans, stages)
-    table = state_bytes(job, plans, parameters, stages)
+    held = held_stages(job, plans, stages.index)
+    table = state_bytes(job, plans, rank_parameters(job, plans, held), held)
     fullest = np.argmax(parameters.total, axis=0)[None]
     dense = np.take_along_axis(parameters.dense, fullest, axis=0)[0]
     expert = np.take_along_axis(parameters.expert, fullest, axis=0)[0]
     one = RankParameters(dense=dense, expert=expert)
     reduce_s, gather_s = _sharing_s(job, plans, one)
-    optimizer_s, offload_s = _update_s(job, plans, one)
+    owned = np.where(plans.zero >= 1, _sharded(plans, parameters), parameters.total)
+    optimizer_s, offload_s = _update_s(job, plans, np.max(owned, axis=0), np.max(stages.n_layers, axis=0))
     return StateTable(
         weights_bytes=table.weights_bytes,
         gradients_bytes=table.gradients_bytes,
@@ -158,8 +158,8 @@ def state_table(job: Job, plans: Plans) -> StateTable:
 def _sharing_s(job: Job, plans: Plans, parameters: RankParameters) -> tuple[Floats, Floats]:
     """Seconds of one gradient reduction and one weight gather.
 
-    Gradients are all-reduced, or reduce-scattered from stage 1 on.  Dense parameters go over dp x cp, routed
-    experts over edp; one after the other.
+    Gradients are all-reduced bucket by bucket, or reduce-scattered from stage 1 on.  Dense parameters go over
+    dp x cp, routed experts over edp; one after the other.
     """
     cluster, state = job.cluster, job.workload.training_state
     reduce_s, gather_s = np.zeros(len(plans)), np.zeros(len(plans))
@@ -169,7 +169,8 @@ def _sharing_s(job: Job, plans: Plans, parameters: RankParameters) -> tuple[Floa
     )
     for held, n, members in groups:
         gradients, weights = held * state.gradient_bytes, held * state.weight_bytes
-        whole = all_reduce_s(cluster, n, members, gradients)
+        buckets = np.maximum(held / framework_named(job.workload.framework).bucket_parameters, 1.0)
+        whole = buckets * all_reduce_s(cluster, n, members, gradients / buckets)
         reduce_s += np.where(plans.zero == 0, whole, reduce_scatter_s(cluster, n, members, gradients))
         gather_s += all_gather_s(cluster, n, members, weights)
     return reduce_s, gather_s
@@ -192,25 +193,40 @@ def _tie_s(job: Job, plans: Plans) -> Floats:
     )
 
 
-def _update_s(job: Job, plans: Plans, parameters: RankParameters) -> tuple[Floats, Floats]:
+def _update_s(job: Job, plans: Plans, owned: Floats, n_layers: Ints) -> tuple[Floats, Floats]:
     """Seconds of the optimizer on the device; and of an offloaded one, its transfers included.
 
         update reads and writes o bytes, reads g, writes w, per parameter it owns
 
+    `owned` is that of the stage whose devices own the most: the step waits for it.
     Assumes an update that is bound by memory, wherever it runs.
     """
     state = job.workload.training_state
-    owned = np.where(plans.zero >= 1, _sharded(plans, parameters), parameters.total)
     moved = owned * (2 * state.optimizer_bytes + state.gradient_bytes + state.weight_bytes)
     on_device = memory_bound_s(job, moved)
     transfer = (
         owned * (state.gradient_bytes + state.weight_bytes) / job.cluster.device.host_bandwidth_bytes_per_s
     )
     on_host = transfer + moved / HOST_OPTIMIZER_BYTES_PER_S.value
-    zero = np.zeros(len(plans))
-    return np.where(plans.offload_optimizer, zero, on_device), np.where(
-        plans.offload_optimizer, on_host, zero
+    copies = _shard_s(job, plans, n_layers)
+    return (
+        np.where(plans.offload_optimizer, 0.0, on_device + copies),
+        np.where(plans.offload_optimizer, on_host + copies, 0.0),
     )
+
+
+def _shard_s(job: Job, plans: Plans, n_layers: Ints) -> Floats:
+    """Host seconds of copying a stage's parameters into one piece per replica and back, where a trainer does.
+
+        operations per layer and replica * layers * D * seconds to issue one
+
+    Source
+    ------
+    nanotron, src/nanotron/distributed.py, reduce_scatter_coalesced, all_gather_coalesced: loops over ranks.
+    """
+    operations = job.trainer.shard_operations.value * n_layers * plans.dp
+    seconds: Floats = (plans.zero >= 1) * (plans.dp > 1) * operations
+    return seconds * job.cluster.device.kernel_launch_s.value
 
 
 def deepspeed_bytes_after_step(n_parameters: Floats, dp: Floats) -> Floats:

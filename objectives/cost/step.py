@@ -9,7 +9,7 @@ from objectives.cost.activations import StageActivations, boundary_bytes, stage_
 from objectives.cost.factored import factored
 from objectives.cost.passes import PASS_KNOBS, PassTable, pass_table, stage_pass
 from objectives.cost.result import Estimate, StageProfile, StepMemory, StepTime
-from objectives.cost.stages import Stages, rank_parameters, representatives, stages_by_cost, stages_of
+from objectives.cost.stages import Stages, held_stages, rank_parameters, representatives, stages_of
 from objectives.cost.states import STATE_KNOBS, StateBytes, StateTable, state_bytes, state_table
 from objectives.metrics import Job
 from search_spaces.plan import Floats, Ints, Plan, Plans
@@ -126,7 +126,7 @@ def _memory(
     job: Job, plans: Plans, passes: PassTable, states: StateTable, m: Ints
 ) -> tuple[StepMemory, Ints]:
     """Bytes of the fullest of the representative stages, by part."""
-    index = representatives(job.model, plans, by_cost=stages_by_cost(job)).index
+    index = representatives(job, plans).index
     activations = pipeline.in_flight(plans, m, index) * passes.kept_bytes
     buffers = buffer_bytes(plans, passes.boundary_bytes, passes.transient_bytes, states)
     total = states.weights_bytes + states.gradients_bytes
@@ -179,9 +179,10 @@ def stage_profile(job: Job, plan: Plan) -> StageProfile:
     """
     one = Plans.of([plan])
     index = np.arange(plan.pp)[:, None]
-    stages = stages_of(job.model, one, index, by_cost=stages_by_cost(job))
+    stages = stages_of(job, one, index)
     passes, table = stage_pass(job, one, stages), pass_table(job, one)
-    held = stage_activations(job, one, stages)
+    in_memory = held_stages(job, one, index)
+    held = stage_activations(job, one, in_memory)
     time = estimate_chunk(job, one).time
     step_end = time.dp_comm_s + time.optimizer_s + time.offload_s + job.cluster.step_fixed_s.value
     flights = pipeline.in_flight(one, microbatches(job, one), index)
@@ -193,7 +194,7 @@ def stage_profile(job: Job, plan: Plan) -> StageProfile:
         backward_weight_s=passes.backward_weight_s[:, 0],
         send_s=np.where(plan.pp > 1, table.send_s[0], 0.0) * ones,
         step_end_s=step_end[0] * ones,
-        memory=_stage_memory(job, one, stages, held, flights),
+        memory=_stage_memory(job, one, in_memory, held, flights),
         activation_bytes=held.kept_bytes[:, 0],
         in_flight=flights[:, 0],
     )

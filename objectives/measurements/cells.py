@@ -13,9 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from search_spaces.documents import read_text
-from search_spaces.errors import InvalidSpec
+from search_spaces.errors import InvalidSpec, nearest_name
+from search_spaces.units import BILLION, KILO
 
 _ABSENT = ("", "nan", "none", "null", "n/a")
+_YES, _NO = ("1", "1.0", "true", "yes"), ("", "0", "0.0", "false", "no")
+_OTHER_SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}
+MOST_WHOLE = int(KILO * BILLION)  # products of a few of them stay within a column's 64 bits
+BOM = "\ufeff"  # what spreadsheets put before UTF-8
 
 
 class BadRow(Exception):
@@ -24,10 +29,11 @@ class BadRow(Exception):
 
 @dataclass(frozen=True)
 class Cells:
-    """One row: its line in the file and its cells by column."""
+    """One row: its line in the file, its cells by column, and what is wrong with it as a whole."""
 
     line: int
     by_column: Mapping[str, str]
+    fault: str = ""
 
     def text(self, name: str) -> str:
         """A cell's text; empty where the row or the file has none."""
@@ -49,22 +55,41 @@ class Cells:
     def whole(self, name: str) -> int | None:
         """A whole number; None where the cell is empty."""
         value = self.number(name)
-        if value is not None and value != int(value):
-            raise BadRow(f"{name} must be a whole number; got {self.text(name)!r}")
-        return None if value is None else int(value)
-
-    def needed(self, name: str) -> int:
-        """A whole number that the row must state."""
-        value = self.whole(name)
         if value is None:
-            raise BadRow(f"{name} is missing")
-        if value < 1:
+            return None
+        if value != int(value):
+            raise BadRow(f"{name} must be a whole number; got {self.text(name)!r}")
+        if value > MOST_WHOLE:
+            raise BadRow(f"{name} must be at most {MOST_WHOLE:,}; got {self.text(name)!r}")
+        return int(value)
+
+    def count(self, name: str) -> int | None:
+        """A whole number of at least 1; None where the cell is empty."""
+        value = self.whole(name)
+        if value is not None and value < 1:
             raise BadRow(f"{name} must be at least 1; got {value}")
         return value
 
+    def needed(self, name: str) -> int:
+        """A whole number of at least 1 that the row must state."""
+        value = self.count(name)
+        if value is None:
+            raise BadRow(f"{name} is missing")
+        return value
+
     def is_set(self, name: str) -> bool:
-        """Whether a 0/1 cell is 1."""
-        return self.text(name) in ("1", "1.0", "true", "True")
+        """Whether a 0/1 cell is 1; an empty one is 0."""
+        word = self.text(name).lower()
+        if word not in _YES + _NO:
+            raise BadRow(f"{name} must be 0 or 1; got {self.text(name)!r}")
+        return word in _YES
+
+    def extra_whole(self, name: str, among: Mapping[str, Any] | None = None) -> int:
+        """A whole number in `extra`, or in an object of it; 0 where it says nothing."""
+        value = (self.extra if among is None else among).get(name) or 0
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MOST_WHOLE:
+            raise BadRow(f"extra.{name} must be a whole number; got {value!r}")
+        return value
 
     @cached_property
     def extra(self) -> Mapping[str, Any]:
@@ -81,7 +106,7 @@ class Cells:
             return {}
         try:
             document = json.loads(self.text(name))
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):  # not JSON, or nested beyond Python's limits
             document = None
         if not isinstance(document, dict):
             raise BadRow(f"{name} must be a JSON object; got {self.text(name)[:40]!r}")
@@ -89,17 +114,53 @@ class Cells:
 
 
 def read_cells(path: Path | str, needed: Sequence[str]) -> Iterator[Cells]:
-    """Every row of a measurements file.
+    """Every row of a measurements file that holds anything.
 
     Raises
     ------
     InvalidSpec
-        The file cannot be read, or a needed column is missing.
+        The file cannot be read, is no CSV, or a needed column is missing or there twice.
     """
-    reader = csv.DictReader(io.StringIO(read_text(Path(path))))
-    missing = [name for name in needed if name not in (reader.fieldnames or ())]
+    reader = csv.reader(io.StringIO(read_text(Path(path)).removeprefix(BOM)))
+    try:
+        header = [name.strip() for name in next(reader, [])]
+        _check_header(str(path), header, needed)
+        for row in reader:
+            if any(cell.strip() for cell in row):
+                yield _cells(header, row, reader.line_num)
+    except csv.Error as error:
+        raise InvalidSpec(
+            f"{path} must be a CSV file",
+            f"{error} in line {reader.line_num}",
+            hint="a quotation mark that is never closed swallows all that follows",
+        ) from None
+
+
+def _cells(header: Sequence[str], row: Sequence[str], line: int) -> Cells:
+    by_column = dict(zip(header, row, strict=False))
+    if len(row) == len(header):
+        return Cells(line=line, by_column=by_column)
+    why = "is it cut off?" if len(row) < len(header) else "a comma in a text needs quotation marks around it"
+    fault = f"a row must have as many cells as the header, {len(header)}; got {len(row)}: {why}"
+    return Cells(line=line, by_column=by_column, fault=fault)
+
+
+def _check_header(path: str, header: Sequence[str], needed: Sequence[str]) -> None:
+    missing = [name for name in needed if name not in header]
     if missing:
-        must = f"{path} must have the columns {', '.join(needed)}"
-        raise InvalidSpec(must, f"none named {', '.join(missing)}")
-    for by_column in reader:
-        yield Cells(line=reader.line_num, by_column=by_column)
+        raise InvalidSpec(
+            f"{path} must have the columns {', '.join(needed)}",
+            f"none named {', '.join(missing)}",
+            hint=_header_hint(header, missing[0]),
+        )
+    twice = sorted({name for name in header if name and header.count(name) > 1})
+    if twice:
+        raise InvalidSpec(f"{path} must have every column once", f"two named {', '.join(twice)}")
+
+
+def _header_hint(header: Sequence[str], missing: str) -> str:
+    for separator, word in _OTHER_SEPARATORS.items():
+        if len(header) == 1 and separator in header[0]:
+            return f"its cells are separated by {word}: save it with commas, and points in numbers"
+    near = nearest_name(missing, [name for name in header if name])
+    return f"its first line must name the columns; is {near!r} the column {missing!r}?" if near else ""

@@ -52,7 +52,7 @@ def _described(cells: Cells, tables: WordTables, text: str, n_devices: int) -> D
         raise BadRow(f"accelerator must be one of {', '.join(device_names())}; got {device!r}")
     base = load_cluster(preset, 1)
     notes = [] if base.device.name == device else [f"network as in {preset}, device {device}"]
-    per_node = cells.whole("gpus_per_node") or base.devices_per_node
+    per_node = cells.count("gpus_per_node") or base.devices_per_node
     tiers = _with_node(base, per_node)
     fabric = _fabric_bytes_per_s(text, per_node)
     if not words and fabric is None and n_devices > (tiers[0].size or n_devices):
@@ -85,8 +85,8 @@ def _with_fabric(
     if chosen and not (words and words.preset):
         tier = replace(tier, bandwidth_bytes_per_s=chosen, pair_bandwidth_bytes_per_s=chosen)
     if words and words.fabric_efficiency:
-        measured = Constant(value=words.fabric_efficiency, origin=Origin.MEASURED, source=text, spread=0.3)
-        tier = replace(tier, efficiency=measured)
+        fitted = Constant(value=words.fabric_efficiency, origin=Origin.FITTED, source=text, spread=0.3)
+        tier = replace(tier, efficiency=fitted)
     return tier
 
 

@@ -1,12 +1,13 @@
 """The layout columns of a row as a plan."""
 
+from dataclasses import replace
 from enum import StrEnum
 from types import MappingProxyType
 
 from objectives.cost.stages import leaves_a_stage_empty
 from objectives.measurements.cells import BadRow, Cells
 from objectives.metrics import Job
-from search_spaces.framework import framework_named
+from search_spaces.framework import EndStages, framework_named
 from search_spaces.plan import (
     NO_MODULES,
     CpKind,
@@ -26,11 +27,11 @@ SCHEDULES = MappingProxyType({
     "interleaved": Schedule.INTERLEAVED,
     "zb-1p": Schedule.ZB_H1,
     "zb-h1": Schedule.ZB_H1,
+    "zb-2p": Schedule.ZB_H2,
+    "zb-h2": Schedule.ZB_H2,
 })  # fmt: skip
 # Schedules that Meshtune lacks, and the nearest that it has.
 NEAREST_SCHEDULES = MappingProxyType({
-    "zb-2p": Schedule.ZB_H1,
-    "zb-h2": Schedule.ZB_H1,
     "zb-v": Schedule.ZB_H1,
     "dualpipe": Schedule.ZB_H1,
 })  # fmt: skip
@@ -45,10 +46,11 @@ _OVERLAPS = {
     "overlap_dp": ("dp_grad_reduce", "dp_param_gather", "fsdp_prefetch"),
     "overlap_tp": ("tp_userbuffer", "tp_async"),
     "overlap_pp": ("pp_p2p",),
+    "overlap_ep": ("moe_a2a_1f1b", "moe_a2a"),
 }
 
 
-def plan_of(cells: Cells, n_layers: int, *, stages_by_cost: bool = False) -> tuple[Plan, list[str]]:
+def plan_of(cells: Cells, n_layers: int) -> tuple[Plan, list[str]]:
     """The row's plan, and what the row leaves open or Meshtune has no word for.
 
     Raises
@@ -59,7 +61,7 @@ def plan_of(cells: Cells, n_layers: int, *, stages_by_cost: bool = False) -> tup
     notes: list[str] = []
     degrees = _degrees(cells)
     schedule, vpp = _schedule(cells, degrees["pp"], notes)
-    first, last = (0, 0) if stages_by_cost else _uneven(n_layers, degrees["pp"], vpp, notes)
+    first, last = _uneven(n_layers, degrees["pp"], vpp, notes)
     overlaps = _overlaps(cells, degrees, notes)
     recompute, modules = _recompute(cells, notes)
     plan = Plan(
@@ -67,14 +69,14 @@ def plan_of(cells: Cells, n_layers: int, *, stages_by_cost: bool = False) -> tup
         pp=degrees["pp"],
         cp=degrees["cp"],
         dp=degrees["dp"],
-        ep=cells.whole("ep") or 1,
-        etp=cells.whole("etp") or 1,
+        ep=cells.count("ep") or 1,
+        etp=cells.count("etp") or 1,
         vpp=vpp,
         micro_batch=cells.needed("micro_batch"),
         zero=_zero(cells, notes),
         first_layers=first,
         last_layers=last,
-        cp_kind=_cp_kind(cells),
+        cp_kind=cp_kind(cells),
         schedule=schedule,
         recompute=recompute,
         recompute_modules=modules,
@@ -83,8 +85,16 @@ def plan_of(cells: Cells, n_layers: int, *, stages_by_cost: bool = False) -> tup
         overlap_dp=overlaps["overlap_dp"],
         overlap_tp=overlaps["overlap_tp"],
         overlap_pp=overlaps["overlap_pp"],
+        overlap_ep=overlaps["overlap_ep"],
+        deduplicate_ep=_deduplicates(cells) and (cells.whole("ep") or 1) > 1,
     )
     return plan, notes
+
+
+def as_overlapped(plan: Plan, framework: str) -> Plan:
+    """The plan as its trainer runs it: gradients overlap only at the ZeRO stages where it can do that."""
+    stages = framework_named(framework).zero_stages_with_overlap
+    return plan if plan.zero in stages else replace(plan, overlap_dp=False)
 
 
 def unfillable(plan: Plan, n_layers: int) -> str:
@@ -103,7 +113,7 @@ def unrunnable(plan: Plan, job: Job) -> str:
     n_microbatches = n // (plan.micro_batch * plan.dp)
     if profile.fills_pipeline and n_microbatches < plan.pp - 1:
         return f"{n_microbatches} micro-batches do not fill {plan.pp} stages"
-    if profile.stages_by_cost and leaves_a_stage_empty(job.model, plan.pp):
+    if profile.end_stages is EndStages.BALANCED and leaves_a_stage_empty(job.model, plan.pp):
         return f"balanced by cost, {job.model.n_layers} layers and a head leave one of {plan.pp} stages empty"
     return ""
 
@@ -111,9 +121,9 @@ def unrunnable(plan: Plan, job: Job) -> str:
 def _degrees(cells: Cells) -> dict[str, int]:
     """tp, pp, cp, dp; dp follows from the devices where the row leaves it out."""
     n_devices = cells.needed("n_gpus")
-    degrees = {"tp": cells.needed("tp"), "pp": cells.needed("pp"), "cp": cells.whole("cp") or 1}
+    degrees = {"tp": cells.needed("tp"), "pp": cells.needed("pp"), "cp": cells.count("cp") or 1}
     inner = degrees["tp"] * degrees["pp"] * degrees["cp"]
-    degrees["dp"] = cells.whole("dp") or max(n_devices // inner, 1)
+    degrees["dp"] = cells.count("dp") or max(n_devices // inner, 1)
     if inner * degrees["dp"] != n_devices:
         words = " x ".join(f"{name} {value}" for name, value in degrees.items())
         raise BadRow(f"tp x pp x cp x dp must be n_gpus {n_devices}; got {words} = {inner * degrees['dp']}")
@@ -122,7 +132,7 @@ def _degrees(cells: Cells) -> dict[str, int]:
 
 def _schedule(cells: Cells, pp: int, notes: list[str]) -> tuple[Schedule, int]:
     """The schedule, and the chunks of a stage that it needs."""
-    word, vpp = cells.text("schedule").lower(), max(cells.whole("vpp") or 1, 1)
+    word, vpp = cells.text("schedule").lower(), cells.count("vpp") or 1
     if pp == 1:
         return Schedule.ONE_F_ONE_B, 1
     if vpp > 1:
@@ -165,15 +175,18 @@ def _uneven(n_layers: int, pp: int, vpp: int, notes: list[str]) -> tuple[int, in
 def _zero(cells: Cells, notes: list[str]) -> int:
     stage = cells.whole("zero_stage")
     if stage is None:
-        notes.append("ZeRO stage not stated: 0")
+        notes.append("ZeRO stage not stated: 0 or 1")
         return 0
     if stage > 3:
         raise BadRow(f"zero_stage must be from 0 to 3; got {stage}")
     return stage
 
 
-def _cp_kind(cells: Cells) -> CpKind:
+def cp_kind(cells: Cells) -> CpKind:
+    """How the row splits a sequence; a ring where it does not say."""
     word = cells.text("cp_kind").lower()
+    if "gather" in word:
+        return CpKind.ALL_GATHER
     return CpKind.ULYSSES if "a2a" in word or "ulysses" in word else CpKind.RING
 
 
@@ -181,7 +194,7 @@ def _recompute(cells: Cells, notes: list[str]) -> tuple[Recompute, StrEnum]:
     """What is redone: nothing, the attention core, or all; and the modules redone by name."""
     word, _, named = cells.text("recompute").lower().partition(":")
     if word in ("", "unknown"):
-        notes.append("recompute not stated: none")
+        notes.append("recompute not stated: none to full")
         return Recompute.NONE, NO_MODULES
     if word in ("none", "full"):
         return Recompute(word), NO_MODULES
@@ -205,15 +218,23 @@ def _offloads_optimizer(cells: Cells, notes: list[str]) -> bool:
     return False
 
 
+def _deduplicates(cells: Cells) -> bool:
+    """Whether a token goes once to a node: dispatchers that do so by name, and those of a "flex" kind."""
+    word = str(cells.extra.get("moe_dispatcher") or cells.extra.get("dispatcher") or "").lower()
+    return word in ("deepep", "hybridep", "flex")
+
+
 def _overlaps(cells: Cells, degrees: dict[str, int], notes: list[str]) -> dict[str, bool]:
     stated = cells.overlap
     if stated is None:
-        notes.append("overlap not stated: none")
+        notes.append("overlap not stated: none or all")
         stated = {}
     flags = {
-        knob: any(stated.get(name) in (1, True, "1") for name in names) for knob, names in _OVERLAPS.items()
+        knob: any(stated.get(name) in (1, True, "1", "dualpipe") for name in names)
+        for knob, names in _OVERLAPS.items()
     }
     flags["overlap_dp"] &= degrees["dp"] * degrees["cp"] > 1
     flags["overlap_tp"] &= degrees["tp"] > 1 and cells.is_set("seq_parallel")
     flags["overlap_pp"] &= degrees["pp"] > 1
+    flags["overlap_ep"] &= (cells.whole("ep") or 1) > 1
     return flags

@@ -25,8 +25,8 @@ def model_of(cells: Cells, *, default_vocab: int | None) -> tuple[ModelSpec, lis
     if cells.text("model_type") not in ("", "dense", "moe"):
         raise BadRow(f"model_type must be dense or moe; got {cells.text('model_type')!r}")
     notes: list[str] = []
-    vocab = cells.whole("vocab")
-    if not vocab:
+    vocab = cells.count("vocab")
+    if vocab is None:
         if default_vocab is None:
             raise BadRow("vocab is missing")
         vocab = default_vocab
@@ -43,7 +43,7 @@ def model_of(cells: Cells, *, default_vocab: int | None) -> tuple[ModelSpec, lis
         embedding=EmbeddingSpec(
             vocab_size=vocab, n_positions=_positions(cells), tied=cells.is_set("tied_embeddings")
         ),
-        n_predict_layers=int(cells.extra.get("mtp_layers") or 0),
+        n_predict_layers=cells.extra_whole("mtp_layers"),
     )
     return model, notes
 
@@ -56,12 +56,15 @@ def _attention(cells: Cells, notes: list[str]) -> AttentionSpec:
             stated = {name: cells.extra[name] for name in _LATENT_DEFAULTS if name in cells.extra}
         if open_widths := sorted(_LATENT_DEFAULTS.keys() - stated.keys()):
             notes.append(f"latent attention: {', '.join(open_widths)} as DeepSeek-V2 has them")
-        widths = {name: stated.get(name, default) for name, default in _LATENT_DEFAULTS.items()}
+        widths = {
+            name: cells.extra_whole(name, stated) if name in stated else default
+            for name, default in _LATENT_DEFAULTS.items()
+        }
         latent = LatentAttention(**widths)
         head_dim = latent.qk_nope_head_dim + latent.qk_rope_head_dim
         return AttentionSpec(n_heads=n_heads, n_kv_heads=n_heads, head_dim=head_dim, latent=latent)
-    head_dim = cells.whole("head_dim") or cells.needed("hidden") // n_heads
-    return AttentionSpec(n_heads=n_heads, n_kv_heads=cells.whole("n_kv_heads") or n_heads, head_dim=head_dim)
+    head_dim = cells.count("head_dim") or cells.needed("hidden") // n_heads
+    return AttentionSpec(n_heads=n_heads, n_kv_heads=cells.count("n_kv_heads") or n_heads, head_dim=head_dim)
 
 
 def _matrices(cells: Cells) -> int:
@@ -69,8 +72,8 @@ def _matrices(cells: Cells) -> int:
 
 
 def _mlp_width(cells: Cells) -> int:
-    width = cells.whole("ffn_hidden") or cells.whole("moe_ffn_hidden")
-    if not width:
+    width = cells.count("ffn_hidden") or cells.count("moe_ffn_hidden")
+    if width is None:
         raise BadRow("ffn_hidden is missing")
     return width
 
@@ -81,7 +84,7 @@ def _experts(cells: Cells) -> MoeSpec | None:
         if cells.text("model_type") == "moe":
             raise BadRow("n_experts is missing in a row of a mixture of experts")
         return None
-    width = cells.whole("moe_ffn_hidden") or cells.needed("ffn_hidden")
+    width = cells.count("moe_ffn_hidden") or cells.needed("ffn_hidden")
     return MoeSpec(
         n_experts=n_experts,
         top_k=cells.needed("top_k"),
@@ -89,6 +92,8 @@ def _experts(cells: Cells) -> MoeSpec | None:
         n_matrices=_matrices(cells),
         shared_width=(cells.whole("n_shared_experts") or 0) * width,
         n_dense_layers=cells.whole("n_dense_layers") or 0,
+        n_groups=int(cells.extra.get("n_group") or 1),
+        top_groups=int(cells.extra.get("topk_group") or 1),
         capacity_factor=_capacity(str(cells.extra.get("moe_routing", ""))),
     )
 

@@ -1,23 +1,31 @@
 """The measurements file as runs: a job, a plan and what came of it; bad rows with line and reason."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 
 from objectives.measurements.cells import BadRow, Cells, read_cells
-from objectives.measurements.checks import check_batch, check_step, memory_kind, peak_memory
+from objectives.measurements.checks import (
+    check_batch,
+    check_experts,
+    check_step,
+    memory_kind,
+    peak_device_s,
+    peak_memory,
+    times_expected,
+)
 from objectives.measurements.clusters import Described, cluster_of
-from objectives.measurements.layouts import plan_of, unfillable, unrunnable
+from objectives.measurements.layouts import as_overlapped, plan_of, unfillable, unrunnable
 from objectives.measurements.models import model_of
+from objectives.measurements.openings import openings_of
 from objectives.measurements.tables import MemoryKind, TrainerWords, WordTables, word_tables
 from objectives.metrics import Job
 from search_spaces.cluster_presets import load_cluster
 from search_spaces.errors import InvalidSpec, MeshtuneError
-from search_spaces.framework import framework_named
 from search_spaces.plan import Plan
 from search_spaces.state import TrainingState
-from search_spaces.workload import Precision, Workload
+from search_spaces.workload import CudaGraphs, Precision, Workload
 
 NEEDED = (
     "outcome", "n_layers", "hidden", "n_heads", "seq_len", "accelerator", "n_gpus", "dtype", "global_batch",
@@ -26,6 +34,16 @@ NEEDED = (
 
 # What a machine is made of; rows alike in these share one.
 CLUSTER_COLUMNS = ("accelerator", "gpus_per_node", "n_gpus", "cluster")
+# What a job is made of.
+JOB_COLUMNS = (
+    *CLUSTER_COLUMNS, "model", "model_type", "n_layers", "hidden", "ffn_hidden", "n_heads", "n_kv_heads",
+    "head_dim", "vocab", "gated_mlp", "tied_embeddings", "n_experts", "top_k", "moe_ffn_hidden",
+    "n_shared_experts", "n_dense_layers", "mla", "extra", "seq_len", "global_batch", "dtype", "framework",
+    "date", "source_group",
+)  # fmt: skip
+MOST_TIMES_EXPECTED = (
+    300  # no published run is nearly as slow; a step in milliseconds looks a thousand times so
+)
 
 
 class RunOutcome(StrEnum):
@@ -49,7 +67,8 @@ class MeasuredRun:
     `notes` say what the row leaves open and what was taken instead; a run is `trusted` where every field that
     sets its step time is known and its figures do not contradict themselves or their neighbours.
     `memory_kind` says what the memory figure counts; `impossible` why a failed row's trainer cannot run its
-    plan at all (empty: it could).
+    plan at all (empty: it could).  `alternatives` are the other jobs and
+    plans that the row may mean; `undecided` says that nothing makes `job` and `plan` likelier.
     """
 
     id: str
@@ -64,6 +83,8 @@ class MeasuredRun:
     memory_kind: MemoryKind = MemoryKind.DEVICE
     notes: tuple[str, ...] = ()
     impossible: str = ""
+    alternatives: tuple[tuple[Job, Plan], ...] = ()
+    undecided: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,7 +129,31 @@ def read_measurements(path: Path | str, *, cluster: str | None = None) -> Measur
             rejected.append(RejectedRow(id=cells.text("id"), line=cells.line, reason=reason))
     if not runs and not rejected:
         raise InvalidSpec(f"{path} must hold at least one row", "none")
-    return Measurements(n_rows=len(runs) + len(rejected), runs=tuple(runs), rejected=tuple(rejected))
+    slips = _slips(runs)
+    return Measurements(
+        n_rows=len(runs) + len(rejected),
+        runs=tuple(run for run in runs if run.line not in slips),
+        rejected=tuple(sorted([*rejected, *slips.values()], key=lambda row: row.line)),
+    )
+
+
+def _slips(runs: Sequence[MeasuredRun]) -> dict[int, RejectedRow]:
+    """Runs far slower than any that was ever published, by line."""
+    by_job: dict[int, list[MeasuredRun]] = {}
+    for run in runs:
+        if run.step_s is not None:
+            by_job.setdefault(id(run.job), []).append(run)
+    found = {}
+    for timed in by_job.values():
+        times = times_expected(timed[0].job, [(run.plan, run.step_s or 0.0) for run in timed])
+        for run, slower in zip(timed, times, strict=True):
+            if slower > MOST_TIMES_EXPECTED:
+                reason = (
+                    f"step_time_s of {run.step_s:.4g} is {slower:.0f} times what the cost model expects: "
+                    "is it in milliseconds?"
+                )
+                found[run.line] = RejectedRow(id=run.id, line=run.line, reason=reason)
+    return found
 
 
 class _Reader:
@@ -118,23 +163,36 @@ class _Reader:
         self._tables, self._cluster = tables, cluster
         self._clusters: dict[tuple[str, ...], Described] = {}
         self._jobs: dict[tuple[object, ...], Job] = {}
+        self._described: dict[tuple[str | None, ...], tuple[Job, tuple[str, ...]]] = {}
+        self._least_s: dict[int, float] = {}
+        self._trainers: dict[str, TrainerWords] = {}
+        self._lines: dict[str, int] = {}
 
     def run(self, cells: Cells) -> MeasuredRun:
         """The run of one row."""
+        if cells.fault:
+            raise BadRow(cells.fault)
+        self._check_id(cells)
         outcome = _outcome(cells)
-        trainer = self._tables.trainer(cells.text("framework"))
+        trainer = self._trainer(cells.text("framework"))
         job, job_notes = self._job(cells, trainer)
-        by_cost = framework_named(trainer.known_profile).stages_by_cost
-        plan, plan_notes = plan_of(cells, job.model.n_layers, stages_by_cost=by_cost)
+        plan, plan_notes = plan_of(cells, job.model.n_layers)
+        plan = as_overlapped(plan, trainer.known_profile)
         impossible = unfillable(plan, job.model.n_layers)
         if impossible and not outcome.is_failure:
             raise BadRow(impossible)
         if outcome.is_failure:
             impossible = impossible or unrunnable(plan, job)
         check_batch(job, plan)
+        check_experts(job, plan)
+        open_ = openings_of(cells, job, plan)
+        readings = [(self._job_of(job, each), one) for each in open_.workloads for one in open_.plans]
         step_s = cells.number("step_time_s") if outcome is RunOutcome.OK else None
         if outcome is RunOutcome.OK:
-            check_step(cells, job, plan, step_s or 0.0)
+            check_step(cells, job, plan, step_s or 0.0, self._least_s[id(job)])
+        peak_bytes = peak_memory(cells, job, trainer.memory_unit_bytes)
+        if cells.text("id"):
+            self._lines[cells.text("id")] = cells.line
         return MeasuredRun(
             id=cells.text("id") or f"line-{cells.line}",
             line=cells.line,
@@ -142,16 +200,45 @@ class _Reader:
             plan=plan,
             outcome=outcome,
             step_s=step_s,
-            peak_memory_bytes=peak_memory(cells, job, trainer.memory_unit_bytes),
+            peak_memory_bytes=peak_bytes,
             memory_kind=memory_kind(cells, trainer),
             labels=_labels(cells, plan, trainer),
             trusted=_is_trusted(cells),
             notes=(*job_notes, *plan_notes),
             impossible=impossible,
+            alternatives=tuple(readings[1:]),
+            undecided=open_.undecided,
         )
 
+    def _trainer(self, text: str) -> TrainerWords:
+        if text not in self._trainers:
+            self._trainers[text] = self._tables.trainer(text)
+        return self._trainers[text]
+
+    def _check_id(self, cells: Cells) -> None:
+        """An id stands for one row; that of a rejected row may come again."""
+        name = cells.text("id")
+        if name in self._lines:
+            raise BadRow(
+                f"id must differ from row to row, or be empty; got {name!r}, as in line {self._lines[name]}"
+            )
+
+    def _job_of(self, job: Job, workload: Workload) -> Job:
+        """The job with one of the workloads that its row may mean."""
+        if workload == job.workload:
+            return job
+        return self._jobs.setdefault((id(job), workload), replace(job, workload=workload))
+
     def _job(self, cells: Cells, trainer: TrainerWords) -> tuple[Job, tuple[str, ...]]:
-        """The row's job and what the row leaves open of it."""
+        """The row's job and what the row leaves open of it; rows alike in all that makes a job share it."""
+        key = tuple(cells.by_column.get(name) for name in JOB_COLUMNS)
+        if key not in self._described:
+            self._described[key] = self._new_job(cells, trainer)
+            job, _ = self._described[key]
+            self._least_s[id(job)] = peak_device_s(job)
+        return self._described[key]
+
+    def _new_job(self, cells: Cells, trainer: TrainerWords) -> tuple[Job, tuple[str, ...]]:
         place = tuple(cells.text(name) for name in CLUSTER_COLUMNS)
         if place not in self._clusters:
             self._clusters[place] = cluster_of(cells, self._tables, self._cluster)
@@ -184,15 +271,15 @@ def _workload(cells: Cells, trainer: TrainerWords) -> tuple[Workload, list[str]]
     fused, routing = _fused_attention(cells, trainer, notes), str(cells.extra.get("moe_routing", ""))
     if "natural" in routing:
         notes.append("expert load not stated: even")
-    if cells.extra.get("cuda_graph") not in (None, "none"):
-        notes.append(f"CUDA graphs ({cells.extra['cuda_graph']}), which have no word here")
     workload = Workload(
         seq_len=cells.needed("seq_len"),
         global_batch=cells.needed("global_batch"),
         precision=precision,
         flash_attention=fused,
         framework=trainer.known_profile,
+        cuda_graphs=_graphs(cells, notes),
         state=_state(cells),
+        launch_blocking=(cells.overlap or {}).get("cuda_launch_blocking") in (1, "1", "often 1"),
     )
     return workload, notes
 
@@ -200,13 +287,22 @@ def _workload(cells: Cells, trainer: TrainerWords) -> tuple[Workload, list[str]]
 def _precision(cells: Cells, notes: list[str]) -> Precision:
     """Number format; kinds of one format (scalings of fp8) share its name."""
     word = cells.text("dtype").lower()
+    if word == "fp8-mx":
+        return Precision.MXFP8
     for precision in Precision:
         if word.partition("-")[0] == precision:
             return precision
-    if word == "nvfp4":
-        notes.append("nvfp4 has no word here: fp8")
-        return Precision.FP8
     raise BadRow(f"dtype must be one of {', '.join(Precision)}; got {word!r}")
+
+
+def _graphs(cells: Cells, notes: list[str]) -> CudaGraphs:
+    """What is recorded: a whole step, a layer's static parts, or nothing."""
+    word = str(cells.extra.get("cuda_graph") or "none").lower()
+    if word in ("none", "unknown"):
+        if word == "unknown":
+            notes.append("CUDA graphs not stated: none")
+        return CudaGraphs.NONE
+    return CudaGraphs.STEP if "full" in word else CudaGraphs.LAYERS
 
 
 def _fused_attention(cells: Cells, trainer: TrainerWords, notes: list[str]) -> bool:

@@ -118,16 +118,21 @@ def zb_h1(rank: int, n_ranks: int, n_microbatches: int, n_chunks: int = 1) -> Or
     Source: Qi et al. (2023), arXiv:2401.10241, section 2.3.1 and table 2.
     """
     del n_chunks
-    m, n_warmup = n_microbatches, min(n_ranks - rank - 1, n_microbatches)
-    order: list[Op] = _forwards(n_warmup)
-    for j in range(m):
-        if n_warmup + j < m:
-            order.append(Op(Pass.FORWARD, n_warmup + j))
-        order.append(Op(Pass.BACKWARD_INPUT, j))
-        if j >= rank:
-            order.append(Op(Pass.BACKWARD_WEIGHT, j - rank))
-    order += [Op(Pass.BACKWARD_WEIGHT, j) for j in range(max(0, m - rank), m)]
-    return tuple(order)
+    return _split_backward(n_microbatches, n_warmup=n_ranks - rank - 1, delay=rank)
+
+
+def zb_h2(rank: int, n_ranks: int, n_microbatches: int, n_chunks: int = 1) -> Order:
+    """ZB-H2: rank i warms up for 2 (p - i - 1) micro-batches; its weight gradients wait for 2 i.
+
+        activations kept until W: 2 p - 1 micro-batches on every rank, where m >= 2 p - 1
+        F = B_i = W: no rank idles between its first pass and its last; makespan m (F + B) + (p - 1) F
+
+    Steps interlock, and nothing idles, only where no rank waits for all before its optimizer step.
+
+    Source: Qi et al. (2023), arXiv:2401.10241, section 2.3.2 and table 2.
+    """
+    del n_chunks
+    return _split_backward(n_microbatches, n_warmup=2 * (n_ranks - rank - 1), delay=2 * rank)
 
 
 SCHEDULES: Mapping[Schedule, Callable[[int, int, int, int], Order]] = MappingProxyType(
@@ -136,6 +141,7 @@ SCHEDULES: Mapping[Schedule, Callable[[int, int, int, int], Order]] = MappingPro
         Schedule.ONE_F_ONE_B: one_f_one_b,
         Schedule.INTERLEAVED: interleaved,
         Schedule.ZB_H1: zb_h1,
+        Schedule.ZB_H2: zb_h2,
     }
 )
 
@@ -179,3 +185,17 @@ def _warm_alternate_cool(forwards: list[Op], backwards: list[Op], n_warmup: int)
     n_steady = len(forwards) - n_warmup
     pairs = zip(forwards[n_warmup:], backwards[:n_steady], strict=True)
     return (*forwards[:n_warmup], *(op for pair in pairs for op in pair), *backwards[n_steady:])
+
+
+def _split_backward(n_microbatches: int, *, n_warmup: int, delay: int) -> Order:
+    """Forward passes to warm up, then a forward and a B_i in turn, each W `delay` micro-batches later."""
+    m, n_warmup = n_microbatches, min(n_warmup, n_microbatches)
+    order: list[Op] = _forwards(n_warmup)
+    for j in range(m):
+        if n_warmup + j < m:
+            order.append(Op(Pass.FORWARD, n_warmup + j))
+        order.append(Op(Pass.BACKWARD_INPUT, j))
+        if j >= delay:
+            order.append(Op(Pass.BACKWARD_WEIGHT, j - delay))
+    order += [Op(Pass.BACKWARD_WEIGHT, j) for j in range(max(0, m - delay), m)]
+    return tuple(order)

@@ -152,6 +152,12 @@ def pipeline_lacks(job: Job, plan: Plan) -> list[str]:
     return found
 
 
+def expert_exchange(plan: Plan) -> str:
+    """What a plan asks of the exchange of tokens beyond a plain all-to-all, as knobs and values."""
+    asked = [name for name in ("overlap_ep", "deduplicate_ep") if getattr(plan, name)]
+    return " ".join(f"{name}=true" for name in asked)
+
+
 def words(arguments: Arguments) -> list[str]:
     """All flags and values, one after the other, as a program receives them."""
     return [word for argument in arguments for word in argument]

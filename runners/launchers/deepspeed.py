@@ -8,7 +8,15 @@ import json
 from typing import Any, Literal
 
 from objectives.metrics import Job
-from runners.launchers.base import Arguments, Launch, Options, flag, n_microbatches, pipeline_lacks
+from runners.launchers.base import (
+    Arguments,
+    Launch,
+    Options,
+    expert_exchange,
+    flag,
+    n_microbatches,
+    pipeline_lacks,
+)
 from runners.launchers.deepspeed_model import model_arguments, model_lacks
 from search_spaces.plan import NO_MODULES, CpKind, Plan, RankOrder, Recompute, Schedule
 from search_spaces.workload import Precision
@@ -150,8 +158,8 @@ def _state_lacks(job: Job, plan: Plan) -> list[str]:
         found.append(
             f"recompute_every={plan.recompute_every}: Megatron-DeepSpeed recomputes every layer or none"
         )
-    if job.workload.precision is Precision.FP8:
-        found.append("precision=fp8: DeepSpeed has no 8-bit matrix products")
+    if job.workload.precision in (Precision.FP8, Precision.MXFP8, Precision.NVFP4):
+        found.append(f"precision={job.workload.precision}: DeepSpeed has no matrix products of 8 or 4 bits")
     return found
 
 
@@ -161,6 +169,8 @@ def _overlap_lacks(plan: Plan) -> list[str]:
         found.append("overlap_tp=true: Megatron-DeepSpeed does not overlap tensor parallelism")
     if plan.overlap_pp and plan.pp > 1:
         found.append("overlap_pp=true: DeepSpeed's pipeline engine does not overlap its transfers")
+    if plan.overlap_ep or plan.deduplicate_ep:
+        found.append(f"{expert_exchange(plan)}: DeepSpeed exchanges tokens plainly, and waits for them")
     if plan.overlap_dp and plan.zero == 0:
         found.append("overlap_dp=true: DeepSpeed overlaps gradient reduction only from ZeRO 1 on")
     return found

@@ -20,7 +20,7 @@ from runners.launchers.base import (
 from runners.launchers.megatron_model import biases, model_arguments, model_lacks
 from search_spaces.model import ModelSpec
 from search_spaces.plan import NO_MODULES, CpKind, Plan, RankOrder, Recompute, Schedule
-from search_spaces.workload import Precision, Workload
+from search_spaces.workload import CudaGraphs, Precision, Workload
 
 PROGRAM = '"${MEGATRON_LM:?set MEGATRON_LM to a checkout of github.com/NVIDIA/Megatron-LM}/pretrain_gpt.py"'
 SHARDING = {2: "optim_grads", 3: "optim_grads_params"}
@@ -28,6 +28,8 @@ PRECISION: dict[Precision, Arguments] = {
     Precision.BF16: [("--bf16",)],
     Precision.FP16: [("--fp16",)],
     Precision.FP8: [("--bf16",), ("--fp8-format", "hybrid"), ("--fp8-recipe", "tensorwise")],
+    Precision.MXFP8: [("--bf16",), ("--fp8-format", "e4m3"), ("--fp8-recipe", "mxfp8")],
+    Precision.NVFP4: [("--bf16",), ("--fp4-format", "e2m1"), ("--fp4-recipe", "nvfp4")],
     Precision.FP32: [],
 }
 
@@ -98,6 +100,12 @@ def _overlap_lacks(plan: Plan) -> list[str]:
         )
     if plan.overlap_pp and plan.pp > 1 and plan.vpp == 1:
         found.append("overlap_pp=true: Megatron-LM overlaps pipeline transfers only with vpp > 1")
+    if plan.overlap_ep and plan.pp > 1 and plan.vpp == 1:
+        found.append(
+            "overlap_ep=true: Megatron-LM overlaps expert parallelism in a pipeline only with vpp > 1"
+        )
+    if plan.overlap_ep and plan.recompute is Recompute.FULL:
+        found.append("overlap_ep=true: Megatron-LM overlaps expert parallelism only without recompute=full")
     if not plan.overlap_pp and plan.vpp > 1 and plan.pp == 2:
         found.append("overlap_pp=false: with vpp > 1 Megatron-LM turns this overlap off only for pp > 2")
     return found
@@ -132,6 +140,9 @@ def _expert_tp(model: ModelSpec, plan: Plan) -> int:
     return plan.tp * plan.cp if plan.rank_order is RankOrder.TP_CP_PP_DP else plan.tp
 
 
+_CP_WORDS = {CpKind.RING: "p2p", CpKind.ULYSSES: "a2a", CpKind.ALL_GATHER: "all_gather"}
+
+
 def _parallel(plan: Plan) -> Arguments:
     found = [
         flag("--tensor-model-parallel-size", plan.tp),
@@ -139,7 +150,7 @@ def _parallel(plan: Plan) -> Arguments:
         flag("--context-parallel-size", plan.cp),
     ]
     if plan.cp > 1:
-        found.append(flag("--cp-comm-type", "p2p" if plan.cp_kind is CpKind.RING else "a2a"))
+        found.append(flag("--cp-comm-type", _CP_WORDS[plan.cp_kind]))
     if plan.sequence_parallel and plan.tp > 1:
         found.append(flag("--sequence-parallel"))
     if plan.rank_order is RankOrder.TP_CP_PP_DP:
@@ -166,9 +177,19 @@ def _experts(model: ModelSpec, plan: Plan) -> Arguments:
         return [
             flag("--expert-model-parallel-size", plan.ep),
             flag("--expert-tensor-parallel-size", plan.etp),
+            *_dispatch(plan),
         ]
     width = _expert_tp(model, plan)
     return [] if width == plan.tp else [flag("--expert-tensor-parallel-size", width)]
+
+
+def _dispatch(plan: Plan) -> Arguments:
+    found = [flag("--moe-token-dispatcher-type", "flex" if plan.deduplicate_ep else "alltoall")]
+    if plan.deduplicate_ep:
+        found.append(flag("--moe-flex-dispatcher-backend", "deepep"))
+    if plan.overlap_ep:
+        found.append(flag("--overlap-moe-expert-parallel-comm"))
+    return found
 
 
 def _data_parallel(plan: Plan) -> Arguments:
@@ -252,6 +273,8 @@ def _reduces_in_bf16(workload: Workload) -> bool:
     return workload.training_state.gradient_bytes == 2.0 and workload.precision in (
         Precision.BF16,
         Precision.FP8,
+        Precision.MXFP8,
+        Precision.NVFP4,
     )
 
 
@@ -282,6 +305,10 @@ def _notes(job: Job, plan: Plan) -> list[str]:
         found.append("The activation is GELU; for squared ReLU add --squared-relu.")
     if job.workload.precision is Precision.FP8:
         found.append("8-bit products use the tensorwise recipe; see --fp8-recipe for the others.")
+    if job.workload.cuda_graphs is not CudaGraphs.NONE:
+        found.append("CUDA graphs are priced but not written; see --cuda-graph-impl and --cuda-graph-scope.")
+    if job.workload.fp8_dispatch:
+        found.append("Tokens are priced as sent in 8 bits; the flags written send 16.")
     if plan.recompute is Recompute.FULL and plan.recompute_every > 1:
         n = recomputed_per_chunk(job.model, plan)
         found.append(

@@ -128,7 +128,6 @@ def _moe(model: ModelSpec, moe: MoeSpec) -> Arguments:
         flag("--moe-ffn-hidden-size", moe.expert_width),
         flag("--moe-layer-freq", layer_pattern(model)),
         flag("--moe-grouped-gemm"),
-        flag("--moe-token-dispatcher-type", "alltoall"),
         flag("--moe-router-load-balancing-type", "aux_loss"),
         flag("--moe-aux-loss-coeff", AUX_LOSS_COEFFICIENT),
     ]

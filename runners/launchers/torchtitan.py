@@ -10,6 +10,7 @@ from runners.launchers.base import (
     Arguments,
     Launch,
     Options,
+    expert_exchange,
     flag,
     n_microbatches,
     pipeline_lacks,
@@ -17,7 +18,7 @@ from runners.launchers.base import (
 )
 from runners.launchers.torchtitan_model import CONFIG_FILE, config_module, config_name, model_lacks
 from search_spaces.model import ModelSpec
-from search_spaces.plan import NO_MODULES, Plan, RankOrder, Recompute, Schedule
+from search_spaces.plan import NO_MODULES, CpKind, Plan, RankOrder, Recompute, Schedule
 from search_spaces.workload import Precision
 
 SCHEDULES = {
@@ -100,7 +101,7 @@ def _sharding_lacks(plan: Plan) -> list[str]:
         found.append(
             "zero=1: torchtitan replicates (zero=0) or shards gradients and weights too (zero=2 or 3)"
         )
-    if plan.cp > 1:
+    if plan.cp > 1 and plan.cp_kind is not CpKind.ALL_GATHER:
         found.append(
             f"cp_kind={plan.cp_kind}: torchtitan gathers keys and values; it has neither ring nor Ulysses"
         )
@@ -137,6 +138,8 @@ def _step_lacks(job: Job, plan: Plan) -> list[str]:
         found.append(f"recompute_every={plan.recompute_every}: torchtitan recomputes every layer or none")
     if job.workload.precision not in PRECISION:
         found.append(f"precision={job.workload.precision}: Meshtune writes bf16 and fp32 for torchtitan")
+    if plan.overlap_ep or plan.deduplicate_ep:
+        found.append(f"{expert_exchange(plan)}: Meshtune writes torchtitan's plain exchange of tokens only")
     if plan.overlap_tp and plan.tp == 1:
         found.append("overlap_tp=true: there is nothing to overlap with tp=1")
     return found

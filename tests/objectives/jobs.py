@@ -50,7 +50,7 @@ MANY_DENSE = replace(
     moe=replace(load_model("mixtral-8x7b").moe, n_dense_layers=8),
 )
 
-# Dense, tied, grouped heads, experts everywhere, after dense layers, and on some layers.
+# Dense, tied, grouped heads, experts everywhere, after dense layers, and on some layers; layers by compute.
 JOBS = {
     "dense": job_of("gpt3-175b", "dgx-a100", 64, seq_len=2048, global_batch=64),
     "deepspeed": frontier_job(n_devices=64, global_batch=64),
@@ -58,6 +58,7 @@ JOBS = {
     "experts": job_of("mixtral-8x7b", "frontier", 16, global_batch=16),
     "dense-first": job_of(MANY_DENSE, "dgx-h100", 32, global_batch=32),
     "latent": job_of("deepseek-v3", "h800-pod", 64, global_batch=128),
+    "balanced": job_of("llama-3-8b", "aws-p5", 64, framework="nanotron"),
     "every-third": job_of(EVERY_OTHER_LAYER, "dgx-h100", 120, global_batch=120),
 }
 

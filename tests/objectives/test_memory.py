@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from objectives.cost.reserve import device_bytes, reserved_bytes
-from objectives.cost.stages import balanced_layers, leaves_a_stage_empty, stages_of
+from objectives.cost.stages import leaves_a_stage_empty, stages_of
 from objectives.cost.states import deepspeed_bytes_after_step, state_table
 from objectives.cost.step import estimate, stage_profile
 from objectives.uncertainty import memory_interval_bytes
@@ -79,7 +79,7 @@ def test_deep_pipelines_of_unlike_stages_keep_their_fullest(name):
 def test_stages_share_all_layers_and_all_expert_layers(name):
     job = JOBS[name]
     for plan in legal_plans(name, 60):
-        stages = stages_of(job.model, Plans.of([plan]), np.arange(plan.pp)[:, None])
+        stages = stages_of(job, Plans.of([plan]), np.arange(plan.pp)[:, None])
         assert stages.n_layers.sum() == job.model.n_layers, plan.key
         assert stages.n_moe.sum() == job.model.n_moe_layers, plan.key
 
@@ -167,12 +167,10 @@ def test_blocks_and_the_whole_device_hold_more_than_live_tensors():
     assert device_bytes(GPT, crowded) == GPT.cluster.device.memory_bytes
 
 
-def test_stages_balanced_by_weight_count_the_head_as_layers():
-    """A head of 2.2 layers' weights: the first stage holds a layer more."""
+def test_a_balance_by_weight_may_leave_the_last_stage_nothing():
+    """A head of 2.2 layers' weights behind 32 layers leaves norm, cast and loss; behind 16 not even those."""
     model = replace(
         load_model("llama-3-8b"), n_layers=32, embedding=replace(GPT.model.embedding, vocab_size=131_072)
     )
-    assert balanced_layers(model, 4) == (9, 9, 8, 6)
-    assert balanced_layers(model, 1) == (32,)
     assert not leaves_a_stage_empty(model, 32)
     assert leaves_a_stage_empty(replace(model, n_layers=16), 32)

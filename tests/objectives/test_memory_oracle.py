@@ -57,7 +57,7 @@ def shape_of(plan):
 def formula(model, plan, framework="any"):
     one = Plans.of([plan])
     priced = job(model, framework)
-    kept = stage_activations(priced, one, stages_of(model, one, np.zeros((1, 1), np.int64))).kept_bytes
+    kept = stage_activations(priced, one, stages_of(priced, one, np.zeros((1, 1), np.int64))).kept_bytes
     return kept[0, 0]
 
 
@@ -147,7 +147,7 @@ def test_states_in_fp32_are_sixteen_bytes_a_parameter(tp):
     held = state_table(priced, one)
     # The modules have neither embedding, head nor norms with weights.
     share = N_LAYERS * (layer_rank_parameters(LLAMA, tp) - norm_parameters(LLAMA))
-    share /= rank_parameters(priced, one, stages_of(LLAMA, one, np.zeros((1, 1), np.int64))).total[0, 0]
+    share /= rank_parameters(priced, one, stages_of(priced, one, np.zeros((1, 1), np.int64))).total[0, 0]
     for kind, table in (("parameter", held.weights_bytes), ("gradient", held.gradients_bytes)):
         assert layers[kind] == pytest.approx(share * table[0, 0], rel=1e-12)
     steps = 4 * 4 * N_LAYERS  # Adam counts the steps of each of a layer's four matrices

@@ -130,3 +130,17 @@ def test_finer_experts_keep_weights_and_multiply_dispatch():
         for model in (coarse, fine)
     ]
     assert kept[1] - kept[0] == 7 * 4 * LARGE.d_model
+
+
+def test_a_token_goes_to_no_more_nodes_than_its_groups_lie_on():
+    """DeepSeek-V3: 8 groups of experts on 8 nodes, a token's 8 experts in 4 of them."""
+    spec = load_model("deepseek-v3").moe
+    nodes = spec.top_k * moe.deduplicated_share(spec, np.array([8.0]))[0]
+    free = spec.top_k * moe.deduplicated_share(replace(spec, n_groups=1, top_groups=1), np.array([8.0]))[0]
+    assert 3 < nodes < 4 < free < 8
+
+
+def test_sending_once_to_a_node_is_what_redundancy_leaves():
+    spec, n_nodes = LARGE.moe, np.array([1.0, 2.0, 8.0, 32.0])
+    left = 1 - moe.dispatch_redundancy(spec, n_nodes)
+    np.testing.assert_allclose(moe.deduplicated_share(spec, n_nodes), left)

@@ -66,6 +66,14 @@ def test_zb_h1_has_the_bubble_of_the_official_generator(p, bubble):
 
 
 @pytest.mark.parametrize("p", RANKS)
+def test_zb_h2_idles_only_in_the_ramp_where_all_passes_are_equal(p):
+    # Qi et al. (2023), arXiv:2401.10241, table 1: (p - 1) (F + B - 2 W) = 0; a barrier leaves (p - 1) F.
+    timeline = simulate(program(Schedule.ZB_H2, p, 3 * p), equal_times(p, 1, (10, 10, 10)))
+    assert timeline.span_idle_s.tolist() == [0] * p
+    assert bubble_s(Schedule.ZB_H2, p, 3 * p, (10, 10, 10)) == (p - 1) * 10
+
+
+@pytest.mark.parametrize("p", RANKS)
 @pytest.mark.parametrize("m", MICROBATCHES)
 def test_1f1b_keeps_as_many_micro_batches_as_ranks_are_left(p, m):
     orders = program(Schedule.ONE_F_ONE_B, p, m).orders
@@ -85,6 +93,12 @@ def test_zb_h1_keeps_p_micro_batches_until_their_weight_gradients(p):
     assert [peak_in_flight(order, release=(Pass.BACKWARD_WEIGHT,)) for order in orders] == [p] * p
 
 
+@pytest.mark.parametrize("p", RANKS)
+def test_zb_h2_keeps_almost_twice_as_many(p):
+    orders = program(Schedule.ZB_H2, p, 3 * p).orders
+    assert [peak_in_flight(order, release=(Pass.BACKWARD_WEIGHT,)) for order in orders] == [2 * p - 1] * p
+
+
 @pytest.mark.parametrize("v", [2, 3, 4])
 @pytest.mark.parametrize("p", [2, 4, 8])
 def test_interleaving_keeps_a_little_more_than_1f1b(p, v):
@@ -101,7 +115,7 @@ def test_every_rank_runs_every_pass_once(schedule, p, m):
     if schedule is Schedule.INTERLEAVED and m % p:
         m *= p
     v = 2 if schedule is Schedule.INTERLEAVED else 1
-    split = schedule is Schedule.ZB_H1
+    split = schedule in (Schedule.ZB_H1, Schedule.ZB_H2)
     kinds = (
         [Pass.FORWARD, Pass.BACKWARD_INPUT, Pass.BACKWARD_WEIGHT] if split else [Pass.FORWARD, Pass.BACKWARD]
     )

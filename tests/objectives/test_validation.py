@@ -17,7 +17,7 @@ from objectives.validation import (
     predict,
     regret,
 )
-from search_spaces.plan import Plans
+from search_spaces.plan import Plans, Recompute
 
 FILE = Path(__file__).parents[2] / "benchmarks" / "data" / "measurements.csv"
 
@@ -115,6 +115,27 @@ def test_predictions_are_those_of_the_cost_model_one_by_one(runs):
         assert prediction.step_s == pytest.approx(float(priced.step_s[0]))
         assert prediction.peak_memory_bytes == pytest.approx(float(priced.peak_memory_bytes[0]))
         assert prediction.low_s < prediction.step_s < prediction.high_s
+
+
+@pytest.mark.parametrize("undecided", [False, True])
+def test_an_open_run_has_an_interval_over_all_its_readings(runs, undecided):
+    run = runs[0]
+    readings = [replace(run.plan, recompute=kind) for kind in Recompute]
+    alone = predict([replace(run, plan=plan) for plan in readings])
+    others = tuple((run.job, plan) for plan in readings[1:])
+    found = predict([replace(run, plan=readings[0], alternatives=others, undecided=undecided)])[0]
+    assert found.low_s == pytest.approx(min(each.low_s for each in alone))
+    assert found.high_s == pytest.approx(max(each.high_s for each in alone))
+    fastest, slowest = (end(each.step_s for each in alone) for end in (min, max))
+    assert found.step_s == pytest.approx((fastest * slowest) ** 0.5 if undecided else alone[0].step_s)
+
+
+def test_readings_may_differ_in_their_job(runs):
+    run = runs[0]
+    unfused = replace(run.job, workload=replace(run.job.workload, flash_attention=False))
+    found = predict([replace(run, alternatives=((unfused, run.plan),)), run])
+    assert found[0].step_s == found[1].step_s
+    assert found[0].high_s > found[1].high_s
 
 
 def test_groups_cover_every_run_once_per_label(runs):

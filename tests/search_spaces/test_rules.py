@@ -105,7 +105,7 @@ def test_a_sound_plan_breaks_no_rule(context, text):
             "tp * cp divides seq_len with sequence_parallel",
         ),
         (LLAMA, "dp=64 recompute_every=2", "recompute_every above 1 needs recompute=full and as many layers"),
-        (LLAMA, "tp=8 pp=8 recompute=full schedule=zb-h1", "zb-h1 does not recompute whole layers"),
+        (LLAMA, "tp=8 pp=8 recompute=full schedule=zb-h1", "zb-h1 and zb-h2 do not recompute whole layers"),
         (LLAMA, "tp=8 pp=8 overlap_dp=true", "overlap_dp needs dp * cp above 1"),
         (LLAMA, "tp=8 dp=8 overlap_tp=true", "overlap_tp needs sequence_parallel"),
         (LLAMA, "tp=8 pp=8 overlap_pp=true", "overlap_pp needs the interleaved schedule"),

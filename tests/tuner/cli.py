@@ -58,9 +58,11 @@ class Answer:
         return json.loads(self.out)
 
 
-def meshtune(*arguments: object) -> Answer:
+def meshtune(*arguments: object, columns: int | None = None) -> Answer:
     """Run one command; an error that is not expected comes through and fails the test."""
     os.environ.pop("COLUMNS", None)
+    if columns:
+        os.environ["COLUMNS"] = str(columns)
     out, err = io.StringIO(), io.StringIO()
     with redirect_stdout(out), redirect_stderr(err):
         code = run([str(each) for each in arguments])

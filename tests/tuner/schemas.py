@@ -23,8 +23,8 @@ def maybe(schema):
     return {"anyOf": [schema, {"type": "null"}]}
 
 
-def document(kind, **fields):
-    return record(schema={"const": f"meshtune.{kind}"}, version={"const": 1}, **fields)
+def document(kind, optional=(), **fields):
+    return record(optional, schema={"const": f"meshtune.{kind}"}, version={"const": 1}, **fields)
 
 
 PLAN = record(
@@ -53,8 +53,28 @@ RANK = document("rank", job=JOB, origin={"const": "analytic"}, plans=LEDGER, bes
 STAGE = record(
     layers=COUNT, forward_s=FINITE, backward_s=FINITE, memory_bytes=PARTS, peak_memory_bytes=FINITE
 )
+SHARE = {"type": "number", "minimum": 0, "maximum": 1}
+RESTS_ON = many(record(constant=TEXT, origin=TEXT, elasticity=NUMBER))
+PART = dict(part=TEXT, share=SHARE, formula=TEXT, here=TEXT, source=TEXT, rests_on=RESTS_ON)
+EXPLANATION = record(
+    time=many(record(seconds=FINITE, **PART), 1),
+    memory=many(record(bytes=FINITE, **PART), 1),
+    constants=many(
+        record(
+            name=TEXT,
+            value=FINITE,
+            origin={"enum": ["measured", "fitted", "datasheet", "assumed"]},
+            spread=FINITE,
+            source=TEXT,
+            elasticity=NUMBER,
+            variance=FINITE,
+        ),
+        1,
+    ),
+)
 ESTIMATE = document(
     "estimate",
+    optional=("explanation",),
     job=JOB,
     origin={"const": "analytic"},
     **PRICED,
@@ -62,6 +82,8 @@ ESTIMATE = document(
     fits={"type": "boolean"},
     peak_stage=COUNT,
     stages=many(STAGE, 1),
+    uncertainty=record(measured=SHARE, fitted=SHARE, datasheet=SHARE, assumed=SHARE, formulas=SHARE),
+    explanation=EXPLANATION,
 )
 ORIGIN = {"enum": ["analytic", "simulated", "measured"]}
 MEASURED = record(origin=ORIGIN, step_time_s=FINITE, step_spread_s=FINITE, peak_memory_bytes=FINITE)

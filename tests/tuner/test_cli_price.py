@@ -19,6 +19,11 @@ def estimated():
     return meshtune("estimate", *JOB, "--plan", PLAN, "--json").document
 
 
+@pytest.fixture(scope="module")
+def explained():
+    return meshtune("estimate", *JOB, "--plan", PLAN, "--explain", "--json").document
+
+
 def test_rank_prints_the_documented_form(ranked):
     jsonschema.validate(ranked, schemas.RANK)
 
@@ -110,6 +115,39 @@ def test_explain_shows_parts_and_stages():
     assert "pipeline bubble" not in short
     for word in ("pipeline bubble", "activations", "by pipeline stage", "100.0 %"):
         assert word in long
+
+
+def test_an_estimate_says_how_much_of_its_interval_rests_on_what(estimated):
+    assert sum(estimated["uncertainty"].values()) == pytest.approx(1)
+    assert "explanation" not in estimated
+    screen = " ".join(meshtune("estimate", *JOB, "--plan", PLAN).out.split())
+    assert "the interval's variance comes from constants" in screen
+    assert "from the formulas themselves" in screen
+
+
+def test_explain_prints_the_documented_form(explained):
+    jsonschema.validate(explained, schemas.ESTIMATE)
+
+
+def test_the_explained_parts_are_the_estimates(explained):
+    for parts, unit, field in (("time", "seconds", "time_s"), ("memory", "bytes", "memory_bytes")):
+        said = {part["part"]: part[unit] for part in explained["explanation"][parts]}
+        assert said == {name: value for name, value in explained[field].items() if value}
+
+
+def test_every_constant_a_part_rests_on_is_listed(explained):
+    listed = {constant["name"] for constant in explained["explanation"]["constants"]}
+    parts = [*explained["explanation"]["time"], *explained["explanation"]["memory"]]
+    assert {each["constant"] for part in parts for each in part["rests_on"]} <= listed
+
+
+@pytest.mark.parametrize("columns", [80, 100, 160])
+def test_the_explanation_fits_its_screen(columns):
+    screen = meshtune("estimate", *JOB, "--plan", PLAN, "--explain", columns=columns).out
+    assert max(map(len, screen.splitlines())) <= columns
+    words = " ".join(screen.split())
+    for text in ("(p - 1) / v x (F + B)", "arXiv:2104.04473", "device.gemm_efficiency (measured,"):
+        assert text in words
 
 
 def test_dp_is_what_the_devices_leave():

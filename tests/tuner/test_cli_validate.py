@@ -32,7 +32,7 @@ VALIDATE = document(
     predictions=many(
         record(
             id=TEXT, outcome=TEXT, step_time_s=maybe(FINITE), predicted_s=FINITE, interval_s=INTERVAL,
-            peak_memory_bytes=maybe(FINITE), predicted_bytes=FINITE, notes=many(TEXT),
+            peak_memory_bytes=maybe(FINITE), predicted_bytes=FINITE, notes=many(TEXT), readings=COUNT,
         ),
         1,
     ),
@@ -80,6 +80,15 @@ def test_the_counts_add_up(answer):
 def test_a_bad_row_is_told_with_its_line(answer, runs):
     line = len(runs.read_text().splitlines())
     assert f"line {line}: step_time_s of 1e-09" in answer.err
+
+
+def test_open_rows_are_counted_and_their_readings_told(rows, tmp_path):
+    path = write(tmp_path / "runs.csv", [rows[0], rows[1] | {"recompute": "unknown"}])
+    found = meshtune("validate", path, "--json").document["predictions"]
+    assert [each["readings"] for each in found] == [1, 3]
+    assert "recompute not stated" in " ".join(found[1]["notes"])
+    words = " ".join(meshtune("validate", path).out.split())
+    assert "1 may mean several plans: their intervals span them all" in words
 
 
 def test_the_page_has_the_plots_and_needs_no_network(answer, runs):

@@ -8,8 +8,9 @@ import pytest
 from rich.console import Console
 
 from objectives.cost.result import StepMemory, StepTime
+from objectives.cost.step import estimate
 from objectives.metrics import METRICS, Goal
-from objectives.uncertainty import FORMULA_SPREAD, Z_SCORE, constants, step_interval_s, with_constant
+from objectives.uncertainty import Z_SCORE, constants, formula_spread, step_interval_s, with_constant
 from search_spaces.plan import CpKind, Plan, Plans, Recompute, Schedule
 from tests.tuner.report_example import job, plan, study_report
 from tuner.report import words
@@ -149,7 +150,7 @@ def test_an_exactly_known_cluster_leaves_the_formulas_own_interval():
     for name, constant in constants(asked).items():
         asked = with_constant(asked, name, dataclasses.replace(constant, spread=0.0))
     low, high = step_interval_s(asked, plans)
-    assert high[0] / low[0] == pytest.approx(np.exp(2 * Z_SCORE * FORMULA_SPREAD))
+    assert high[0] / low[0] == pytest.approx(np.exp(2 * Z_SCORE * formula_spread(estimate(asked, plans))[0]))
 
 
 def test_the_training_is_told_in_days_where_its_tokens_are_known():

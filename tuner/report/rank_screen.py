@@ -1,6 +1,6 @@
 """What `rank` and `estimate` show a person."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from rich.console import Group, RenderableType
 from rich.text import Text
@@ -151,8 +151,10 @@ def stage_table(job: Job, profile: StageProfile) -> RenderableType:
     return table(columns, rows)
 
 
-def estimate_screen(job: Job, plan: Plan, estimate: Estimate, intervals: Intervals) -> RenderableType:
-    """One plan's figures."""
+def estimate_screen(
+    job: Job, plan: Plan, estimate: Estimate, intervals: Intervals, more: Sequence[tuple[str, str]]
+) -> RenderableType:
+    """One plan's figures; `more` follows what is said of their origin."""
     step_s, peak = estimate.step_s, estimate.peak_memory_bytes
     limit = memory_limit_bytes(job)
     tokens = job.values("tokens_per_s_per_device", step_s, peak)[0]
@@ -167,7 +169,7 @@ def estimate_screen(job: Job, plan: Plan, estimate: Estimate, intervals: Interva
             ("peak memory", _memory_words(estimate, limit)),
         ]),
         "",
-        facts(origin_lines(job, intervals)),
+        facts([*origin_lines(job, intervals), *more]),
     )  # fmt: skip
 
 

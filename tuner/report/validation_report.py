@@ -67,7 +67,10 @@ def validation_document(report: ValidationReport) -> dict[str, Any]:
 
 
 def _prediction(each: Prediction) -> dict[str, Any]:
-    """One run; `step_time_s` and `peak_memory_bytes` are measured, null where the row has none."""
+    """One run; `step_time_s` and `peak_memory_bytes` are measured, null where the row has none.
+
+    `readings` counts the plans that the row may mean; the interval spans those of all.
+    """
     return {
         "id": each.run.id,
         "outcome": str(each.run.outcome),
@@ -77,4 +80,5 @@ def _prediction(each: Prediction) -> dict[str, Any]:
         "peak_memory_bytes": each.run.peak_memory_bytes,
         "predicted_bytes": each.peak_memory_bytes,
         "notes": list(each.run.notes),
+        "readings": 1 + len(each.run.alternatives),
     }

@@ -26,10 +26,12 @@ def validation_screen(report: ValidationReport) -> RenderableType:
 def summary(report: ValidationReport) -> list[tuple[str, str]]:
     """How many rows there were, and what became of them."""
     n_failed = sum(each.run.outcome.is_failure for each in report.predictions)
+    n_open = sum(bool(each.run.alternatives) for each in report.predictions)
     used = f"{len(report.predictions)} used: {len(report.timed)} with a step time, {n_failed} failed"
     return [
         ("file", report.name),
         ("rows", f"{report.n_rows}, of which {used}"),
+        *([("open", f"{n_open} may mean several plans: their intervals span them all")] if n_open else []),
         ("left out", f"{report.n_left_out} leave something open or contradict their neighbours"),
         ("rejected", f"{len(report.rejected)}, each with line and reason on the error stream"),
     ]

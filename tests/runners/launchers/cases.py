@@ -68,6 +68,7 @@ MEGATRON = [
     Case("8B zero 3", LLAMA_8B, f"tp=2 dp=32 zero=3 {SP} overlap_dp=true recompute=full"),
     Case("8B zero 2", LLAMA_8B, "dp=64 zero=2 overlap_dp=true micro_batch=4"),
     Case("8B ulysses", LLAMA_8B, "tp=2 dp=8 cp=4 cp_kind=ulysses overlap_dp=true"),
+    Case("8B cp all-gather", LLAMA_8B, "tp=2 dp=8 cp=4 cp_kind=all-gather zero=1"),
     Case("8B fp8", job("llama-3-8b", "dgx-h100", 64, 256, 8192, "fp8"), f"tp=4 dp=16 zero=1 {SP}"),
     Case("8B fp16", job("llama-3-8b", "dgx-h100", 64, 256, 8192, "fp16"), "tp=4 dp=16 zero=1"),
     Case("V3", DEEPSEEK_V3, "pp=16 dp=128 ep=64 first_layers=4 last_layers=1 zero=1 recompute=selective "
@@ -77,6 +78,7 @@ MEGATRON = [
     Case("V2 Lite", DEEPSEEK_LITE, f"tp=2 dp=32 ep=8 etp=2 zero=1 {SP}"),
     Case("Mixtral", MIXTRAL, f"tp=2 pp=4 dp=8 ep=8 vpp=2 schedule=interleaved zero=1 {SP} overlap_dp=true"),
     Case("Qwen3 MoE", QWEN_MOE, "dp=64 ep=16 zero=1"),
+    Case("Qwen3 MoE once to a node", QWEN_MOE, "dp=64 ep=16 zero=1 overlap_ep=true deduplicate_ep=true"),
     Case("GPT-3", GPT_SELENE, f"tp=8 pp=16 dp=8 zero=1 {SP} recompute=full recompute_every=4"),
     Case("Nemotron", NEMOTRON, f"tp=8 pp=8 dp=8 vpp=3 schedule=interleaved zero=1 {SP} overlap_pp=true"),
 ]  # fmt: skip
@@ -97,6 +99,7 @@ TORCHTITAN = [
     Case("8B uneven", LLAMA_8B, "tp=2 pp=4 dp=8 first_layers=6 last_layers=8 zero=2"),
     Case("7B gpipe", LLAMA_2, "tp=2 pp=4 dp=8 schedule=gpipe micro_batch=2 first_layers=7 last_layers=7"),
     Case("Qwen3 8B", QWEN_8B, f"dp=16 tp=4 zero=3 {SP}"),
+    Case("8B cp", LLAMA_8B, "tp=2 dp=8 cp=4 cp_kind=all-gather zero=3"),
     Case("Qwen3 MoE", QWEN_MOE, "dp=64 ep=8 zero=3"),
     Case("Qwen3 235B", QWEN_LARGE, "pp=2 dp=128 ep=64 zero=2 recompute=full"),
     Case("V2", DEEPSEEK_V2, "dp=256 ep=32 zero=3 recompute=full"),

@@ -43,6 +43,8 @@ REFUSED = {
         (MIXTRAL, "pp=2 dp=32 ep=8 rank_order=tp-cp-pp-dp", "rank_order=tp-cp-pp-dp"),
         (LLAMA_8B, "dp=64 ep=2", "ep=2"),
         (MIXTRAL, "tp=2 dp=32 ep=8", "sequence_parallel=false"),
+        (MIXTRAL, "pp=2 dp=32 ep=8 overlap_ep=true", "overlap_ep=true"),
+        (MIXTRAL, "dp=64 ep=8 overlap_ep=true recompute=full", "overlap_ep=true"),
     ],
     "deepspeed": [
         (GPT_FRONTIER, "tp=4 pp=16 dp=16 zero=2", "zero=2"),
@@ -56,6 +58,7 @@ REFUSED = {
         (GPT_FRONTIER, "tp=4 pp=16 dp=16 overlap_pp=true", "overlap_pp=true"),
         (LLAMA_8B, f"tp=2 dp=32 overlap_tp=true {SP}", "overlap_tp=true"),
         (LLAMA_8B, "dp=16 cp=4", "cp_kind=ring"),
+        (MIXTRAL, "dp=64 ep=8 overlap_ep=true deduplicate_ep=true", "overlap_ep=true deduplicate_ep=true"),
         (LLAMA_8B, "pp=2 dp=16 cp=2 cp_kind=ulysses", "cp=2"),
         (LLAMA_8B, "dp=64 offload_optimizer=true", "offload_optimizer=true"),
         (MIXTRAL, "tp=4 dp=16 ep=8 etp=2", "etp=2"),

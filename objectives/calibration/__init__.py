@@ -1,0 +1,25 @@
+"""A cluster's constants fitted to measured steps; loads SciPy, so import it only where it is used."""
+
+from objectives.calibration.few_rows import AfterRows, after_rows, calibrated_runs, timed_steps
+from objectives.calibration.fit import (
+    CalibratedConstant,
+    Calibration,
+    HeldBack,
+    calibrate,
+    calibrated_cluster,
+)
+from objectives.calibration.parameters import TimedStep, log_step_s
+
+__all__ = [
+    "AfterRows",
+    "CalibratedConstant",
+    "Calibration",
+    "HeldBack",
+    "TimedStep",
+    "after_rows",
+    "calibrate",
+    "calibrated_cluster",
+    "calibrated_runs",
+    "log_step_s",
+    "timed_steps",
+]
