@@ -5,8 +5,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from objectives.cost.reserve import FRAGMENTATION, device_bytes
 from objectives.cost.step import estimate
 from objectives.measurements import MeasuredRun
+from objectives.measurements.tables import MemoryKind
 from objectives.metrics import Job
 from objectives.uncertainty import step_sigma
 from search_spaces.plan import Floats, Plan, Plans
@@ -16,13 +18,17 @@ INTERVAL_COVERAGE, INTERVAL_Z = 0.8, 1.2816
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prediction:
-    """What the model says of one run; the interval should hold with 80 %."""
+    """What the model says of one run; the interval should hold with 80 %.
+
+    `printed_bytes` is the peak as the run's trainer counts it: live tensors, blocks, or the whole device.
+    """
 
     run: MeasuredRun
     step_s: float
     low_s: float
     high_s: float
     peak_memory_bytes: float
+    printed_bytes: float
 
     @property
     def error(self) -> float:
@@ -32,9 +38,9 @@ class Prediction:
 
     @property
     def memory_error(self) -> float:
-        """Predicted over measured peak bytes, less one."""
+        """Predicted over measured peak bytes, less one; both count the same."""
         assert self.run.peak_memory_bytes is not None
-        return self.peak_memory_bytes / self.run.peak_memory_bytes - 1
+        return self.printed_bytes / self.run.peak_memory_bytes - 1
 
     @property
     def is_covered(self) -> bool:
@@ -92,25 +98,34 @@ def predict(runs: Sequence[MeasuredRun]) -> list[Prediction]:
 
 
 def _price(readings: Sequence[tuple[Job, Plan]]) -> Floats:
-    """Step seconds, a factor for their interval, and peak bytes of each; shape (3, n_readings)."""
-    priced = np.zeros((3, len(readings)))
+    """Step seconds, a factor for their interval, peak, live and device bytes; shape (5, n_readings)."""
+    priced = np.zeros((5, len(readings)))
     for places in _by_job([job for job, _ in readings]):
         job, plans = readings[places[0]][0], Plans.of(readings[i][1] for i in places)
         found = estimate(job, plans)
         step_s = found.step_s
         factor = np.exp(INTERVAL_Z * step_sigma(job, plans, found))
-        priced[:, places] = step_s, factor, found.peak_memory_bytes
+        memory = found.memory
+        priced[:3, places] = step_s, factor, memory.total_bytes
+        priced[3:, places] = memory.allocated_bytes, device_bytes(job, memory)
     return priced
 
 
 def _prediction(run: MeasuredRun, priced: Floats) -> Prediction:
-    step_s, factor, memory = priced
+    step_s, factor, memory, allocated, device = priced
+    counted = {
+        MemoryKind.ALLOCATED: allocated,
+        MemoryKind.RESERVED: allocated * (1 + FRAGMENTATION.value),
+        MemoryKind.DEVICE: device,
+    }
+    printed = counted[run.memory_kind]
     return Prediction(
         run=run,
         step_s=_middle(step_s) if run.undecided else float(step_s[0]),
         low_s=float(np.min(step_s / factor)),
         high_s=float(np.max(step_s * factor)),
         peak_memory_bytes=_middle(memory) if run.undecided else float(memory[0]),
+        printed_bytes=_middle(printed) if run.undecided else float(printed[0]),
     )
 
 
