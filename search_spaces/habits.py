@@ -77,7 +77,12 @@ MEGATRON_EXPERTS: Mapping[str, Constant] = MappingProxyType(
 )
 HABITS: Mapping[str, Habits] = MappingProxyType(
     {
-        "megatron-lm": Habits(traffic=fitted(1.0), message_operations=fitted(14.0, 0.5), **MEGATRON_EXPERTS),
+        "megatron-lm": Habits(
+            traffic=fitted(1.0),
+            attention=fitted(1.15),
+            message_operations=fitted(14.0, 0.5),
+            **MEGATRON_EXPERTS,
+        ),
         "megatron-deepspeed": Habits(
             operations_per_layer=fitted(63.0),
             tp_operations=fitted(5.0),
