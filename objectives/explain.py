@@ -166,6 +166,7 @@ def part_terms(job: Job, plan: Plan) -> Terms:
         | _pass_terms(passes)
         | _pipeline_terms(job, one, passes, m)
         | _sharing_terms(plan, states, m, float(time.dp_comm_s[0]))
+        | _update_terms(job, plan, states, profile)
         | _end_terms(job, time)
         | _memory_terms(job, plan, profile)
     )
@@ -200,14 +201,26 @@ def _sharing_terms(plan: Plan, states: StateTable, m: int, exposed_s: float) -> 
     return counted | {"reduce_s": reduce_s, "gather_s": gather_s, "tie_s": tie_s, "hidden_s": hidden_s}
 
 
+def _update_terms(job: Job, plan: Plan, states: StateTable, profile: StageProfile) -> Terms:
+    """The optimizer on the device of the stage whose devices own the most; nothing where it is offloaded."""
+    device, state = job.cluster.device, job.workload.training_state
+    if plan.offload_optimizer:
+        return {}
+    copied = plan.dp * int(profile.n_layers.max()) if plan.zero >= 1 and plan.dp > 1 else 0
+    return {
+        "updated_parameters": float(states.optimizer_bytes.max()) / state.optimizer_bytes,
+        "updated_bytes": 2 * state.optimizer_bytes + state.gradient_bytes + state.weight_bytes,
+        "memory_bytes_per_s": device.memory_bandwidth_bytes_per_s * device.memory_efficiency.value,
+        "shard_copies": copied * job.trainer.shard_operations.value,
+        "issue_s": device.kernel_launch_s.value,
+    }
+
+
 def _end_terms(job: Job, time: StepTime) -> Terms:
-    """The update, and what a step costs beside its passes."""
-    cluster, device = job.cluster, job.cluster.device
-    rate = device.memory_bandwidth_bytes_per_s * device.memory_efficiency.value
+    """What a step costs beside its passes."""
+    cluster = job.cluster
     beside = time.dp_comm_s + time.optimizer_s + time.offload_s + time.fixed_s
     return {
-        "memory_bytes_per_s": rate,
-        "updated_bytes": float(time.optimizer_s[0]) * rate,
         "step_fixed_s": cluster.step_fixed_s.value,
         "straggler_per_log2": cluster.straggler_per_log2.value,
         "doublings": float(np.log2(max(cluster.n_nodes, 1))),

@@ -52,19 +52,22 @@ PARTS: Mapping[str, PartFormula] = MappingProxyType({
         source="arXiv:2310.01889 (ring); arXiv:2309.14509, section 3.2 (Ulysses)",
     ),
     "ep_comm_s": PartFormula(
-        formula="m x expert layers x 2 all-to-alls each way of k copies of every token",
+        formula="m x expert layers x 2 all-to-alls each way of k copies of every token (or one into each "
+        "domain), less what hides behind a pass the other way",
         worked="{m} × {ep_comm_pass_s}",
-        source="arXiv:2006.16668, section 3.3; arXiv:2508.13337",
+        source="arXiv:2006.16668, section 3.3; arXiv:2508.13337; arXiv:2412.19437, section 3.2",
     ),
     "launch_s": PartFormula(
-        formula="m x max(operations x seconds to issue one - the device's own seconds, 0), each way",
+        formula="m x max(operations x seconds to issue one - the device's own seconds, operations x seconds "
+        "to start one), each way",
         worked="{m} × {launch_pass_s}",
         source="operations of each trainer: search_spaces/habits.py",
     ),
     "pp_comm_s": PartFormula(
-        formula="2 m v x (a message, less the chunk that it hides behind) + 2 (p - 1) x a message",
+        formula="2 m v x (a message, less the chunk that it hides behind) + 2 (p - 1) x a message; a message "
+        "is what crosses, a gather over tp where ranks send parts, and the host's wait",
         worked="2 × {m} × {vpp} × {shown_send_s} + 2 × {others} × {send_s}",
-        source="arXiv:2104.04473, section 2.2",
+        source="arXiv:2104.04473, sections 2.2 and 4.1",
     ),
     "bubble_s": PartFormula(
         formula="(p - 1) / v x (F + B) of the other stages; ZB-H1 fills some of it with weight passes",
@@ -78,8 +81,9 @@ PARTS: Mapping[str, PartFormula] = MappingProxyType({
         source="arXiv:1910.02054, section 7; arXiv:2304.11277, section 3",
     ),
     "optimizer_s": PartFormula(
-        formula="bytes that the update reads and writes, (2 o + g + w) a parameter, / memory rate",
-        worked="{updated_bytes} / {memory_bytes_per_s}",
+        formula="bytes that the update reads and writes, (2 o + g + w) a parameter, / memory rate + copies "
+        "of shards, layer by layer and replica by replica, x seconds to issue one",
+        worked="{updated_parameters} × {updated_bytes} / {memory_bytes_per_s} + {shard_copies} × {issue_s}",
         source="arXiv:1910.02054, section 3",
     ),
     "offload_s": PartFormula(

@@ -63,14 +63,22 @@ class StagePass:
 
     @property
     def full_backward_input_s(self) -> Floats:
-        """B_i: backward computation, recomputation, exposed communication, and waiting for the host."""
+        """B_i: backward computation, recomputation, exposed communication, and half of the waiting."""
         comm = self.tp_comm_s + self.cp_comm_s + self.ep_comm_s - self.forward_comm_s
-        return self.backward_input_s + self.recompute_s + comm + self.launch_backward_s
+        return self.backward_input_s + self.recompute_s + comm + self.launch_backward_s / 2
+
+    @property
+    def full_backward_weight_s(self) -> Floats:
+        """W: computation and the other half of the waiting; a product's two gradients are as many operations.
+
+        All of it in B_i, a schedule that splits the backward pass would gain from a slower device.
+        """
+        return self.backward_weight_s + self.launch_backward_s / 2
 
     @property
     def total_s(self) -> Floats:
         """F + B_i + W."""
-        return self.full_forward_s + self.full_backward_input_s + self.backward_weight_s
+        return self.full_forward_s + self.full_backward_input_s + self.full_backward_weight_s
 
 
 def stage_pass(job: Job, plans: Plans, stages: Stages) -> StagePass:
@@ -285,7 +293,7 @@ def pass_table(job: Job, plans: Plans) -> PassTable:
         return picked
 
     activations = stage_activations(job, plans, held_stages(job, plans, bounds.index))
-    weight_pass = passes.backward_weight_s
+    weight_pass = passes.full_backward_weight_s
     fillable = weight_pass + np.minimum(weight_pass, passes.full_forward_s)
     fillable_h2 = np.minimum(3 * weight_pass, total)
     return PassTable(
@@ -297,7 +305,7 @@ def pass_table(job: Job, plans: Plans) -> PassTable:
         launch_s=of_worst(passes.launch_forward_s + passes.launch_backward_s),
         worst_s=of_worst(total),
         forward_s=of_worst(passes.full_forward_s),
-        backward_s=of_worst(passes.full_backward_input_s + passes.backward_weight_s),
+        backward_s=of_worst(passes.full_backward_input_s + passes.full_backward_weight_s),
         all_stages_s=np.sum(bounds.weight * total, axis=0),
         fillable_s=np.sum(bounds.weight * fillable, axis=0) - of_worst(fillable),
         fillable_h2_s=np.sum(bounds.weight * fillable_h2, axis=0) - of_worst(fillable_h2),

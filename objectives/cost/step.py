@@ -191,7 +191,7 @@ def stage_profile(job: Job, plan: Plan) -> StageProfile:
         n_layers=stages.n_layers[:, 0],
         forward_s=passes.full_forward_s[:, 0],
         backward_input_s=passes.full_backward_input_s[:, 0],
-        backward_weight_s=passes.backward_weight_s[:, 0],
+        backward_weight_s=passes.full_backward_weight_s[:, 0],
         send_s=np.where(plan.pp > 1, table.send_s[0], 0.0) * ones,
         step_end_s=step_end[0] * ones,
         memory=_stage_memory(job, one, in_memory, held, flights),

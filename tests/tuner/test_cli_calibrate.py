@@ -54,7 +54,7 @@ def rows():
 @pytest.fixture(scope="module")
 def folder(rows, tmp_path_factory):
     folder = tmp_path_factory.mktemp("calibrate")
-    write(folder / "runs.csv", [*rows, {**rows[0], "accelerator": "A100-80"}, {**rows[0], "dp": "3"}])
+    write(folder / "runs.csv", [*rows, other(rows[0], accelerator="A100-80"), other(rows[0], dp="3")])
     return folder
 
 
@@ -62,6 +62,11 @@ def folder(rows, tmp_path_factory):
 def answer(folder):
     words = ("--from", folder / "runs.csv", "--cluster", "dgx-h100", "-o", folder / "mine.toml", "--json")
     return meshtune("calibrate", *words)
+
+
+def other(row, **cells):
+    """The row with other cells and no id, which must differ from row to row."""
+    return row | {"id": ""} | cells
 
 
 def write(path, rows):
@@ -153,7 +158,7 @@ def test_without_a_name_the_rows_must_agree_on_their_machine(rows, tmp_path):
     assert meshtune("calibrate", "--from", path, "-o", tmp_path / "a.toml", "--json").document["used"] == len(
         rows
     )
-    path = write(tmp_path / "runs.csv", [*rows, {**rows[0], "accelerator": "A100-80", "step_time_s": "99"}])
+    path = write(tmp_path / "runs.csv", [*rows, other(rows[0], accelerator="A100-80", step_time_s="99")])
     said = complaint("calibrate", "--from", path, "-o", tmp_path / "b.toml")
     assert "the rows must agree on their machine; got 2 machines: " in said
     assert "name one with --cluster" in said
