@@ -114,7 +114,7 @@ MEGATRON_LM = FrameworkProfile(
     waits_from_pp=3,
     logits_bytes_per_entry=4.0,  # fused cross entropy: 16-bit logits and their gradient
     # Transformer Engine caches a 16-bit gradient of every weight's shape beside the fp32 ones it adds into.
-    memory=MemoryHabits(layer_gradient_bytes=2.0),
+    memory=MemoryHabits(layer_gradient_bytes=2.0, keeps_cast_operands=True),
     splits_messages=True,
     state_in_fp16=TrainingState(gradient_bytes=2.0),
     experts=ExpertAbilities(split_beside_biases=False, own_replicas_in_any_order=False),
@@ -173,7 +173,9 @@ FRAMEWORKS: Mapping[str, FrameworkProfile] = MappingProxyType(
             replace(
                 MEGATRON_LM,
                 name="nemo",
-                source="NVIDIA NeMo and Megatron-Bridge, which train through Megatron-LM core",
+                source="NVIDIA NeMo and Megatron-Bridge, which train through Megatron-LM core; their recipes "
+                "reduce gradients in 16 bits (grad_reduce_in_fp32 = false)",
+                state=TrainingState(gradient_bytes=2.0),
             ),
             FrameworkProfile(
                 name="megatron-deepspeed",

@@ -15,6 +15,7 @@ class MemoryHabits:
     fp32 until a backward pass ends; `layer_gradient_bytes` only those of the layer that runs, and of the
     output layer.  `step_bytes` a parameter, sharded as the optimizer's state is, live during the update.
     `kept_share` is what autograd keeps of a layer over the operands of its products and kernels.
+    `keeps_cast_operands`: with fp8, a product keeps the cast copy of its input and not the 16-bit one.
     `fixed_bucket`: gradients pass through a bucket even where their reduction is not overlapped.
     """
 
@@ -24,6 +25,7 @@ class MemoryHabits:
     passing_gradient_bytes: float = 0.0
     layer_gradient_bytes: float = 0.0
     step_bytes: float = 0.0
+    keeps_cast_operands: bool = False
     fixed_bucket: bool = False
 
     def __post_init__(self) -> None:

@@ -9,7 +9,10 @@
         MLP          2 T (2 h / s_p + m f)         its norm's input and output, inner activations
         experts      2 k T (h + h / t_e + m f)     tokens before and after the experts, inner activations
 
-Source: Korthikanti et al. (2022), arXiv:2205.05198, section 4.
+Entries take two bytes; with fp8, what a weight product reads takes one where the trainer keeps the cast copy.
+
+Source: Korthikanti et al. (2022), arXiv:2205.05198, section 4; cast operands: Transformer Engine 2,
+pytorch/module/layernorm_linear.py and linear.py.
 """
 
 from dataclasses import dataclass, fields
@@ -17,7 +20,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 from objectives.cost.factored import factored
-from objectives.cost.kernels import entry_bytes
+from objectives.cost.kernels import NARROW, entry_bytes
 from objectives.cost.layers import routed_tokens, sequence_shards, tokens_per_device
 from objectives.cost.stages import Stages
 from objectives.metrics import Job
@@ -156,12 +159,14 @@ def _modules_bytes(job: Job, plans: Plans, kind: str, mlp: Floats) -> Floats:
     if not plans.recompute_modules.any():
         return np.zeros(len(plans))
     entry, tokens = entry_bytes(job.workload.precision), tokens_per_device(job, plans)
-    freed = plans.redoes(Module.LAYERNORM) * 2 * boundary_bytes(job, plans)
-    behind = mlp - entry * tokens * _normed_entries(job, plans)
+    normed = operand_bytes(job) / entry * boundary_bytes(job, plans)
+    freed = plans.redoes(Module.LAYERNORM) * 2 * normed
+    behind = mlp - tokens * _normed_bytes(job, plans)
     if kind == "dense":
         freed += plans.redoes(Module.MLP) * behind
     elif job.model.moe is not None:
-        inner = entry * routed_tokens(job, plans) * np.ceil(job.model.moe.expert_width / plans.etp)
+        width = np.ceil(job.model.moe.expert_width / plans.etp)
+        inner = operand_bytes(job) * routed_tokens(job, plans) * width
         freed += np.where(plans.redoes(Module.MOE), behind, plans.redoes(Module.MOE_ACT) * inner)
     latent = job.model.attention.latent
     if latent is not None:
@@ -185,19 +190,39 @@ def _mask_bytes(job: Job, plans: Plans) -> Floats:
     return tokens_per_device(job, plans) * job.model.d_model / sequence_shards(plans) * drops
 
 
-def _normed_entries(job: Job, plans: Plans) -> Floats:
-    """A norm's input, and its output as the products behind it keep it: 2 h / s_p, gathered h / s_p + h."""
+def operand_bytes(job: Job) -> float:
+    """Bytes of an entry of its input that a weight product keeps: one where it keeps the 8-bit cast."""
+    narrow = job.workload.precision in NARROW
+    keeps_cast = framework_named(job.workload.framework).memory.keeps_cast_operands
+    return 1.0 if narrow and keeps_cast else entry_bytes(job.workload.precision)
+
+
+def _normed_bytes(job: Job, plans: Plans) -> Floats:
+    """Of a token, a norm's input, and its output as the products behind it keep it.
+
+    2 h / s_p entries; gathered h / s_p + h.
+    """
     shards = sequence_shards(plans)
     gathered = framework_named(job.workload.framework).memory.keeps_gathered
-    return job.model.d_model * (1 / shards + (1 if gathered else 1 / shards))
+    output = operand_bytes(job) * (1 if gathered else 1 / shards)
+    return job.model.d_model * (entry_bytes(job.workload.precision) / shards + output)
+
+
+def _inner_bytes(job: Job, n_matrices: int) -> float:
+    """Of a token and unit of an MLP's width: what enters its activation, and what leaves it for a product."""
+    before = _inner_tensors(job, n_matrices) - 1
+    return entry_bytes(job.workload.precision) * before + operand_bytes(job)
 
 
 def _attention_bytes(job: Job, plans: Plans) -> Floats:
     """Projections, norm and residual around the attention core."""
     attention = job.model.attention
     heads = np.ceil(attention.n_heads / plans.tp)
-    entries = _normed_entries(job, plans) + _qkv_width(job, plans) + heads * attention.v_head_dim
-    kept: Floats = entry_bytes(job.workload.precision) * tokens_per_device(job, plans) * entries
+    entry, value_width = entry_bytes(job.workload.precision), heads * attention.v_head_dim
+    # A cast copy of the core's output lies beside the one that its own backward pass reads.
+    cast = value_width * operand_bytes(job) * (operand_bytes(job) < entry)
+    held = _normed_bytes(job, plans) + entry * (_qkv_width(job, plans) + value_width) + cast
+    kept: Floats = tokens_per_device(job, plans) * held
     return kept + _mask_bytes(job, plans)
 
 
@@ -222,10 +247,8 @@ def _inner_tensors(job: Job, n_matrices: int) -> int:
 
 def _mlp_bytes(job: Job, plans: Plans, mlp: MlpSpec) -> Floats:
     """A feed-forward block every token passes: norm, inner activations, residual."""
-    entries = _normed_entries(job, plans) + _inner_tensors(job, mlp.n_matrices) * np.ceil(
-        mlp.width / plans.tp
-    )
-    kept: Floats = entry_bytes(job.workload.precision) * tokens_per_device(job, plans) * entries
+    inner = _inner_bytes(job, mlp.n_matrices) * np.ceil(mlp.width / plans.tp)
+    kept: Floats = tokens_per_device(job, plans) * (_normed_bytes(job, plans) + inner)
     return kept + _mask_bytes(job, plans)
 
 
@@ -241,8 +264,8 @@ def _expert_bytes(job: Job, plans: Plans) -> Floats:
     moe, h = job.model.moe, float(job.model.d_model)
     assert moe is not None
     width = np.ceil(moe.expert_width / plans.etp)
-    entries = routed_tokens(job, plans) * (h + h / plans.etp + _inner_tensors(job, moe.n_matrices) * width)
-    kept: Floats = entry_bytes(job.workload.precision) * entries
+    tokens = operand_bytes(job) * h + entry_bytes(job.workload.precision) * h / plans.etp
+    kept: Floats = routed_tokens(job, plans) * (tokens + _inner_bytes(job, moe.n_matrices) * width)
     if moe.shared_width:
         return kept + _mlp_bytes(job, plans, MlpSpec(width=moe.shared_width, n_matrices=moe.n_matrices))
     return kept + 2 * boundary_bytes(job, plans)

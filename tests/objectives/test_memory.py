@@ -174,3 +174,16 @@ def test_a_balance_by_weight_may_leave_the_last_stage_nothing():
     )
     assert not leaves_a_stage_empty(model, 32)
     assert leaves_a_stage_empty(replace(model, n_layers=16), 32)
+
+
+def test_a_trainer_that_keeps_cast_operands_keeps_fewer_bytes_in_fp8():
+    plans = Plans.of([Plan(tp=4, dp=2, sequence_parallel=True)])
+
+    def activations(framework, precision):
+        asked = job_of("llama-3-8b", "dgx-h100", 8, framework=framework, precision=precision)
+        return estimate(asked, plans).memory.activations_bytes[0]
+
+    narrow, wide = (activations("megatron-lm", kind) for kind in (Precision.FP8, Precision.BF16))
+    tokens, width, h, value = 4096, 14336 / 4, 4096, 4096 / 4
+    assert wide - narrow == pytest.approx(32 * tokens * (2 * h / 4 + width - value))
+    assert activations("torchtitan", Precision.FP8) == activations("torchtitan", Precision.BF16)
