@@ -5,24 +5,31 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from objectives.cost.reserve import FRAGMENTATION, device_bytes
 from objectives.cost.step import estimate
 from objectives.measurements import MeasuredRun
+from objectives.measurements.tables import MemoryKind
 from objectives.metrics import Job
+from objectives.ranking import memory_limit_bytes
 from objectives.uncertainty import step_sigma
-from search_spaces.plan import Floats, Plan, Plans
+from search_spaces.plan import Bools, Floats, Plan, Plans
 
 INTERVAL_COVERAGE, INTERVAL_Z = 0.8, 1.2816
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prediction:
-    """What the model says of one run; the interval should hold with 80 %."""
+    """What the model says of one run; the interval should hold with 80 %.
+
+    `printed_bytes` is the peak as the run's trainer counts it: live tensors, blocks, or the whole device.
+    """
 
     run: MeasuredRun
     step_s: float
     low_s: float
     high_s: float
     peak_memory_bytes: float
+    printed_bytes: float
 
     @property
     def error(self) -> float:
@@ -32,9 +39,9 @@ class Prediction:
 
     @property
     def memory_error(self) -> float:
-        """Predicted over measured peak bytes, less one."""
+        """Predicted over measured peak bytes, less one; both count the same."""
         assert self.run.peak_memory_bytes is not None
-        return self.peak_memory_bytes / self.run.peak_memory_bytes - 1
+        return self.printed_bytes / self.run.peak_memory_bytes - 1
 
     @property
     def is_covered(self) -> bool:
@@ -55,8 +62,9 @@ class Accuracy:
     """Figures of error of one group of runs, as fractions; None where the group cannot tell.
 
     `bias` is the median signed error.  `pair_order` is the share of pairs of comparable runs (of one job)
-    whose order is predicted; `regret` is how much slower than the best the plan predicted best is, the mean
-    over jobs.  `failed_auc` is the chance that a failed run is given more memory than one that ran.
+    whose order is predicted; `regret` is how much slower than the best the plan is that is predicted
+    best of those predicted to fit, the mean over jobs.  `failed_auc` is the chance that a failed run is given
+    more memory than one that ran.
     """
 
     by: str
@@ -92,25 +100,34 @@ def predict(runs: Sequence[MeasuredRun]) -> list[Prediction]:
 
 
 def _price(readings: Sequence[tuple[Job, Plan]]) -> Floats:
-    """Step seconds, a factor for their interval, and peak bytes of each; shape (3, n_readings)."""
-    priced = np.zeros((3, len(readings)))
+    """Step seconds, a factor for their interval, peak, live and device bytes; shape (5, n_readings)."""
+    priced = np.zeros((5, len(readings)))
     for places in _by_job([job for job, _ in readings]):
         job, plans = readings[places[0]][0], Plans.of(readings[i][1] for i in places)
         found = estimate(job, plans)
         step_s = found.step_s
         factor = np.exp(INTERVAL_Z * step_sigma(job, plans, found))
-        priced[:, places] = step_s, factor, found.peak_memory_bytes
+        memory = found.memory
+        priced[:3, places] = step_s, factor, memory.total_bytes
+        priced[3:, places] = memory.allocated_bytes, device_bytes(job, memory)
     return priced
 
 
 def _prediction(run: MeasuredRun, priced: Floats) -> Prediction:
-    step_s, factor, memory = priced
+    step_s, factor, memory, allocated, device = priced
+    counted = {
+        MemoryKind.ALLOCATED: allocated,
+        MemoryKind.RESERVED: allocated * (1 + FRAGMENTATION.value),
+        MemoryKind.DEVICE: device,
+    }
+    printed = counted[run.memory_kind]
     return Prediction(
         run=run,
         step_s=_middle(step_s) if run.undecided else float(step_s[0]),
         low_s=float(np.min(step_s / factor)),
         high_s=float(np.max(step_s * factor)),
         peak_memory_bytes=_middle(memory) if run.undecided else float(memory[0]),
+        printed_bytes=_middle(printed) if run.undecided else float(printed[0]),
     )
 
 
@@ -175,24 +192,30 @@ def accuracy(by: str, name: str, predictions: Sequence[Prediction]) -> Accuracy:
 
 
 def _pair_order(timed: Sequence[Prediction]) -> float | None:
-    counts = [ordered_pairs(*group) for group in _comparable(timed)]
+    counts = [ordered_pairs(was, said) for was, said, _ in _comparable(timed)]
     n_pairs = sum(n for _, n in counts)
     return sum(right for right, _ in counts) / n_pairs if n_pairs else None
 
 
 def _regret(timed: Sequence[Prediction]) -> float | None:
-    return _mean(np.array([regret(*group) for group in _comparable(timed)]))
+    """Mean over jobs; plans that `rank` would not offer, for they would not fit, are not picked."""
+    return _mean(np.array([regret(was, said, fits) for was, said, fits in _comparable(timed)]))
 
 
-def _comparable(timed: Sequence[Prediction]) -> Iterable[tuple[Floats, Floats]]:
-    """Measured and predicted seconds of each job's plans; of a plan run again the median."""
+def _comparable(timed: Sequence[Prediction]) -> Iterable[tuple[Floats, Floats, Bools]]:
+    """Measured and predicted seconds of each job's plans, and which fit; of a plan run again the median."""
     for places in jobs_of([each.run for each in timed]):
         again: dict[Plan, list[Prediction]] = {}
         for i in places:
             again.setdefault(timed[i].run.plan, []).append(timed[i])
         if len(again) > 1:
             measured = [np.median([each.run.step_s or 0.0 for each in alike]) for alike in again.values()]
-            yield np.array(measured), np.array([alike[0].step_s for alike in again.values()])
+            limit = memory_limit_bytes(timed[places[0]].run.job)
+            yield (
+                np.array(measured),
+                np.array([alike[0].step_s for alike in again.values()]),
+                np.array([alike[0].peak_memory_bytes <= limit for alike in again.values()]),
+            )
 
 
 def ordered_pairs(measured: Floats, predicted: Floats) -> tuple[float, int]:
@@ -202,8 +225,10 @@ def ordered_pairs(measured: Floats, predicted: Floats) -> tuple[float, int]:
     return float(np.sum((agreement[differs] + 1) / 2)), int(np.sum(differs))
 
 
-def regret(measured: Floats, predicted: Floats) -> float:
-    """How much slower than the fastest the run is that is predicted to be the fastest."""
+def regret(measured: Floats, predicted: Floats, fits: Bools | None = None) -> float:
+    """How much slower than the fastest the run is that is predicted to be the fastest of those that fit."""
+    if fits is not None and fits.any():
+        predicted = np.where(fits, predicted, np.inf)
     return float(measured[np.argmin(predicted)] / np.min(measured) - 1)
 
 

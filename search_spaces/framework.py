@@ -10,6 +10,7 @@ from enum import StrEnum
 from types import MappingProxyType
 
 from search_spaces.errors import UnknownName
+from search_spaces.memory_habits import FRUGAL, MemoryHabits
 from search_spaces.plan import CpKind, RankOrder, Schedule
 from search_spaces.state import MIXED_PRECISION_STATE, TrainingState
 
@@ -73,6 +74,7 @@ class FrameworkProfile:
     part of a message between stages, and the receivers gather them (Megatron-LM's scatter/gather).
     `state_in_fp16`: its state where it trains in fp16, if another (Megatron-LM sums gradients in fp32 for
     bf16 alone, unless told).
+    `recompute_modules`: it redoes modules by name.  `fills_pipeline`: 1f1b needs pp - 1 micro-batches.
     """
 
     name: str
@@ -89,13 +91,16 @@ class FrameworkProfile:
     waits_from_pp: int = 2
     ties_over_stages: bool = True
     recompute_every: bool = True
+    recompute_modules: bool = True
     experts: ExpertAbilities = ExpertAbilities()
     overlaps_tp: bool = True
     keeps_stage_input: bool = False
+    fills_pipeline: bool = False
     splits_messages: bool = False
     dropout: bool = False
     logits_bytes_per_entry: float = 6.0
     bucket_parameters: float = 40e6
+    memory: MemoryHabits = FRUGAL
     state: TrainingState = MIXED_PRECISION_STATE
     state_in_fp16: TrainingState | None = None
 
@@ -107,6 +112,9 @@ MEGATRON_LM = FrameworkProfile(
     zero_stages_with_pipeline=(0, 1),
     zero_stages_with_offload=(1,),
     waits_from_pp=3,
+    logits_bytes_per_entry=4.0,  # fused cross entropy: 16-bit logits and their gradient
+    # Transformer Engine caches a 16-bit gradient of every weight's shape beside the fp32 ones it adds into.
+    memory=MemoryHabits(layer_gradient_bytes=2.0),
     splits_messages=True,
     state_in_fp16=TrainingState(gradient_bytes=2.0),
     experts=ExpertAbilities(split_beside_biases=False, own_replicas_in_any_order=False),
@@ -131,6 +139,7 @@ FRAMEWORKS: Mapping[str, FrameworkProfile] = MappingProxyType(
                 rank_orders=(RankOrder.TP_CP_DP_PP,),
                 end_stages=EndStages.EVEN,
                 recompute_every=False,
+                recompute_modules=False,
                 experts=ExpertAbilities(
                     in_pipeline=False,
                     tensor=ExpertTensor.TP_OR_WHOLE,
@@ -140,7 +149,8 @@ FRAMEWORKS: Mapping[str, FrameworkProfile] = MappingProxyType(
                 overlaps_tp=False,
                 keeps_stage_input=True,
                 splits_messages=True,
-                bucket_parameters=500e6,
+                bucket_parameters=500e6,  # reduce_bucket_size
+                memory=MemoryHabits(fixed_bucket=True),
                 state=TrainingState(gradient_bytes=2.0),
             ),
             FrameworkProfile(
@@ -148,6 +158,7 @@ FRAMEWORKS: Mapping[str, FrameworkProfile] = MappingProxyType(
                 source="torchtitan 0.3.0, torchtitan/config and distributed/parallel_dims.py",
                 schedules=(Schedule.GPIPE, Schedule.ONE_F_ONE_B, Schedule.INTERLEAVED),
                 recompute_every=False,
+                recompute_modules=False,
                 end_stages=EndStages.LIGHTER,
                 ties_over_stages=False,
                 experts=ExpertAbilities(
@@ -173,14 +184,18 @@ FRAMEWORKS: Mapping[str, FrameworkProfile] = MappingProxyType(
                 rank_orders=(RankOrder.TP_CP_DP_PP,),
                 end_stages=EndStages.EVEN,
                 overlaps_tp=False,
+                recompute_modules=False,
                 keeps_stage_input=True,
                 splits_messages=True,
                 dropout=True,
+                bucket_parameters=500e6,  # DeepSpeed's reduce_bucket_size
+                memory=MemoryHabits(fixed_bucket=True),
                 state=TrainingState(gradient_bytes=2.0),
             ),
             FrameworkProfile(
                 name="nanotron",
-                source="github.com/huggingface/nanotron, src/nanotron/parallel",
+                source="github.com/huggingface/nanotron, src/nanotron/parallel, models/llama.py and "
+                "optim/gradient_accumulator.py",
                 schedules=(Schedule.GPIPE, Schedule.ONE_F_ONE_B),
                 zero_stages=(0, 1),
                 zero_stages_with_pipeline=(0, 1),
@@ -193,6 +208,10 @@ FRAMEWORKS: Mapping[str, FrameworkProfile] = MappingProxyType(
                 end_stages=EndStages.BALANCED,
                 bucket_parameters=12.5e6,  # DistributedDataParallel: 25 MB of bf16
                 recompute_every=False,
+                recompute_modules=False,
+                fills_pipeline=True,  # asserted in parallel/pipeline_parallel/engine.py
+                logits_bytes_per_entry=12.0,  # fp32 logits, their softmax, its gradient in 16 bits and more
+                memory=MemoryHabits(keeps_gate=True, kept_share=1.15, passing_gradient_bytes=2.0),
             ),
             FrameworkProfile(
                 name="fsdp",
@@ -203,11 +222,16 @@ FRAMEWORKS: Mapping[str, FrameworkProfile] = MappingProxyType(
                 zero_stages_with_offload=(2, 3),
                 cp_kinds=(),
                 recompute_every=False,
+                recompute_modules=False,
                 overlaps_tp=False,
             ),
             FrameworkProfile(
                 name="internevo",
-                source="github.com/InternLM/InternEvo, doc/en/train_performance.md",
+                recompute_modules=False,
+                source="github.com/InternLM/InternEvo, doc/en/train_performance.md and "
+                "internlm/solver/optimizer/hybrid_zero_optim.py",
+                # The update flattens the gradients into fp32 and unscales them there.
+                memory=MemoryHabits(step_bytes=8.0),
                 schedules=(Schedule.ONE_F_ONE_B, Schedule.INTERLEAVED, Schedule.ZB_H1),
                 zero_stages=(0, 1),
                 zero_stages_with_pipeline=(0, 1),

@@ -49,7 +49,7 @@ class Habits:
     traffic: Constant = assumed(1.6, "between fused and eager kernels", 0.25)
     accumulation_bytes: Constant = assumed(0.0, "the weight product adds to them as it ends", 0.0)
     logits_bytes: Constant = assumed(16.0, "fp32 loss: written, read and differentiated", 0.4)
-    attention: Constant = assumed(1.0, "the device's own rate", 0.2)
+    attention: Constant = assumed(0.85, "between the device's own rate and what most trainers reach", 0.2)
     tp_overlap: Constant = assumed(0.8, "all but the first and last piece", 0.2)
     cp_overlap: Constant = assumed(0.9, "all but the first exchange", 0.1)
     dp_overlap: Constant = assumed(0.9, "all but the last bucket", 0.1)
@@ -61,6 +61,11 @@ class Habits:
 
 
 ASSUMED_HABITS = Habits()
+# Trainers that run plain PyTorch modules: between those fitted that do (FSDP's, InternEvo, nanotron).
+PLAIN_PYTORCH = Habits(
+    traffic=assumed(2.1, "as FSDP's trainer: norms and activations are kernels of their own", 0.25),
+    attention=assumed(0.7, "between FSDP's trainer and nanotron, of like kernels", 0.25),
+)
 # Megatron-LM's core runs the experts of both; fitted to the runs of both together.
 MEGATRON_EXPERTS: Mapping[str, Constant] = MappingProxyType(
     {
@@ -72,7 +77,12 @@ MEGATRON_EXPERTS: Mapping[str, Constant] = MappingProxyType(
 )
 HABITS: Mapping[str, Habits] = MappingProxyType(
     {
-        "megatron-lm": Habits(traffic=fitted(1.0), message_operations=fitted(14.0, 0.5), **MEGATRON_EXPERTS),
+        "megatron-lm": Habits(
+            traffic=fitted(1.0),
+            attention=fitted(1.15),
+            message_operations=fitted(14.0, 0.5),
+            **MEGATRON_EXPERTS,
+        ),
         "megatron-deepspeed": Habits(
             operations_per_layer=fitted(63.0),
             tp_operations=fitted(5.0),
@@ -97,6 +107,8 @@ HABITS: Mapping[str, Habits] = MappingProxyType(
             dp_overlap=fitted(0.5),
             shard_operations=fitted(3.0, 0.5),
         ),
+        "torchtitan": PLAIN_PYTORCH,
+        "deepspeed": PLAIN_PYTORCH,
         "fsdp": Habits(traffic=fitted(2.1), attention=fitted(0.5)),
         "internevo": Habits(traffic=fitted(2.2), dp_overlap=fitted(0.35)),
     }

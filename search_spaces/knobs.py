@@ -8,7 +8,7 @@ from enum import StrEnum
 from typing import Any
 
 from search_spaces.errors import InvalidSpec, UnknownName, check
-from search_spaces.plan import ENUMS, FLAGS, KNOB_NAMES, CpKind, parse_value
+from search_spaces.plan import ENUMS, FLAGS, KNOB_NAMES, NO_MODULES, CpKind, parse_value
 from search_spaces.rules import Context
 
 MAX_MICRO_BATCH = 64
@@ -17,16 +17,14 @@ MAX_CHUNKS = 8
 MAX_STAGE_GAP = 2
 MIN_SEQUENCE_SHARD_TOKENS = 512
 SCALE_UP_BANDWIDTH_SHARE = 0.5
-OPT_IN = (
-    "overlap_ep",
-    "deduplicate_ep",
-)  # tried where a user names them: they take a trainer's extra kernels
+# Tried where a user names them: they take a trainer's extra kernels, or are many.
+OPT_IN = {"overlap_ep": False, "deduplicate_ep": False, "recompute_modules": NO_MODULES}
 
 # The order of enumeration: knobs that many rules need come first, so that illegal branches die early.
 ORDER = (
     "tp", "cp", "pp", "dp", "cp_kind", "micro_batch", "ep", "etp", "split", "vpp", "schedule",
-    "sequence_parallel", "recompute", "recompute_every", "rank_order", "zero", "overlap_tp", "overlap_pp",
-    "overlap_dp", "offload_optimizer", "overlap_ep", "deduplicate_ep",
+    "sequence_parallel", "recompute", "recompute_modules", "recompute_every", "rank_order", "zero",
+    "overlap_tp", "overlap_pp", "overlap_dp", "offload_optimizer", "overlap_ep", "deduplicate_ep",
 )  # fmt: skip
 
 
@@ -74,7 +72,7 @@ def default_choices(context: Context, name: str) -> tuple[Any, ...]:
     model, n, batch = context.model, context.cluster.n_devices, context.workload.global_batch
     experts = model.moe.n_experts if model.moe else 1
     if name in OPT_IN:
-        return (False,)
+        return (OPT_IN[name],)
     if name in FLAGS:
         return (False, True)
     if name == "cp_kind":

@@ -48,6 +48,38 @@ class Recompute(StrEnum):
     FULL = "full"
 
 
+class Module(StrEnum):
+    """Parts of a layer that the backward pass can compute again beside the attention core.
+
+    Norms, a dense MLP, an expert layer's MLPs, the activation inside its experts, and latent attention's
+    up-projections.
+    """
+
+    LAYERNORM = "layernorm"
+    MLP = "mlp"
+    MOE = "moe"
+    MOE_ACT = "moe_act"
+    MLA_UP_PROJ = "mla_up_proj"
+
+
+def module_set(modules: Iterable[Module]) -> str:
+    """A set of modules as one word, in the order of their class: `mlp+moe_act`, or `none`."""
+    chosen = set(modules)
+    return "+".join(module for module in Module if module in chosen) or "none"
+
+
+# Every set of modules; a set's place in the class has a bit for each of its modules.
+ModuleSet: type[StrEnum] = StrEnum(  # type: ignore[misc]
+    "ModuleSet",
+    [
+        (word.upper().replace("+", "_AND_"), word)
+        for bits in range(1 << len(Module))
+        for word in [module_set(module for i, module in enumerate(Module) if bits >> i & 1)]
+    ],
+)
+NO_MODULES = ModuleSet("none")
+
+
 class RankOrder(StrEnum):
     """Mesh axes from the innermost (neighbouring ranks) to the outermost."""
 
@@ -59,6 +91,7 @@ ENUMS: dict[str, type[StrEnum]] = {
     "cp_kind": CpKind,
     "schedule": Schedule,
     "recompute": Recompute,
+    "recompute_modules": ModuleSet,
     "rank_order": RankOrder,
 }
 MAX_DIGITS = 9  # products of two degrees stay within int64
@@ -79,9 +112,11 @@ class Plan:
 
     `zero` is the ZeRO stage (0-3; 3 shards parameters as FSDP does). `first_layers` and `last_layers` are the
     layers of the first and last pipeline stage (0: even split). `recompute_every` n > 1 recomputes only every
-    n-th layer; it needs recompute=full. `vpp` counts model chunks per stage. `overlap_ep` runs one
-    micro-batch's expert all-to-all beside another's computation; `deduplicate_ep` sends a token once to each
-    node and device that holds experts of its own, and copies it there.
+    n-th layer; it needs recompute=full. `recompute_modules` are redone beside recompute=none or selective.
+    `vpp` counts model chunks per stage. `overlap_ep` runs one micro-batch's expert all-to-all beside
+    another's computation; `deduplicate_ep` sends a token once to each node and device that holds experts of
+    its own,
+    and copies it there.
     """
 
     tp: int = 1
@@ -99,6 +134,7 @@ class Plan:
     cp_kind: CpKind = CpKind.RING
     schedule: Schedule = Schedule.ONE_F_ONE_B
     recompute: Recompute = Recompute.NONE
+    recompute_modules: StrEnum = NO_MODULES
     rank_order: RankOrder = RankOrder.TP_CP_DP_PP
     sequence_parallel: bool = False
     offload_optimizer: bool = False
@@ -194,6 +230,7 @@ class Plans:
     cp_kind: NDArray[np.int8]
     schedule: NDArray[np.int8]
     recompute: NDArray[np.int8]
+    recompute_modules: NDArray[np.int8]
     rank_order: NDArray[np.int8]
     sequence_parallel: Bools
     offload_optimizer: Bools
@@ -250,6 +287,11 @@ class Plans:
         """Where the plan recomputes this much."""
         equal: Bools = self.recompute == code(recompute)
         return equal
+
+    def redoes(self, module: Module) -> Bools:
+        """Where the backward pass computes this module again."""
+        redone: Bools = (self.recompute_modules >> list(Module).index(module) & 1).astype(np.bool_)
+        return redone
 
     def is_cp(self, kind: CpKind) -> Bools:
         """Where the sequence is split, and in this way."""

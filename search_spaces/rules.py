@@ -20,7 +20,7 @@ from search_spaces.framework import (
     framework_named,
 )
 from search_spaces.model import ModelSpec
-from search_spaces.plan import Bools, CpKind, Ints, RankOrder, Recompute, Schedule, code
+from search_spaces.plan import Bools, CpKind, Ints, Module, RankOrder, Recompute, Schedule, code
 from search_spaces.workload import Workload
 
 Columns = Mapping[str, Ints]
@@ -182,6 +182,18 @@ def _n_microbatches(c: Context, p: Columns) -> Ints:
     return c.workload.global_batch // (p["micro_batch"] * p["dp"])
 
 
+def _modules_of(model: ModelSpec) -> int:
+    """Bits of the modules that some layer of a model has; an expert layer's `moe` holds its `moe_act`."""
+    has = {
+        Module.LAYERNORM: True,
+        Module.MLP: model.n_moe_layers < model.n_layers,
+        Module.MOE: model.moe is not None,
+        Module.MOE_ACT: model.moe is not None,
+        Module.MLA_UP_PROJ: model.attention.latent is not None,
+    }
+    return sum(1 << i for i, module in enumerate(Module) if has[module])
+
+
 def _recompute_every(c: Context, p: Columns) -> Bools:
     layers = -(-c.model.n_layers // (p["pp"] * p["vpp"]))
     held: Bools = (p["recompute_every"] == 1) | (
@@ -241,6 +253,9 @@ RULES: tuple[Rule, ...] = (
           lambda c, p: _among(p["schedule"], c.framework.schedules)),
     _rule("interleaving needs pp to divide the micro-batches", "pp dp micro_batch schedule",
           lambda c, p: ~_is(p, Schedule.INTERLEAVED, "schedule") | (_n_microbatches(c, p) % p["pp"] == 0)),
+    _rule("the framework fills a 1f1b pipeline: at least pp - 1 micro-batches", "pp dp micro_batch schedule",
+          lambda c, p: (_n_microbatches(c, p) >= p["pp"] - 1) | (not c.framework.fills_pipeline)
+          | ~_is(p, Schedule.ONE_F_ONE_B, "schedule")),
     _rule("the framework runs the zero stage", "pp zero",
           lambda c, p: np.where(p["pp"] > 1, np.isin(p["zero"], c.framework.zero_stages_with_pipeline),
                                 np.isin(p["zero"], c.framework.zero_stages))),
@@ -257,6 +272,12 @@ RULES: tuple[Rule, ...] = (
           "pp vpp recompute recompute_every", _recompute_every),
     _rule("the framework recomputes every n-th layer", "recompute_every",
           lambda c, p: (p["recompute_every"] == 1) | c.framework.recompute_every),
+    _rule("recompute_modules beside recompute=full have nothing to do", "recompute recompute_modules",
+          lambda c, p: (p["recompute_modules"] == 0) | ~_is(p, Recompute.FULL, "recompute")),
+    _rule("the framework recomputes modules by name", "recompute_modules",
+          lambda c, p: (p["recompute_modules"] == 0) | c.framework.recompute_modules),
+    _rule("recompute_modules are those that the model has", "recompute_modules",
+          lambda c, p: (p["recompute_modules"] & ~_modules_of(c.model)) == 0),
     _rule("zb-h1 and zb-h2 do not recompute whole layers", "schedule recompute",
           lambda c, p: ~(_is(p, Schedule.ZB_H1, "schedule") | _is(p, Schedule.ZB_H2, "schedule"))
           | ~_is(p, Recompute.FULL, "recompute")),

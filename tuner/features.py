@@ -9,7 +9,7 @@ from dataclasses import fields
 import numpy as np
 
 from objectives.cost.result import StepMemory, StepTime
-from search_spaces.plan import ENUMS, FLAGS, Floats, Plans
+from search_spaces.plan import ENUMS, FLAGS, Floats, Module, Plans
 
 DEGREES = ("tp", "pp", "dp", "cp", "ep", "etp", "vpp", "micro_batch", "recompute_every")
 STAGE_SIZES = ("first_layers", "last_layers")
@@ -18,7 +18,7 @@ MEMORY_PARTS: tuple[str, ...] = tuple(field.name for field in fields(StepMemory)
 
 
 def knob_features(plans: Plans) -> Floats:
-    """Knobs as coordinates: log2 of degrees, the ZeRO stage, one-hot enums, flags.
+    """Knobs as coordinates: log2 of degrees, the ZeRO stage, modules redone, one-hot enums, flags.
 
     A one-hot vector is divided by √2, so that two different values of an enum are at distance 1.
 
@@ -29,7 +29,10 @@ def knob_features(plans: Plans) -> Floats:
     columns = [np.log2(getattr(plans, name)) for name in DEGREES]
     columns += [np.log2(1.0 + getattr(plans, name)) for name in STAGE_SIZES]
     columns.append(plans.zero.astype(np.float64))
+    columns += [plans.redoes(module).astype(np.float64) for module in Module]
     for name, values in ENUMS.items():
+        if name == "recompute_modules":
+            continue
         codes = getattr(plans, name)
         columns += [(codes == value) / np.sqrt(2.0) for value in range(len(values))]
     columns += [getattr(plans, name).astype(np.float64) for name in FLAGS]

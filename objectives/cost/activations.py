@@ -23,18 +23,22 @@ from objectives.cost.stages import Stages
 from objectives.metrics import Job
 from search_spaces.framework import framework_named
 from search_spaces.model import MlpSpec
-from search_spaces.plan import Floats, Ints, Plans, Recompute
+from search_spaces.plan import Floats, Ints, Module, Plans, Recompute
 
-LAYER_KNOBS = ("tp", "cp", "ep", "etp", "micro_batch", "sequence_parallel")
+LAYER_KNOBS = ("tp", "cp", "ep", "etp", "micro_batch", "sequence_parallel", "recompute_modules")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class LayerBytes:
-    """Bytes that one layer keeps of a micro-batch; every array has shape (n_plans,)."""
+    """Bytes that one layer keeps of a micro-batch; every array has shape (n_plans,).
+
+    `modules_bytes` are those of them that the plan redoes by name, and so does not keep.
+    """
 
     attention_bytes: Floats
     core_bytes: Floats
     mlp_bytes: Floats
+    modules_bytes: Floats
 
     @property
     def kept_bytes(self) -> Floats:
@@ -59,7 +63,7 @@ def stage_activations(job: Job, plans: Plans, stages: Stages) -> StageActivation
     """Bytes of one micro-batch on each of the given stages.
 
         full         every r-th layer keeps its input (2 T h)
-        selective    the attention core keeps nothing
+        selective    the attention core keeps nothing, nor do the modules redone by name
 
     Source
     ------
@@ -71,9 +75,10 @@ def stage_activations(job: Job, plans: Plans, stages: Stages) -> StageActivation
     n_layers = np.maximum(layers, 1)
     share = np.ceil(layers / plans.recompute_every) / n_layers * plans.is_recompute(Recompute.FULL)
     selective = plans.is_recompute(Recompute.SELECTIVE)
+    redone = selective * total.core_bytes + ~plans.is_recompute(Recompute.FULL) * total.modules_bytes
     boundary = boundary_bytes(job, plans)
-    kept = (1 - share) * total.kept_bytes - selective * total.core_bytes + share * layers * boundary
-    transient = np.where(share > 0, total.kept_bytes, selective * total.core_bytes) / n_layers
+    kept = (1 - share) * total.kept_bytes - redone + share * layers * boundary
+    transient = np.where(share > 0, total.kept_bytes, redone) / n_layers
     heads = stages.is_last + n_predict
     return StageActivations(
         kept_bytes=kept + _stage_input_bytes(job, plans, stages),
@@ -129,9 +134,49 @@ def layer_bytes(job: Job, plans: Plans, kind: str) -> LayerBytes:
     Korthikanti et al. (2022), arXiv:2205.05198, section 4, equation 1.
     """
     mlp = _mlp_bytes(job, plans, job.model.mlp) if kind == "dense" else _expert_bytes(job, plans)
+    share = framework_named(job.workload.framework).memory.kept_share
     return LayerBytes(
-        attention_bytes=_attention_bytes(job, plans), core_bytes=_core_bytes(job, plans), mlp_bytes=mlp
+        attention_bytes=share * _attention_bytes(job, plans),
+        core_bytes=_core_bytes(job, plans),
+        mlp_bytes=share * mlp,
+        modules_bytes=share * _modules_bytes(job, plans, kind, mlp),
     )
+
+
+def _modules_bytes(job: Job, plans: Plans, kind: str, mlp: Floats) -> Floats:
+    """What the modules that a plan redoes by name do not keep.
+
+        layernorm      both norms' outputs, 2 T h / s_p each         moe_act    the experts' last inner tensor
+        mlp, moe       all behind the norm's output                  mla_up_proj    q, k and v, 2 T q
+
+    Source
+    ------
+    Megatron-LM core 0.19.2, megatron/core/transformer/transformer_config.py, recompute_modules.
+    """
+    if not plans.recompute_modules.any():
+        return np.zeros(len(plans))
+    entry, tokens = entry_bytes(job.workload.precision), tokens_per_device(job, plans)
+    freed = plans.redoes(Module.LAYERNORM) * 2 * boundary_bytes(job, plans)
+    behind = mlp - entry * tokens * _normed_entries(job, plans)
+    if kind == "dense":
+        freed += plans.redoes(Module.MLP) * behind
+    elif job.model.moe is not None:
+        inner = entry * routed_tokens(job, plans) * np.ceil(job.model.moe.expert_width / plans.etp)
+        freed += np.where(plans.redoes(Module.MOE), behind, plans.redoes(Module.MOE_ACT) * inner)
+    latent = job.model.attention.latent
+    if latent is not None:
+        ranks = (latent.q_lora_rank or 0) + latent.kv_lora_rank + latent.qk_rope_head_dim
+        projected = np.maximum(_qkv_width(job, plans) - ranks, 0)
+        freed += plans.redoes(Module.MLA_UP_PROJ) * entry * tokens * projected
+    return freed
+
+
+def _qkv_width(job: Job, plans: Plans) -> Floats:
+    """Queries, keys and values of one token on one rank, entries."""
+    attention = job.model.attention
+    heads, kv_heads = np.ceil(attention.n_heads / plans.tp), np.ceil(attention.n_kv_heads / plans.tp)
+    width: Floats = heads * attention.head_dim + kv_heads * (attention.head_dim + attention.v_head_dim)
+    return width
 
 
 def _mask_bytes(job: Job, plans: Plans) -> Floats:
@@ -140,12 +185,18 @@ def _mask_bytes(job: Job, plans: Plans) -> Floats:
     return tokens_per_device(job, plans) * job.model.d_model / sequence_shards(plans) * drops
 
 
+def _normed_entries(job: Job, plans: Plans) -> Floats:
+    """A norm's input, and its output as the products behind it keep it: 2 h / s_p, gathered h / s_p + h."""
+    shards = sequence_shards(plans)
+    gathered = framework_named(job.workload.framework).memory.keeps_gathered
+    return job.model.d_model * (1 / shards + (1 if gathered else 1 / shards))
+
+
 def _attention_bytes(job: Job, plans: Plans) -> Floats:
     """Projections, norm and residual around the attention core."""
-    attention, h = job.model.attention, job.model.d_model
-    heads, kv_heads = np.ceil(attention.n_heads / plans.tp), np.ceil(attention.n_kv_heads / plans.tp)
-    qkv = heads * attention.head_dim + kv_heads * (attention.head_dim + attention.v_head_dim)
-    entries = 2 * h / sequence_shards(plans) + qkv + heads * attention.v_head_dim
+    attention = job.model.attention
+    heads = np.ceil(attention.n_heads / plans.tp)
+    entries = _normed_entries(job, plans) + _qkv_width(job, plans) + heads * attention.v_head_dim
     kept: Floats = entry_bytes(job.workload.precision) * tokens_per_device(job, plans) * entries
     return kept + _mask_bytes(job, plans)
 
@@ -163,9 +214,17 @@ def _core_bytes(job: Job, plans: Plans) -> Floats:
     return 4.0 * rows if job.workload.flash_attention else 5.0 * rows * s
 
 
+def _inner_tensors(job: Job, n_matrices: int) -> int:
+    """Tensors of an MLP's width: what enters its activation and what leaves it, a gate's output by itself."""
+    keeps_gate = framework_named(job.workload.framework).memory.keeps_gate
+    return n_matrices + (1 if keeps_gate and n_matrices > 2 else 0)
+
+
 def _mlp_bytes(job: Job, plans: Plans, mlp: MlpSpec) -> Floats:
     """A feed-forward block every token passes: norm, inner activations, residual."""
-    entries = 2 * job.model.d_model / sequence_shards(plans) + mlp.n_matrices * np.ceil(mlp.width / plans.tp)
+    entries = _normed_entries(job, plans) + _inner_tensors(job, mlp.n_matrices) * np.ceil(
+        mlp.width / plans.tp
+    )
     kept: Floats = entry_bytes(job.workload.precision) * tokens_per_device(job, plans) * entries
     return kept + _mask_bytes(job, plans)
 
@@ -182,7 +241,7 @@ def _expert_bytes(job: Job, plans: Plans) -> Floats:
     moe, h = job.model.moe, float(job.model.d_model)
     assert moe is not None
     width = np.ceil(moe.expert_width / plans.etp)
-    entries = routed_tokens(job, plans) * (h + h / plans.etp + moe.n_matrices * width)
+    entries = routed_tokens(job, plans) * (h + h / plans.etp + _inner_tensors(job, moe.n_matrices) * width)
     kept: Floats = entry_bytes(job.workload.precision) * entries
     if moe.shared_width:
         return kept + _mlp_bytes(job, plans, MlpSpec(width=moe.shared_width, n_matrices=moe.n_matrices))

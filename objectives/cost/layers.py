@@ -34,7 +34,7 @@ from objectives.cost.kernels import (
 from objectives.cost.moe import deduplicated_share
 from objectives.metrics import Job
 from search_spaces.model import MlpSpec
-from search_spaces.plan import CpKind, Floats, Plans
+from search_spaces.plan import CpKind, Floats, Module, Plans
 from search_spaces.workload import AttentionFlops, CudaGraphs
 
 ATTENTION_BACKWARD_OVER_FORWARD = 2.5  # five products for two: Dao (2023), arXiv:2307.08691, section 3.1
@@ -48,6 +48,7 @@ class LayerCost:
     backward_input_s: Floats
     backward_weight_s: Floats
     core_forward_s: Floats
+    modules_forward_s: Floats
     tp_forward_s: Floats
     tp_backward_s: Floats
     cp_forward_s: Floats
@@ -92,6 +93,7 @@ def layer_cost(job: Job, plans: Plans, kind: str) -> LayerCost:
         backward_input_s=gemm + cast + ATTENTION_BACKWARD_OVER_FORWARD * core_s + 2 * other,
         backward_weight_s=gemm,
         core_forward_s=core_s,
+        modules_forward_s=_modules_s(job, plans, kind, mlp, ep_forward),
         tp_forward_s=tp_forward,
         tp_backward_s=tp_backward,
         cp_forward_s=cp_forward,
@@ -99,6 +101,42 @@ def layer_cost(job: Job, plans: Plans, kind: str) -> LayerCost:
         ep_forward_s=ep_forward,
         ep_backward_s=ep_backward,
     )
+
+
+def _modules_s(job: Job, plans: Plans, kind: str, mlp: _Block, ep_forward: Floats) -> Floats:
+    """Seconds of the modules that a plan redoes by name, in one layer.
+
+    An MLP redoes all of itself, experts their exchange too; norms read and write T h twice; an activation
+    its factors and product; latent attention's up-projections their two products.
+    """
+    if not plans.recompute_modules.any():
+        return np.zeros(len(plans))
+    tokens, traffic = tokens_per_device(job, plans), job.trainer.traffic.value
+    entry, h = entry_bytes(job.workload.precision), job.model.d_model
+    again = plans.redoes(Module.LAYERNORM) * memory_bound_s(
+        job, traffic * entry * tokens * 4 * h / sequence_shards(plans)
+    )
+    whole = mlp.gemm_s + traffic * mlp.other_s
+    if kind == "dense":
+        again += plans.redoes(Module.MLP) * whole
+    elif job.model.moe is not None:
+        width = job.model.moe.n_matrices * np.ceil(job.model.moe.expert_width / plans.etp)
+        act = memory_bound_s(job, traffic * entry * routed_tokens(job, plans) * width)
+        again += np.where(plans.redoes(Module.MOE), whole + ep_forward, plans.redoes(Module.MOE_ACT) * act)
+    if job.model.attention.latent is not None:
+        again += plans.redoes(Module.MLA_UP_PROJ) * _up_projections_s(job, plans, tokens)
+    return again
+
+
+def _up_projections_s(job: Job, plans: Plans, tokens: Floats) -> Floats:
+    """Seconds of latent attention's two products from its ranks up to the heads."""
+    latent = job.model.attention.latent
+    assert latent is not None
+    heads = np.ceil(job.model.attention.n_heads / plans.tp)
+    query = heads * (latent.qk_nope_head_dim + latent.qk_rope_head_dim)
+    key_value = heads * (latent.qk_nope_head_dim + latent.v_head_dim)
+    seconds = gemm_s(job, tokens, query, float(latent.q_lora_rank or job.model.d_model))
+    return seconds + gemm_s(job, tokens, key_value, float(latent.kv_lora_rank))
 
 
 def _attention_block(job: Job, plans: Plans) -> _Block:
@@ -128,15 +166,10 @@ def _qkv_s(job: Job, plans: Plans, tokens: Floats, qkv_width: Floats) -> Floats:
     latent = job.model.attention.latent
     if latent is None:
         return gemm_s(job, tokens, qkv_width, h)
-    heads = np.ceil(job.model.attention.n_heads / plans.tp)
     down = np.full(
         len(plans), float((latent.q_lora_rank or 0) + latent.kv_lora_rank + latent.qk_rope_head_dim)
     )
-    query = heads * (latent.qk_nope_head_dim + latent.qk_rope_head_dim)
-    key_value = heads * (latent.qk_nope_head_dim + latent.v_head_dim)
-    seconds = gemm_s(job, tokens / sequence_shards(plans), down, h)
-    seconds += gemm_s(job, tokens, query, float(latent.q_lora_rank or h))
-    return seconds + gemm_s(job, tokens, key_value, float(latent.kv_lora_rank))
+    return gemm_s(job, tokens / sequence_shards(plans), down, h) + _up_projections_s(job, plans, tokens)
 
 
 def _attention_core(job: Job, plans: Plans) -> Floats:

@@ -26,8 +26,8 @@ class Nature:
 
     tile_start_depth: Constant = fitted(85.0, 0.3)
     wave_exponent: Constant = fitted(0.63, 0.2)
-    score_traffic_bytes: Constant = fitted(9.6, 0.2)
-    score_product_share: Constant = fitted(0.73, 0.2)
+    score_traffic_bytes: Constant = fitted(9.2, 0.2)
+    score_product_share: Constant = fitted(0.78, 0.2)
     kernel_start_s: Constant = fitted(2.6e-6, 0.3)
     unaligned_share: Constant = fitted(0.45, 0.3)
 

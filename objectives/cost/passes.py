@@ -15,7 +15,7 @@ from objectives.cost.collectives import all_gather_s, send_s
 from objectives.cost.factored import factored
 from objectives.cost.kernels import BLOCK_SCALED, activation_precision, entry_bytes, gemm_s, memory_bound_s
 from objectives.cost.layers import LayerCost, layer_cost, sequence_shards, tokens_per_device
-from objectives.cost.stages import Stages, rank_parameters, representatives, stages_of
+from objectives.cost.stages import Stages, held_stages, rank_parameters, representatives, stages_of
 from objectives.metrics import Job
 from search_spaces.framework import framework_named
 from search_spaces.plan import Floats, Ints, Plans, Recompute
@@ -24,12 +24,12 @@ from search_spaces.workload import CudaGraphs
 TIE = 1e-9
 PASS_KNOBS = (
     "tp", "pp", "dp", "cp", "ep", "etp", "vpp", "micro_batch", "first_layers", "last_layers",
-    "recompute_every", "cp_kind", "recompute", "rank_order", "sequence_parallel", "overlap_tp",
-    "overlap_ep", "deduplicate_ep",
+    "recompute_every", "cp_kind", "recompute", "recompute_modules", "rank_order", "sequence_parallel",
+    "overlap_tp", "overlap_ep", "deduplicate_ep",
 )  # fmt: skip
 LAYER_KNOBS = (
     "tp", "pp", "dp", "cp", "ep", "etp", "micro_batch", "cp_kind", "rank_order", "sequence_parallel",
-    "overlap_tp", "overlap_ep", "deduplicate_ep",
+    "overlap_tp", "overlap_ep", "deduplicate_ep", "recompute_modules",
 )  # fmt: skip
 
 
@@ -243,11 +243,12 @@ def send_message_s(job: Job, plans: Plans) -> Floats:
 
 
 def _recomputation_s(plans: Plans, total: LayerCost, layers: Ints) -> Floats:
-    """Seconds done again: every r-th layer's forward pass, or the attention cores."""
+    """Seconds done again: every r-th layer's forward pass, or the attention cores and the named modules."""
     share = np.ceil(layers / plans.recompute_every) / np.maximum(layers, 1)
     forward = total.forward_s + total.tp_forward_s + total.cp_forward_s + total.ep_forward_s
     again: Floats = share * plans.is_recompute(Recompute.FULL) * forward
-    return again + plans.is_recompute(Recompute.SELECTIVE) * total.core_forward_s
+    again = again + plans.is_recompute(Recompute.SELECTIVE) * total.core_forward_s
+    return again + ~plans.is_recompute(Recompute.FULL) * total.modules_forward_s
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -291,7 +292,7 @@ def pass_table(job: Job, plans: Plans) -> PassTable:
         picked: Floats = np.take_along_axis(part, worst, axis=0)[0]
         return picked
 
-    activations = stage_activations(job, plans, stages)
+    activations = stage_activations(job, plans, held_stages(job, plans, bounds.index))
     weight_pass = passes.full_backward_weight_s
     fillable = weight_pass + np.minimum(weight_pass, passes.full_forward_s)
     fillable_h2 = np.minimum(3 * weight_pass, total)

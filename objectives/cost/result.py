@@ -53,6 +53,12 @@ class StepMemory:
             total += getattr(self, field.name)
         return total
 
+    @property
+    def allocated_bytes(self) -> Floats:
+        """Bytes of live tensors: without the context, and without what the allocator keeps in reserve."""
+        allocated: Floats = self.total_bytes - self.reserve_bytes
+        return allocated
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Estimate:

@@ -95,11 +95,21 @@ def _kinds_between(job: Job, plans: Plans) -> tuple[Ints, Floats]:
     return np.take_along_axis(np.stack(earliest), order, axis=0), weight
 
 
+def held_stages(job: Job, plans: Plans, index: Ints) -> Stages:
+    """The given stages as memory sees them: a balance by compute closes a stage behind its last layer.
+
+    Published peaks of such pipelines are those of the loop as it is written; their times are not.
+    """
+    if _balances(job):
+        return _balanced_stages(job.model, plans, index, passing=1)
+    return stages_of(job, plans, index)
+
+
 def stages_of(job: Job, plans: Plans, index: Ints) -> Stages:
     """Layers of the given stages of every plan."""
     model = job.model
     if _balances(job):
-        return _balanced_stages(model, plans, index)
+        return _balanced_stages(model, plans, index, passing=0)
     last = plans.pp - 1
     named = (plans.first_layers > 0).astype(np.int64) + (plans.last_layers > 0)
     rest = model.n_layers - plans.first_layers - plans.last_layers
@@ -121,7 +131,7 @@ def _balances(job: Job) -> bool:
     return framework_named(job.workload.framework).end_stages is EndStages.BALANCED
 
 
-def _balanced_stages(model: ModelSpec, plans: Plans, index: Ints) -> Stages:
+def _balanced_stages(model: ModelSpec, plans: Plans, index: Ints, *, passing: int) -> Stages:
     """Layers dealt by compute; the projection counts as many as its product takes.
 
     Source
@@ -135,7 +145,7 @@ def _balanced_stages(model: ModelSpec, plans: Plans, index: Ints) -> Stages:
     share, last = (model.n_layers + head) / plans.pp, plans.pp - 1
 
     def layers_up_to(stage: Ints) -> Ints:
-        fit = np.floor(share * (stage + 1) + ROUNDING)
+        fit = np.floor(share * (stage + 1) + ROUNDING) + np.where(stage < 0, 0, passing)
         reached: Ints = np.where(stage >= last, model.n_layers, np.minimum(fit, model.n_layers)).astype(
             np.int64
         )
@@ -150,6 +160,19 @@ def _balanced_stages(model: ModelSpec, plans: Plans, index: Ints) -> Stages:
         is_first=index == 0,
         is_last=index == last,
     )
+
+
+def leaves_a_stage_empty(model: ModelSpec, n_stages: int) -> bool:
+    """Whether that loop gives the last stage nothing: no layer, norm, head, cast or loss."""
+    parameters = layer_parameters(model, "moe" if model.n_moe_layers else "dense")
+    layer = parameters.attention + parameters.mlp
+    weights = [layer] * model.n_layers + [0, model.embedding.vocab_size * model.d_model, 0, 0]
+    stage, last_used, so_far = 0, 0, 0
+    for weight in weights:
+        last_used = stage
+        so_far += weight
+        stage += so_far * n_stages > sum(weights) * (stage + 1)
+    return last_used < n_stages - 1
 
 
 def _moe_layers(model: ModelSpec, plans: Plans, before: Ints, n_layers: Ints) -> Ints:

@@ -18,10 +18,18 @@ import numpy as np
 from objectives.cost import mesh
 from objectives.cost.collectives import all_gather_s, all_reduce_s, reduce_scatter_s, send_s
 from objectives.cost.kernels import memory_bound_s
-from objectives.cost.stages import RankParameters, rank_parameters, representatives, stages_of
+from objectives.cost.stages import (
+    RankParameters,
+    Stages,
+    held_stages,
+    rank_parameters,
+    representatives,
+    stages_of,
+)
 from objectives.metrics import Job
 from search_spaces.cluster import assumed
 from search_spaces.framework import framework_named
+from search_spaces.parameters import expert_parameters, layer_rank_parameters
 from search_spaces.plan import Floats, Ints, Plans
 from search_spaces.units import GB
 
@@ -45,6 +53,7 @@ class StateBytes:
     optimizer_bytes: Floats
     whole_bytes: Floats
     bucket_bytes: Floats
+    update_bytes: Floats
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -60,6 +69,7 @@ class StateTable:
     optimizer_bytes: Floats
     whole_bytes: Floats
     bucket_bytes: Floats
+    update_bytes: Floats
     reduce_s: Floats
     gather_s: Floats
     tie_s: Floats
@@ -67,29 +77,49 @@ class StateTable:
     offload_s: Floats
 
 
-def state_bytes(job: Job, plans: Plans, parameters: RankParameters, n_layers: Floats) -> StateBytes:
+def state_bytes(job: Job, plans: Plans, parameters: RankParameters, stages: Stages) -> StateBytes:
     """Bytes of weights, gradients, optimizer state, layers that ZeRO holds whole, and reduction buckets.
 
     Stage 3 gathers two layers at a time: the one that runs and the one prefetched; from stage 2 on the layer
     that runs has its gradients whole.  Overlapped reduction fills one bucket while another travels.
+    The trainer's 16-bit gradients beside accumulated ones, and a bucket it always fills, count as whole.
     """
     state, zero = job.workload.training_state, plans.zero
     sharded = _sharded(plans, parameters)
     weights = np.where(zero >= 3, sharded, parameters.total) * state.weight_bytes
     gradients = np.where(zero >= 2, sharded, parameters.total) * state.gradient_bytes
     optimizer = np.where(zero >= 1, sharded, parameters.total) * state.optimizer_bytes
-    per_layer = parameters.total / np.maximum(n_layers, 1)
-    bucket = framework_named(job.workload.framework).bucket_parameters
-    bucket_parameters = np.minimum(bucket, parameters.total)
+    per_layer = parameters.total / np.maximum(stages.n_layers, 1)
+    profile = framework_named(job.workload.framework)
+    bucket_parameters = np.minimum(profile.bucket_parameters, parameters.total)
+    one_bucket = bucket_parameters * state.gradient_bytes
+    fixed = profile.memory.fixed_bucket
     offloaded = bucket_parameters * OFFLOAD_BUFFER_BYTES_PER_BUCKET_PARAMETER
-    gathered = np.where(zero >= 3, 2 * per_layer * state.weight_bytes, 0.0)
+    whole = np.where(zero >= 3, 2 * per_layer * state.weight_bytes, 0.0)
+    whole += np.where(zero >= 2, per_layer * state.gradient_bytes, 0.0)
+    whole += np.where(zero >= 1, fixed * one_bucket, 0.0)
+    whole += parameters.total * profile.memory.passing_gradient_bytes
+    if profile.memory.layer_gradient_bytes:
+        whole += profile.memory.layer_gradient_bytes * _running_parameters(job, plans, stages)
+    updated = np.where(zero >= 1, sharded, parameters.total) * ~plans.offload_optimizer
     return StateBytes(
         weights_bytes=weights,
         gradients_bytes=gradients,
         optimizer_bytes=np.where(plans.offload_optimizer, offloaded, optimizer),
-        whole_bytes=gathered + np.where(zero >= 2, per_layer * state.gradient_bytes, 0.0),
-        bucket_bytes=2 * bucket_parameters * state.gradient_bytes,
+        whole_bytes=whole,
+        bucket_bytes=np.where(zero >= 1, 2 - fixed, 2) * one_bucket,
+        update_bytes=updated * profile.memory.step_bytes,
     )
+
+
+def _running_parameters(job: Job, plans: Plans, stages: Stages) -> Floats:
+    """Parameters of one layer, one expert in it, and of the output layer where the stage has it."""
+    model, tp = job.model, plans.tp
+    layer: Floats = layer_rank_parameters(model, tp).astype(np.float64)
+    if model.moe is not None:
+        routed = layer_rank_parameters(model, tp, "moe") + expert_parameters(model) / plans.etp
+        layer = np.where(stages.n_moe > 0, routed, layer)
+    return layer + stages.is_last * np.ceil(model.embedding.vocab_size / tp) * model.d_model
 
 
 def _sharded(plans: Plans, parameters: RankParameters) -> Floats:
@@ -101,7 +131,8 @@ def state_table(job: Job, plans: Plans) -> StateTable:
     """State of the representative stages and the seconds of moving and updating it."""
     stages = stages_of(job, plans, representatives(job, plans).index)
     parameters = rank_parameters(job, plans, stages)
-    table = state_bytes(job, plans, parameters, stages.n_layers.astype(np.float64))
+    held = held_stages(job, plans, stages.index)
+    table = state_bytes(job, plans, rank_parameters(job, plans, held), held)
     fullest = np.argmax(parameters.total, axis=0)[None]
     dense = np.take_along_axis(parameters.dense, fullest, axis=0)[0]
     expert = np.take_along_axis(parameters.expert, fullest, axis=0)[0]
@@ -115,6 +146,7 @@ def state_table(job: Job, plans: Plans) -> StateTable:
         optimizer_bytes=table.optimizer_bytes,
         whole_bytes=table.whole_bytes,
         bucket_bytes=table.bucket_bytes,
+        update_bytes=table.update_bytes,
         reduce_s=reduce_s,
         gather_s=gather_s,
         tie_s=_tie_s(job, plans),

@@ -9,7 +9,7 @@ from objectives.cost.activations import StageActivations, boundary_bytes, stage_
 from objectives.cost.factored import factored
 from objectives.cost.passes import PASS_KNOBS, PassTable, pass_table, stage_pass
 from objectives.cost.result import Estimate, StageProfile, StepMemory, StepTime
-from objectives.cost.stages import Stages, rank_parameters, representatives, stages_of
+from objectives.cost.stages import Stages, held_stages, rank_parameters, representatives, stages_of
 from objectives.cost.states import STATE_KNOBS, StateBytes, StateTable, state_bytes, state_table
 from objectives.metrics import Job
 from search_spaces.plan import Floats, Ints, Plan, Plans
@@ -133,6 +133,7 @@ def _memory(
     total += states.optimizer_bytes
     total += activations
     total += passes.logits_bytes
+    buffers = _through_update(buffers, states.update_bytes, activations + passes.logits_bytes)
     total += buffers
     fullest = np.argmax(total, axis=0)
     flat = fullest * len(plans) + np.arange(len(plans))
@@ -164,6 +165,11 @@ def buffer_bytes(plans: Plans, boundary: Floats, transient: Floats, held: StateT
     return messages + transient + held.whole_bytes + plans.overlap_dp * held.bucket_bytes
 
 
+def _through_update(buffers: Floats, update: Floats, freed: Floats) -> Floats:
+    """Buffers at the peak: those of the passes, or what the update needs beyond all that the passes free."""
+    return np.maximum(buffers, update - freed)
+
+
 def stage_profile(job: Job, plan: Plan) -> StageProfile:
     """One plan, every stage: pass times, message time, the step's end, memory.
 
@@ -175,7 +181,8 @@ def stage_profile(job: Job, plan: Plan) -> StageProfile:
     index = np.arange(plan.pp)[:, None]
     stages = stages_of(job, one, index)
     passes, table = stage_pass(job, one, stages), pass_table(job, one)
-    held = stage_activations(job, one, stages)
+    in_memory = held_stages(job, one, index)
+    held = stage_activations(job, one, in_memory)
     time = estimate_chunk(job, one).time
     step_end = time.dp_comm_s + time.optimizer_s + time.offload_s + job.cluster.step_fixed_s.value
     flights = pipeline.in_flight(one, microbatches(job, one), index)
@@ -187,7 +194,7 @@ def stage_profile(job: Job, plan: Plan) -> StageProfile:
         backward_weight_s=passes.full_backward_weight_s[:, 0],
         send_s=np.where(plan.pp > 1, table.send_s[0], 0.0) * ones,
         step_end_s=step_end[0] * ones,
-        memory=_stage_memory(job, one, stages, held, flights),
+        memory=_stage_memory(job, one, in_memory, held, flights),
         activation_bytes=held.kept_bytes[:, 0],
         in_flight=flights[:, 0],
     )
@@ -198,14 +205,16 @@ def _stage_memory(
 ) -> StepMemory:
     """Bytes of every stage of one plan, by part."""
     index = stages.index
-    held = state_bytes(job, one, rank_parameters(job, one, stages), stages.n_layers.astype(np.float64))
+    held = state_bytes(job, one, rank_parameters(job, one, stages), stages)
+    kept = flights * activations.kept_bytes
     buffers = buffer_bytes(one, boundary_bytes(job, one), activations.transient_bytes, held)
+    buffers = _through_update(buffers, held.update_bytes, kept + activations.logits_bytes)
     reserve = np.full(len(index), job.cluster.memory_reserve_bytes.value)
     return StepMemory(
         weights_bytes=held.weights_bytes[:, 0],
         gradients_bytes=held.gradients_bytes[:, 0],
         optimizer_bytes=held.optimizer_bytes[:, 0],
-        activations_bytes=(flights * activations.kept_bytes)[:, 0],
+        activations_bytes=kept[:, 0],
         logits_bytes=np.broadcast_to(activations.logits_bytes, index.shape)[:, 0],
         buffers_bytes=np.broadcast_to(buffers, index.shape)[:, 0],
         reserve_bytes=reserve,

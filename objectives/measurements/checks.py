@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from objectives.cost.flops import model_flops_per_step
 from objectives.cost.step import estimate
 from objectives.measurements.cells import BadRow, Cells
+from objectives.measurements.tables import MemoryKind, TrainerWords
 from objectives.metrics import Job
 from search_spaces.parameters import total_parameters
 from search_spaces.plan import Plan, Plans
@@ -71,11 +72,16 @@ def check_experts(job: Job, plan: Plan) -> None:
         raise BadRow(f"ep x etp must divide tp x cp x dp, {ranks}; got {plan.ep} x {plan.etp}")
 
 
-def peak_memory(cells: Cells, job: Job) -> float | None:
-    """Peak bytes that the row states, None where it states none or an estimate of what would be needed."""
+def peak_memory(cells: Cells, job: Job, unit_bytes: float = GB) -> float | None:
+    """Peak bytes that the row states, None where it states none or an estimate of what would be needed.
+
+    A row that names its figure's unit has it in 1e9 bytes; others are as their trainer prints them.
+    """
     peak_gb = cells.number("peak_mem_gb")
     if not peak_gb:
         return None
+    if "mem_unit" not in cells.extra:
+        peak_gb *= unit_bytes / GB
     memory_gb = gb(job.cluster.device.memory_bytes)
     if peak_gb > memory_gb * MEMORY_SLACK and cells.text("outcome") == "ok":
         why = f"{_memory_unit(peak_gb, memory_gb * MEMORY_SLACK)}?"
@@ -87,6 +93,12 @@ def peak_memory(cells: Cells, job: Job) -> float | None:
             "a slip of the unit?"
         )
     return peak_gb * GB
+
+
+def memory_kind(cells: Cells, trainer: TrainerWords) -> MemoryKind:
+    """What the row's memory figure counts: as it says, else as its trainer prints it."""
+    stated = str(cells.extra.get("mem_kind", ""))
+    return next((kind for kind in MemoryKind if kind in stated), trainer.memory)
 
 
 def _memory_unit(figure: float, most_gb: float) -> str:

@@ -1,11 +1,23 @@
 """The layout columns of a row as a plan."""
 
 from dataclasses import replace
+from enum import StrEnum
 from types import MappingProxyType
 
+from objectives.cost.stages import leaves_a_stage_empty
 from objectives.measurements.cells import BadRow, Cells
-from search_spaces.framework import framework_named
-from search_spaces.plan import CpKind, Plan, Recompute, Schedule
+from objectives.metrics import Job
+from search_spaces.framework import EndStages, framework_named
+from search_spaces.plan import (
+    NO_MODULES,
+    CpKind,
+    Module,
+    ModuleSet,
+    Plan,
+    Recompute,
+    Schedule,
+    module_set,
+)
 
 SCHEDULES = MappingProxyType({
     "gpipe": Schedule.GPIPE,
@@ -22,6 +34,13 @@ SCHEDULES = MappingProxyType({
 NEAREST_SCHEDULES = MappingProxyType({
     "zb-v": Schedule.ZB_H1,
     "dualpipe": Schedule.ZB_H1,
+})  # fmt: skip
+CORE_ATTENTION = "core_attn"
+MODULES = MappingProxyType({
+    **{str(module): module for module in Module},
+    "norm": Module.LAYERNORM,
+    "rmsnorm": Module.LAYERNORM,
+    "act": Module.MOE_ACT,
 })  # fmt: skip
 _OVERLAPS = {
     "overlap_dp": ("dp_grad_reduce", "dp_param_gather", "fsdp_prefetch"),
@@ -44,6 +63,7 @@ def plan_of(cells: Cells, n_layers: int) -> tuple[Plan, list[str]]:
     schedule, vpp = _schedule(cells, degrees["pp"], notes)
     first, last = _uneven(n_layers, degrees["pp"], vpp, notes)
     overlaps = _overlaps(cells, degrees, notes)
+    recompute, modules = _recompute(cells, notes)
     plan = Plan(
         tp=degrees["tp"],
         pp=degrees["pp"],
@@ -58,7 +78,8 @@ def plan_of(cells: Cells, n_layers: int) -> tuple[Plan, list[str]]:
         last_layers=last,
         cp_kind=cp_kind(cells),
         schedule=schedule,
-        recompute=_recompute(cells, notes),
+        recompute=recompute,
+        recompute_modules=modules,
         sequence_parallel=cells.is_set("seq_parallel") and degrees["tp"] > 1,
         offload_optimizer=_offloads_optimizer(cells, notes),
         overlap_dp=overlaps["overlap_dp"],
@@ -84,6 +105,17 @@ def unfillable(plan: Plan, n_layers: int) -> str:
     if n_layers + 2 >= plan.pp * plan.vpp:
         return ""
     return f"{n_layers} layers do not fill {plan.pp} stages of {plan.vpp} chunks"
+
+
+def unrunnable(plan: Plan, job: Job) -> str:
+    """Why the job's trainer stops before its first step; empty where it does not."""
+    profile, n = framework_named(job.workload.framework), job.workload.global_batch
+    n_microbatches = n // (plan.micro_batch * plan.dp)
+    if profile.fills_pipeline and n_microbatches < plan.pp - 1:
+        return f"{n_microbatches} micro-batches do not fill {plan.pp} stages"
+    if profile.end_stages is EndStages.BALANCED and leaves_a_stage_empty(job.model, plan.pp):
+        return f"balanced by cost, {job.model.n_layers} layers and a head leave one of {plan.pp} stages empty"
+    return ""
 
 
 def _degrees(cells: Cells) -> dict[str, int]:
@@ -158,20 +190,22 @@ def cp_kind(cells: Cells) -> CpKind:
     return CpKind.ULYSSES if "a2a" in word or "ulysses" in word else CpKind.RING
 
 
-def _recompute(cells: Cells, notes: list[str]) -> Recompute:
-    """None, the attention core, or all; other modules are named in a note."""
-    word, _, modules = cells.text("recompute").lower().partition(":")
+def _recompute(cells: Cells, notes: list[str]) -> tuple[Recompute, StrEnum]:
+    """What is redone: nothing, the attention core, or all; and the modules redone by name."""
+    word, _, named = cells.text("recompute").lower().partition(":")
     if word in ("", "unknown"):
         notes.append("recompute not stated: none to full")
-        return Recompute.NONE
+        return Recompute.NONE, NO_MODULES
     if word in ("none", "full"):
-        return Recompute(word)
+        return Recompute(word), NO_MODULES
     if word != "selective":
         raise BadRow(f"recompute must be none, full, unknown or selective:MODULES; got {word!r}")
-    if not modules or "core_attn" in modules:
-        return Recompute.SELECTIVE
-    notes.append(f"recomputes {modules}, which has no word here: none")
-    return Recompute.NONE
+    words = set(named.split("+")) if named else {CORE_ATTENTION}
+    unknown = sorted(words - {CORE_ATTENTION} - set(MODULES))
+    if unknown:
+        notes.append(f"recomputes {'+'.join(unknown)}, which has no word here")
+    core = Recompute.SELECTIVE if CORE_ATTENTION in words else Recompute.NONE
+    return core, ModuleSet(module_set(MODULES[word] for word in words & set(MODULES)))
 
 
 def _offloads_optimizer(cells: Cells, notes: list[str]) -> bool:

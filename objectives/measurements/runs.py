@@ -10,15 +10,16 @@ from objectives.measurements.checks import (
     check_batch,
     check_experts,
     check_step,
+    memory_kind,
     peak_device_s,
     peak_memory,
     times_expected,
 )
 from objectives.measurements.clusters import Described, cluster_of
-from objectives.measurements.layouts import as_overlapped, plan_of, unfillable
+from objectives.measurements.layouts import as_overlapped, plan_of, unfillable, unrunnable
 from objectives.measurements.models import model_of
 from objectives.measurements.openings import openings_of
-from objectives.measurements.tables import TrainerWords, WordTables, word_tables
+from objectives.measurements.tables import MemoryKind, TrainerWords, WordTables, word_tables
 from objectives.metrics import Job
 from search_spaces.cluster_presets import load_cluster
 from search_spaces.errors import InvalidSpec, MeshtuneError
@@ -65,8 +66,9 @@ class MeasuredRun:
 
     `notes` say what the row leaves open and what was taken instead; a run is `trusted` where every field that
     sets its step time is known and its figures do not contradict themselves or their neighbours.
-    `impossible` says why no trainer can run a failed row's plan (empty: it could).  `alternatives` are the
-    other jobs and plans that the row may mean; `undecided` says that nothing makes `job` and `plan` likelier.
+    `memory_kind` says what the memory figure counts; `impossible` why a failed row's trainer cannot run its
+    plan at all (empty: it could).  `alternatives` are the other jobs and
+    plans that the row may mean; `undecided` says that nothing makes `job` and `plan` likelier.
     """
 
     id: str
@@ -78,6 +80,7 @@ class MeasuredRun:
     peak_memory_bytes: float | None
     labels: Mapping[str, str]
     trusted: bool
+    memory_kind: MemoryKind = MemoryKind.DEVICE
     notes: tuple[str, ...] = ()
     impossible: str = ""
     alternatives: tuple[tuple[Job, Plan], ...] = ()
@@ -178,6 +181,8 @@ class _Reader:
         impossible = unfillable(plan, job.model.n_layers)
         if impossible and not outcome.is_failure:
             raise BadRow(impossible)
+        if outcome.is_failure:
+            impossible = impossible or unrunnable(plan, job)
         check_batch(job, plan)
         check_experts(job, plan)
         open_ = openings_of(cells, job, plan)
@@ -185,7 +190,7 @@ class _Reader:
         step_s = cells.number("step_time_s") if outcome is RunOutcome.OK else None
         if outcome is RunOutcome.OK:
             check_step(cells, job, plan, step_s or 0.0, self._least_s[id(job)])
-        peak_bytes = peak_memory(cells, job)
+        peak_bytes = peak_memory(cells, job, trainer.memory_unit_bytes)
         if cells.text("id"):
             self._lines[cells.text("id")] = cells.line
         return MeasuredRun(
@@ -196,6 +201,7 @@ class _Reader:
             outcome=outcome,
             step_s=step_s,
             peak_memory_bytes=peak_bytes,
+            memory_kind=memory_kind(cells, trainer),
             labels=_labels(cells, plan, trainer),
             trusted=_is_trusted(cells),
             notes=(*job_notes, *plan_notes),

@@ -5,6 +5,7 @@ The package brings its own; tables of the same names beside a measurements file 
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -12,19 +13,34 @@ from typing import TypeVar
 
 from search_spaces.documents import build, read_toml
 from search_spaces.framework import FRAMEWORKS
+from search_spaces.units import GB
 
 T = TypeVar("T")
 FRAMEWORKS_FILE, CLUSTERS_FILE = "frameworks.toml", "clusters.toml"
 
 
+class MemoryKind(StrEnum):
+    """What a printed memory figure counts: live tensors, the allocator's blocks, or all that is in use."""
+
+    ALLOCATED = "allocated"
+    RESERVED = "reserved"
+    DEVICE = "device"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainerWords:
-    """A trainer by words in its name; `flash_since` (YYYY-MM): since when fused attention is its default."""
+    """A trainer by words in its name.
+
+    `flash_since` (YYYY-MM) says since when fused attention is its default; `memory` what its printed memory
+    counts, in units of `memory_unit_bytes`.
+    """
 
     match: tuple[str, ...]
     profile: str = "any"
     vocab: int | None = None
     flash_since: str = ""
+    memory: MemoryKind = MemoryKind.DEVICE
+    memory_unit_bytes: float = GB
 
     @property
     def known_profile(self) -> str:

@@ -18,7 +18,7 @@ from runners.launchers.base import (
     pipeline_lacks,
 )
 from runners.launchers.deepspeed_model import model_arguments, model_lacks
-from search_spaces.plan import CpKind, Plan, RankOrder, Recompute, Schedule
+from search_spaces.plan import NO_MODULES, CpKind, Plan, RankOrder, Recompute, Schedule
 from search_spaces.workload import Precision
 
 CONFIG = "ds_config.json"
@@ -149,6 +149,10 @@ def _state_lacks(job: Job, plan: Plan) -> list[str]:
     if plan.offload_optimizer and plan.zero == 0:
         found.append(
             "offload_optimizer=true: DeepSpeed offloads a sharded optimizer only (zero of at least 1)"
+        )
+    if plan.recompute_modules is not NO_MODULES:
+        found.append(
+            f"recompute_modules={plan.recompute_modules}: Megatron-DeepSpeed redoes cores or layers only"
         )
     if plan.recompute is Recompute.FULL and plan.recompute_every > 1:
         found.append(

@@ -19,7 +19,7 @@ from runners.launchers.base import (
 )
 from runners.launchers.megatron_model import biases, model_arguments, model_lacks
 from search_spaces.model import ModelSpec
-from search_spaces.plan import CpKind, Plan, RankOrder, Recompute, Schedule
+from search_spaces.plan import NO_MODULES, CpKind, Plan, RankOrder, Recompute, Schedule
 from search_spaces.workload import CudaGraphs, Precision, Workload
 
 PROGRAM = '"${MEGATRON_LM:?set MEGATRON_LM to a checkout of github.com/NVIDIA/Megatron-LM}/pretrain_gpt.py"'
@@ -211,10 +211,15 @@ def _data_parallel(plan: Plan) -> Arguments:
 
 def _recompute(model: ModelSpec, plan: Plan) -> Arguments:
     match plan.recompute:
-        case Recompute.NONE:
-            return []
-        case Recompute.SELECTIVE:
-            return [flag("--recompute-granularity", "selective"), flag("--recompute-modules", "core_attn")]
+        case Recompute.NONE | Recompute.SELECTIVE:
+            core = ["core_attn"] if plan.recompute is Recompute.SELECTIVE else []
+            named = [] if plan.recompute_modules is NO_MODULES else plan.recompute_modules.split("+")
+            if not core + named:
+                return []
+            return [
+                flag("--recompute-granularity", "selective"),
+                flag("--recompute-modules", *core, *named),
+            ]
         case Recompute.FULL:
             method = "uniform" if plan.recompute_every == 1 else "block"
             return [

@@ -18,7 +18,7 @@ from runners.launchers.base import (
 )
 from runners.launchers.torchtitan_model import CONFIG_FILE, config_module, config_name, model_lacks
 from search_spaces.model import ModelSpec
-from search_spaces.plan import CpKind, Plan, RankOrder, Recompute, Schedule
+from search_spaces.plan import NO_MODULES, CpKind, Plan, RankOrder, Recompute, Schedule
 from search_spaces.workload import Precision
 
 SCHEDULES = {
@@ -132,6 +132,8 @@ def _group_lacks(model: ModelSpec, plan: Plan) -> list[str]:
 
 def _step_lacks(job: Job, plan: Plan) -> list[str]:
     found = []
+    if plan.recompute_modules is not NO_MODULES:
+        found.append(f"recompute_modules={plan.recompute_modules}: torchtitan redoes operations, not modules")
     if plan.recompute is Recompute.FULL and plan.recompute_every > 1:
         found.append(f"recompute_every={plan.recompute_every}: torchtitan recomputes every layer or none")
     if job.workload.precision not in PRECISION:

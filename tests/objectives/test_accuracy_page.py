@@ -49,6 +49,7 @@ def exactly(run, factor=1.0):
         low_s=low,
         high_s=high,
         peak_memory_bytes=run.peak_memory_bytes or 1.0,
+        printed_bytes=run.peak_memory_bytes or 1.0,
     )
 
 

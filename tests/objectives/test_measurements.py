@@ -10,10 +10,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from objectives.measurements import RunOutcome, read_measurements
+from objectives.measurements.tables import MemoryKind
 from objectives.validation import predict
 from search_spaces.errors import InvalidSpec, UnknownName
 from search_spaces.parameters import total_parameters
 from search_spaces.plan import Recompute, Schedule
+from search_spaces.units import GB, GIB
 from search_spaces.workload import Precision
 
 FILE = Path(__file__).parents[2] / "benchmarks" / "data" / "measurements.csv"
@@ -322,3 +324,37 @@ def test_an_attention_kernel_that_was_an_option_is_open_in_rows_that_are_not_com
     run = read(row).runs[0]
     assert not run.job.workload.flash_attention
     assert [job.workload.flash_attention for job, _ in run.alternatives] == [True] * n
+
+
+@pytest.mark.parametrize(
+    ("framework", "extra", "kind", "peak_bytes"),
+    [
+        ("nanotron", "{}", MemoryKind.ALLOCATED, 10 * GIB),
+        ("Megatron-LM", "{}", MemoryKind.ALLOCATED, 10 * GB),
+        ("my own", "{}", MemoryKind.DEVICE, 10 * GB),
+        ("my own", '{"mem_kind": "max_memory_reserved"}', MemoryKind.RESERVED, 10 * GB),
+        ("nanotron", '{"mem_unit": "GB"}', MemoryKind.ALLOCATED, 10 * GB),
+    ],
+)
+def test_a_memory_figure_is_what_its_trainer_prints_unless_the_row_says(
+    read, framework, extra, kind, peak_bytes
+):
+    (run,) = read({"framework": framework, "extra": extra, "peak_mem_gb": "10"}).runs
+    assert (run.memory_kind, run.peak_memory_bytes) == (kind, peak_bytes)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({}, ""),
+        ({"global_batch": "2", "pp": "4", "dp": "1"}, "2 micro-batches do not fill 4 stages"),
+        (
+            {"n_layers": "17", "pp": "8", "tp": "1", "dp": "1", "vocab": "524288"},
+            "balanced by cost, 17 layers and a head leave one of 8 stages empty",
+        ),
+    ],
+)
+def test_a_failed_row_says_why_its_trainer_could_not_start(read, change, reason):
+    failed = {"outcome": "failed_or_oom", "step_time_s": "", "framework": "nanotron"}
+    (run,) = read(failed | change).runs
+    assert run.impossible == reason

@@ -5,9 +5,12 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 
-from objectives.cost.stages import stages_of
+from objectives.cost.reserve import device_bytes, reserved_bytes
+from objectives.cost.stages import leaves_a_stage_empty, stages_of
 from objectives.cost.states import deepspeed_bytes_after_step, state_table
 from objectives.cost.step import estimate, stage_profile
+from objectives.uncertainty import memory_interval_bytes
+from search_spaces.model_presets import load_model
 from search_spaces.plan import Plan, Plans
 from search_spaces.units import MIB
 from search_spaces.workload import Precision
@@ -145,3 +148,29 @@ def test_korthikantis_34_sbh_holds_without_dropout_masks():
     model, s = job.model, 2048
     a_layer = s * model.d_model / 8 * (32 + 5 * model.attention.n_heads * s / model.d_model)
     assert kept == pytest.approx(model.n_layers * a_layer, rel=1e-12)
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_the_interval_of_the_peak_holds_the_estimate(name):
+    job, plans = JOBS[name], legal_plans(name, 100)
+    low, high = memory_interval_bytes(job, plans)
+    memory = estimate(job, plans).memory
+    assert (memory.allocated_bytes < low).all()
+    assert (low < memory.total_bytes).all()
+    assert (memory.total_bytes < high).all()
+
+
+def test_blocks_and_the_whole_device_hold_more_than_live_tensors():
+    memory = priced(GPT, "tp=8 pp=2 dp=1 micro_batch=1").memory
+    assert memory.allocated_bytes < reserved_bytes(memory) < device_bytes(GPT, memory)
+    crowded = replace(memory, activations_bytes=memory.activations_bytes + GPT.cluster.device.memory_bytes)
+    assert device_bytes(GPT, crowded) == GPT.cluster.device.memory_bytes
+
+
+def test_a_balance_by_weight_may_leave_the_last_stage_nothing():
+    """A head of 2.2 layers' weights behind 32 layers leaves norm, cast and loss; behind 16 not even those."""
+    model = replace(
+        load_model("llama-3-8b"), n_layers=32, embedding=replace(GPT.model.embedding, vocab_size=131_072)
+    )
+    assert not leaves_a_stage_empty(model, 32)
+    assert leaves_a_stage_empty(replace(model, n_layers=16), 32)

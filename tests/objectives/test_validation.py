@@ -32,7 +32,9 @@ def made_up(run, measured_s, predicted_s, *, factor=1.1, **changes):
     """A prediction of one run with figures of the test's choice."""
     run = replace(run, step_s=measured_s, peak_memory_bytes=50.0, **changes)
     low, high = predicted_s / factor, predicted_s * factor
-    return Prediction(run=run, step_s=predicted_s, low_s=low, high_s=high, peak_memory_bytes=60.0)
+    return Prediction(
+        run=run, step_s=predicted_s, low_s=low, high_s=high, peak_memory_bytes=60.0, printed_bytes=60.0
+    )
 
 
 @pytest.mark.parametrize(

@@ -137,6 +137,12 @@ def test_an_unsound_plan_breaks_the_rule_named_for_it(context, text, rule):
             "tp=8 dp=8 sequence_parallel=true overlap_tp=true",
             "the framework overlaps tensor parallelism",
         ),
+        ("deepspeed", "dp=64 recompute_modules=mlp", "the framework recomputes modules by name"),
+        (
+            "nanotron",
+            "tp=8 pp=8 micro_batch=16",
+            "the framework fills a 1f1b pipeline: at least pp - 1 micro-batches",
+        ),
         ("megatron-lm", "tp=8 pp=8 schedule=zb-h1", "the framework runs the schedule"),
         (
             "megatron-lm",

@@ -1,6 +1,6 @@
 """Numbers and plans as short words for tables and pictures."""
 
-from search_spaces.plan import Plan, RankOrder, Recompute
+from search_spaces.plan import NO_MODULES, Plan, RankOrder, Recompute
 from search_spaces.units import BILLION, KILO, MILLION, MS, US, gib
 
 
@@ -68,6 +68,8 @@ def _lesser_words(plan: Plan) -> list[str]:
     if plan.recompute is not Recompute.NONE:
         every = f"/{plan.recompute_every}" if plan.recompute_every > 1 else ""
         words.append(f"recompute-{plan.recompute}{every}")
+    if plan.recompute_modules is not NO_MODULES:
+        words.append(f"redo-{plan.recompute_modules}")
     words += [f"{end}{n}" for end, n in (("first", plan.first_layers), ("last", plan.last_layers)) if n]
     if plan.offload_optimizer:
         words.append("offload")

@@ -1,0 +1,35 @@
+"""What a trainer's code keeps in memory beside the arithmetic's least: buffers, copies, 16-bit gradients."""
+
+from dataclasses import dataclass
+
+from search_spaces.errors import check
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryHabits:
+    """Bytes that one trainer holds and another does not.
+
+    `keeps_gate`: an MLP's gate is an operation of its own and keeps its output beside both factors.
+    `keeps_gathered`: with sequence parallelism a column-parallel product keeps its gathered input; else it
+    gathers again.  `passing_gradient_bytes` a parameter hold 16-bit gradients beside those accumulated in
+    fp32 until a backward pass ends; `layer_gradient_bytes` only those of the layer that runs, and of the
+    output layer.  `step_bytes` a parameter, sharded as the optimizer's state is, live during the update.
+    `kept_share` is what autograd keeps of a layer over the operands of its products and kernels.
+    `fixed_bucket`: gradients pass through a bucket even where their reduction is not overlapped.
+    """
+
+    keeps_gate: bool = False
+    keeps_gathered: bool = False
+    kept_share: float = 1.0
+    passing_gradient_bytes: float = 0.0
+    layer_gradient_bytes: float = 0.0
+    step_bytes: float = 0.0
+    fixed_bucket: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("kept_share", "passing_gradient_bytes", "layer_gradient_bytes", "step_bytes"):
+            value = getattr(self, name)
+            check(0 <= value < float("inf"), f"MemoryHabits.{name} must be finite and not negative", value)
+
+
+FRUGAL = MemoryHabits()
