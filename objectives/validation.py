@@ -62,9 +62,9 @@ class Accuracy:
     """Figures of error of one group of runs, as fractions; None where the group cannot tell.
 
     `bias` is the median signed error.  `pair_order` is the share of pairs of comparable runs (of one job)
-    whose order is predicted; `regret` is how much slower than the best the plan is that is predicted
-    best of those predicted to fit, the mean over jobs.  `failed_auc` is the chance that a failed run is given
-    more memory than one that ran.
+    whose order is predicted; `regret` is how much slower than the best the plan is that is predicted best of
+    those predicted to fit, the mean over jobs.  `failed_auc` is the chance that a failed run is given more
+    memory than one that ran.
     """
 
     by: str

@@ -43,7 +43,7 @@ class Workload:
     """One training job's fixed part; `global_batch` counts sequences of `seq_len` tokens per step.
 
     `state` None stands for what the framework keeps.  `memory_share` is how much of a device a plan may be
-    predicted to use: of 34 published runs (benchmarks/data) predicted between 0.9 and 1, 28 failed and 3
+    predicted to use: of 34 published runs (benchmarks/data) predicted to use 0.9 to 1, 28 failed and 3
     crawled.
     `fp8_dispatch`: tokens travel to their experts, and gradients back to them, in 8 bits.
     `launch_blocking`: the host waits for every kernel (CUDA_LAUNCH_BLOCKING=1, a debugging aid).

@@ -91,7 +91,7 @@ def test_nothing_fits_says_what_the_leanest_plan_lacks():
     _, priced = everything()
     leanest = priced.peak_memory_bytes.min()
     with pytest.raises(
-        NothingFits, match=r"must fit in 4.4 GiB .*none of \d+; the leanest is [\d.]+ GiB too large"
+        NothingFits, match=r"must fit in 4.2 GiB .*none of \d+; the leanest is [\d.]+ GiB too large"
     ) as error:
         rank(with_memory(JOB, 5 * GB), SPACE)
     assert f"{(leanest - 0.9 * 5 * GB) / 2**30:.1f} GiB too large" in str(error.value)
