@@ -15,7 +15,8 @@ from objectives.cost.layers import tokens_per_device
 from objectives.cost.parts import PARTS
 from objectives.cost.passes import PassTable, pass_table
 from objectives.cost.result import Estimate, StageProfile, StepMemory, StepTime
-from objectives.cost.states import StateTable, state_table
+from objectives.cost.stages import rank_parameters, representatives, stages_of
+from objectives.cost.states import StateTable, state_bytes, state_table
 from objectives.cost.step import estimate, microbatches, stage_profile
 from objectives.metrics import Job
 from objectives.uncertainty import TIMELESS, bounds, constants, formula_spread, with_constant
@@ -166,7 +167,7 @@ def part_terms(job: Job, plan: Plan) -> Terms:
         | _pass_terms(passes)
         | _pipeline_terms(job, one, passes, m)
         | _sharing_terms(plan, states, m, float(time.dp_comm_s[0]))
-        | _update_terms(job, plan, states, profile)
+        | _update_terms(job, plan)
         | _end_terms(job, time)
         | _memory_terms(job, plan, profile)
     )
@@ -201,14 +202,17 @@ def _sharing_terms(plan: Plan, states: StateTable, m: int, exposed_s: float) -> 
     return counted | {"reduce_s": reduce_s, "gather_s": gather_s, "tie_s": tie_s, "hidden_s": hidden_s}
 
 
-def _update_terms(job: Job, plan: Plan, states: StateTable, profile: StageProfile) -> Terms:
+def _update_terms(job: Job, plan: Plan) -> Terms:
     """The optimizer on the device of the stage whose devices own the most; nothing where it is offloaded."""
     device, state = job.cluster.device, job.workload.training_state
     if plan.offload_optimizer:
         return {}
-    copied = plan.dp * int(profile.n_layers.max()) if plan.zero >= 1 and plan.dp > 1 else 0
+    one = Plans.of([plan])
+    stages = stages_of(job, one, representatives(job, one).index)
+    held = state_bytes(job, one, rank_parameters(job, one, stages), stages)
+    copied = plan.dp * int(stages.n_layers.max()) if plan.zero >= 1 and plan.dp > 1 else 0
     return {
-        "updated_parameters": float(states.optimizer_bytes.max()) / state.optimizer_bytes,
+        "updated_parameters": float(held.optimizer_bytes.max()) / state.optimizer_bytes,
         "updated_bytes": 2 * state.optimizer_bytes + state.gradient_bytes + state.weight_bytes,
         "memory_bytes_per_s": device.memory_bandwidth_bytes_per_s * device.memory_efficiency.value,
         "shard_copies": copied * job.trainer.shard_operations.value,
