@@ -190,11 +190,25 @@ def _word(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
+def _modules(value: str) -> StrEnum:
+    """A set of modules from its words, in any order."""
+    if value == NO_MODULES:
+        return NO_MODULES
+    words = value.split("+")
+    for word in words:
+        if word not in Module:
+            raise UnknownName("each of recompute_modules", word, [*Module, NO_MODULES])
+    check(len(set(words)) == len(words), "recompute_modules names each module once", repr(value))
+    return ModuleSet(module_set(map(Module, words)))
+
+
 def parse_value(name: str, value: str) -> int | bool | StrEnum:
     """A knob's value from its text."""
     names = [field.name for field in fields(Plan)]
     if name not in names:
         raise UnknownName("a knob of a plan", name, names)
+    if name == "recompute_modules":
+        return _modules(value)
     if name in ENUMS:
         choices = [str(choice) for choice in ENUMS[name]]
         if value not in choices:

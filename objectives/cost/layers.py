@@ -116,12 +116,12 @@ def _modules_s(job: Job, plans: Plans, kind: str, mlp: _Block, ep_forward: Float
     again = plans.redoes(Module.LAYERNORM) * memory_bound_s(
         job, traffic * entry * tokens * 4 * h / sequence_shards(plans)
     )
-    whole = mlp.gemm_s + traffic * mlp.other_s
+    whole = mlp.gemm_s + mlp.cast_s + mlp.other_s
     if kind == "dense":
         again += plans.redoes(Module.MLP) * whole
     elif job.model.moe is not None:
         width = job.model.moe.n_matrices * np.ceil(job.model.moe.expert_width / plans.etp)
-        act = memory_bound_s(job, traffic * entry * routed_tokens(job, plans) * width)
+        act = _expert_traffic(job) * memory_bound_s(job, entry * routed_tokens(job, plans) * width)
         again += np.where(plans.redoes(Module.MOE), whole + ep_forward, plans.redoes(Module.MOE_ACT) * act)
     if job.model.attention.latent is not None:
         again += plans.redoes(Module.MLA_UP_PROJ) * _up_projections_s(job, plans, tokens)

@@ -35,7 +35,8 @@ PARTS: Mapping[str, PartFormula] = MappingProxyType({
         source="roofline: doi:10.1145/1498765.1498785; attention: arXiv:2307.08691, section 3.1",
     ),
     "recompute_s": PartFormula(
-        formula="m x (the forward pass again: of layers that keep only their input, or the attention core)",
+        formula="m x (the forward pass again: of layers that keep only their input, or of the attention core "
+        "and the modules named)",
         worked="{m} × {recompute_pass_s}",
         source="arXiv:2205.05198, sections 4 and 5",
     ),
@@ -47,9 +48,10 @@ PARTS: Mapping[str, PartFormula] = MappingProxyType({
     ),
     "cp_comm_s": PartFormula(
         formula="m x L x (keys and values around a ring, less what hides behind the attention core; or "
-        "Ulysses' all-to-alls)",
+        "gathered before it, nothing hidden; or Ulysses' all-to-alls)",
         worked="{m} × {cp_comm_pass_s}",
-        source="arXiv:2310.01889 (ring); arXiv:2309.14509, section 3.2 (Ulysses)",
+        source="arXiv:2310.01889 (ring); arXiv:2407.21783, section 3.3.2 (all-gather); arXiv:2309.14509, "
+        "section 3.2 (Ulysses)",
     ),
     "ep_comm_s": PartFormula(
         formula="m x expert layers x 2 all-to-alls each way of k copies of every token (or one into each "
@@ -70,7 +72,7 @@ PARTS: Mapping[str, PartFormula] = MappingProxyType({
         source="arXiv:2104.04473, sections 2.2 and 4.1",
     ),
     "bubble_s": PartFormula(
-        formula="(p - 1) / v x (F + B) of the other stages; ZB-H1 fills some of it with weight passes",
+        formula="(p - 1) / v x (F + B) of the other stages; ZB-H1 and ZB-H2 fill some of it with other passes",
         worked="{others} / {vpp} × {other_stage_s} − {filled_s}",
         source="arXiv:2104.04473, section 2.2; arXiv:2401.10241, table 1",
     ),

@@ -8,7 +8,9 @@ import pytest
 from objectives.cost.step import estimate
 from objectives.measurements.cells import Cells
 from objectives.measurements.layouts import plan_of
+from objectives.uncertainty import constants, with_constant
 from runners.launchers.megatron_lm import _recompute
+from search_spaces.errors import InvalidSpec
 from search_spaces.plan import NO_MODULES, Module, ModuleSet, Plan, Plans, Recompute, module_set
 from search_spaces.space import SearchSpace, SpaceSpec
 from tests.objectives.jobs import JOBS, job_of, legal_plans
@@ -52,6 +54,27 @@ def test_a_module_that_a_model_has_saves_bytes_and_costs_seconds(name, word):
     without, redone = estimate(job, plans), estimate(job, with_modules(plans, word))
     assert (redone.memory.activations_bytes < without.memory.activations_bytes).all()
     assert (redone.time.recompute_s > 0).all()
+
+
+@pytest.mark.parametrize(("name", "word"), [("grouped", "mlp"), ("experts", "moe"), ("experts", "moe_act")])
+@pytest.mark.parametrize("habit", ["trainer.traffic", "trainer.expert_traffic"])
+def test_what_is_redone_moves_its_bytes_once(name, word, habit):
+    job, plans = JOBS[name], with_modules(Plans.of([Plan(tp=1)]), word)
+
+    def recompute_s(value):
+        constant = replace(constants(job)[habit], value=value)
+        return estimate(with_constant(job, habit, constant), plans).time.recompute_s
+
+    assert recompute_s(3.0) - recompute_s(2.0) == pytest.approx(recompute_s(2.0) - recompute_s(1.0))
+
+
+def test_modules_are_named_in_any_order_and_once():
+    word = "tp=1 recompute_modules="
+    assert Plan.parse(word + "mlp+layernorm") == Plan.parse(word + "layernorm+mlp")
+    for wrong, match in (("foo", "layernorm, mla_up_proj, mlp, moe, moe_act, none"), ("mlp+mlp", "once"),
+                         ("none+mlp", "layernorm"), ("", "layernorm")):  # fmt: skip
+        with pytest.raises(InvalidSpec, match=match):
+            Plan.parse(word + wrong)
 
 
 def modules_in_the_space(**narrowed):
