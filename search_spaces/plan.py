@@ -38,6 +38,12 @@ class Schedule(StrEnum):
     INTERLEAVED = "interleaved"
     ZB_H1 = "zb-h1"
     ZB_H2 = "zb-h2"
+    ZB_V = "zb-v"
+    V_HALF = "v-half"
+    V_MIN = "v-min"
+    DUALPIPE = "dualpipe"
+    DUALPIPE_V = "dualpipe-v"
+    MESSAGE_DRIVEN = "message-driven"
 
 
 class Recompute(StrEnum):
