@@ -202,7 +202,7 @@ def _modules(value: str) -> StrEnum:
         return NO_MODULES
     words = value.split("+")
     for word in words:
-        if word not in Module:
+        if word not in list(Module):
             raise UnknownName("each of recompute_modules", word, [*Module, NO_MODULES])
     check(len(set(words)) == len(words), "recompute_modules names each module once", repr(value))
     return ModuleSet(module_set(map(Module, words)))

@@ -72,7 +72,7 @@ PARTS: Mapping[str, PartFormula] = MappingProxyType({
         source="arXiv:2104.04473, sections 2.2 and 4.1",
     ),
     "bubble_s": PartFormula(
-        formula="(p - 1) / v x (F + B) of the other stages; ZB-H1 and ZB-H2 fill some of it with other passes",
+        formula="(p - 1) / v x (F + B) of the other stages; ZB-H1 and ZB-H2 fill some of it",
         worked="{others} / {vpp} × {other_stage_s} − {filled_s}",
         source="arXiv:2104.04473, section 2.2; arXiv:2401.10241, table 1",
     ),

@@ -132,7 +132,7 @@ def _launch(
     Issuing runs ahead of the device, so only a pass whose operations are many and small waits for its host;
     every kernel starts and drains.  A host that waits for every kernel issues each while nothing runs.
     `n_layers` counts all layers, and those of experts: each expert of a device costs operations of its own.
-    A graph of the layers' static parts leaves only these, one of the whole step none.
+    A graph of the layers' static parts leaves only the experts', one of the whole step none.
     """
     trainer, graphs = job.trainer, job.workload.cuda_graphs
     if graphs is CudaGraphs.STEP:
@@ -140,7 +140,7 @@ def _launch(
     one = job.cluster.device.kernel_launch_s.value
     per_layer = trainer.operations_per_layer.value + trainer.tp_operations.value * (plans.tp > 1)
     graphed = graphs is CudaGraphs.LAYERS
-    forward = n_layers[0] * per_layer * (not graphed) + trainer.pass_operations.value
+    forward = n_layers[0] * per_layer * (not graphed)
     if job.model.moe is not None:
         forward = forward + n_layers[1] * (job.model.moe.n_experts / plans.ep) * _expert_operations(job)
     host_s = one * (forward + n_layers[0] * _peer_operations(job, plans))
