@@ -15,8 +15,7 @@ from objectives.cost.result import StageProfile
 from objectives.cost.step import stage_profile
 from objectives.metrics import Job
 from objectives.outcome import Cause, Failed, Measured, Outcome, OutcomeOrigin, tail
-from objectives.simulator import schedules
-from objectives.simulator.program import Op, Pass, Program, program_of
+from objectives.simulator.schedules import program
 from objectives.simulator.timeline import PassTimes, clock, pass_s, wire
 from runners.hidden import hidden_machine
 from runners.verdicts import out_of_memory, why_illegal
@@ -132,7 +131,7 @@ class SimulatedRunner:
         """Seconds of each step: makespan of the timeline and the step's end, the slowest rank last."""
         job = self._machine.job
         n_microbatches = job.workload.global_batch // (plan.micro_batch * plan.dp)
-        wiring = wire(_program(plan, n_microbatches))
+        wiring = wire(program(plan.schedule, plan.pp, n_microbatches, plan.vpp))
         times = pass_times(profile, plan.vpp)
         slowdown = np.full(plan.pp, 1 + _pace(job))
         if slow:
@@ -180,12 +179,6 @@ def pass_times(profile: StageProfile, n_chunks: int) -> PassTimes:
         backward_weight_s=per_chunk(profile.backward_weight_s),
         send_s=profile.send_s,
     )
-
-
-def _program(plan: Plan, n_microbatches: int) -> Program:
-    orders = schedules.program(plan.schedule, plan.pp, n_microbatches, plan.vpp).orders
-    ops = [[Op(Pass(op.kind), op.microbatch, op.chunk) for op in order] for order in orders]
-    return program_of(ops, n_microbatches=n_microbatches)
 
 
 def _pace(job: Job) -> float:

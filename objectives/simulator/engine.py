@@ -35,7 +35,8 @@ class Tasks:
 
     `stream` -1: a task that takes no turn.  `link` -1: no link; `weight` is how many equal flows it stands
     for there.  Task i needs `before[before_first[i]]` to `before[before_first[i + 1] - 1]`, each with its own
-    `delay_s`; shapes (n_tasks + 1,) and (n_edges,).
+    `delay_s`; shapes (n_tasks + 1,) and (n_edges,).  On a stream that queues by arrival, an urgent task goes
+    before all that wait.
     """
 
     work_s: Floats
@@ -46,6 +47,7 @@ class Tasks:
     hold_s: Floats | None = None
     link: Ints | None = None
     weight: Floats | None = None
+    is_urgent: Bools | None = None
 
     def __len__(self) -> int:
         return len(self.work_s)
@@ -150,6 +152,7 @@ def _work(kernel: ModuleType, tasks: Tasks, resources: Resources) -> tuple[Any, 
         stream=stream,
         link=np.full(n, NOTHING) if tasks.link is None else tasks.link,
         weight=np.ones(n) if tasks.weight is None else tasks.weight,
+        is_urgent=np.zeros(n, np.bool_) if tasks.is_urgent is None else tasks.is_urgent,
         before_first=tasks.before_first,
         before=tasks.before,
         delay_s=tasks.delay_s,

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 import numba
 import numpy as np
 
-from search_spaces.plan import Floats, Ints
+from search_spaces.plan import Bools, Floats, Ints
 
 WAITING, ARRIVING, READY, RUNNING, HOLDING, DONE = range(6)
 # Columns of the tables of tasks: seconds, speeds and weights; and whole numbers.
@@ -39,6 +39,7 @@ class Work(NamedTuple):
     stream: Ints
     link: Ints
     weight: Floats
+    is_urgent: Bools
     before_first: Ints
     before: Ints
     delay_s: Floats
@@ -107,6 +108,7 @@ def run_events(work: Work, place: Place, start_s: Floats, finish_s: Floats, turn
     n, n_streams = len(work.work_s), len(place.device)
     work_s, hold_s, stream_of, link_of = work.work_s, work.hold_s, work.stream, work.link
     weight, order, stream_first, delay_s = work.weight, work.order, work.stream_first, work.delay_s
+    is_urgent = work.is_urgent
     device, is_comm, by_arrival, capacity = place.device, place.is_comm, place.by_arrival, place.capacity
     device_first, device_streams, rate_overlapped = (
         place.device_first,
@@ -190,6 +192,8 @@ def run_events(work: Work, place: Place, start_s: Floats, finish_s: Floats, turn
             stream = stream_of[task]
             ints[task, PHASE] = READY
             if by_arrival[stream]:
+                if is_urgent[task]:
+                    floats[task, READY_S] = -1.0
                 _queue(queue_head, queue_tail, floats, ints, stream, task)
             if not is_touched[stream]:
                 is_touched[stream] = True
@@ -262,7 +266,10 @@ def _successors(n: int, before_first: Ints, before: Ints) -> tuple[Ints, Ints, I
 def _queue(head: Ints, tail: Ints, floats: Floats, ints: Ints, stream: int, task: int) -> None:
     """Queues by (moment, task)."""
     back = tail[stream]
-    while back >= 0 and floats[back, READY_S] == floats[task, READY_S] and back > task:
+    while back >= 0 and (
+        floats[back, READY_S] > floats[task, READY_S]
+        or (floats[back, READY_S] == floats[task, READY_S] and back > task)
+    ):
         back = ints[back, QUEUE_BACK]
     front = ints[back, QUEUE_NEXT] if back >= 0 else head[stream]
     ints[task, QUEUE_BACK], ints[task, QUEUE_NEXT] = back, front

@@ -188,6 +188,7 @@ def clock(
         before=wiring.before,
         delay_s=link_s[wiring.edge_link],
         hold_s=np.max(link_s[wiring.sends], axis=0) if sends_block else None,
+        is_urgent=_follows_at_once(wiring) if program.by_arrival else None,
     )
     resources = Resources(
         n_streams=program.n_ranks,
@@ -195,6 +196,13 @@ def clock(
     )
     run = execute(tasks, resources, name=pass_name(wiring), by_events=by_events)
     return timeline_of(wiring, run)
+
+
+def _follows_at_once(wiring: Wiring) -> Bools:
+    """Backward passes that a forward pass of their own rank makes ready: no message, so no queue."""
+    program = wiring.program
+    is_last = program.stage[wiring.rank, program.chunk] == program.stage.max()
+    return np.asarray(is_last & np.isin(program.kind, (Pass.BACKWARD, Pass.BACKWARD_INPUT)))
 
 
 def timeline_of(wiring: Wiring, run: Run) -> Timeline:
