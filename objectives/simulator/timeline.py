@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from objectives.simulator.schedules import Op, Pass, Program
+from objectives.simulator.program import Op, Pass, Program
 from search_spaces.errors import InvalidSpec, check
 from search_spaces.plan import Bools, Floats, Ints
 
@@ -159,9 +159,7 @@ def wire(program: Program) -> Wiring:
         [_NOTHING] * (size + 1),
         [_NOTHING] * (size + 1),
     )  # the last place is that of "nothing"
-    lengths = [len(order) for order in program.orders]
-    ends = np.cumsum(lengths).tolist()
-    cursor = [end - length for end, length in zip(ends, lengths, strict=True)]
+    cursor, ends = program.first[:-1].tolist(), program.first[1:].tolist()
     sequence: list[int] = []
     awake = list(range(program.n_ranks))[::-1]
     while awake:
@@ -204,12 +202,8 @@ class _Table:
 def _table(program: Program) -> _Table:
     p, m = program.n_ranks, program.n_microbatches
     n_stages = p * program.n_chunks
-    ops = [op for order in program.orders for op in order]
-    kind, microbatch, chunk = (np.fromiter(column, np.int64, len(ops)) for column in zip(*ops, strict=True))
-    rank = np.repeat(np.arange(p), [len(order) for order in program.orders])
-    _check_inside(
-        program, ops, (microbatch < 0) | (microbatch >= m) | (chunk < 0) | (chunk >= program.n_chunks)
-    )
+    kind, microbatch, chunk, rank = program.kind, program.microbatch, program.chunk, program.rank
+    _check_inside(program, (microbatch < 0) | (microbatch >= m) | (chunk < 0) | (chunk >= program.n_chunks))
     stage, letter = chunk * p + rank, np.array([0, 1, 1, 2])[kind]
     forward = np.where(stage > 0, (stage - 1) * m + microbatch, _NOTHING)
     backward = np.where(stage == n_stages - 1, stage, n_stages + stage + 1) * m + microbatch
@@ -221,10 +215,10 @@ def _table(program: Program) -> _Table:
     )  # fmt: skip
 
 
-def _check_inside(program: Program, ops: list[Op], is_outside: Bools) -> None:
+def _check_inside(program: Program, is_outside: Bools) -> None:
     must = f"passes must be of {program.n_microbatches} micro-batches and {program.n_chunks} chunks"
     if is_outside.any():
-        raise InvalidSpec(must, str(ops[int(is_outside.argmax())]))
+        raise InvalidSpec(must, str(program.op(int(is_outside.argmax()))))
 
 
 def _check_all_ran(program: Program, table: _Table, stuck: list[int], cursor: list[int]) -> None:
