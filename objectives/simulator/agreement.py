@@ -4,10 +4,12 @@
     F_i + x where a stage follows, B_i + x where one is in front (a blocking sender sends and then goes on)
 
     GPipe    sum T_i + (m - 1) (max F_i + max B_i)
-    1F1B     max over w of  sum_{i<w} T_i + (m - k) T_w + max(Z, k F_w) + max(Z, k B_w),   Z = sum_{i>w} T_i,
-             k = min(p - 1 - w, m - 1): stage w waits for, or fills, the way down and up again behind it
+    1F1B     max over w of  sum_{i<w} T_i + (m - k_w) T_w + max_v (Z_wv + k_v max_{u<=v} F_u)
+                                                          + max_v (Z_wv + k_v max_{u<=v} B_u)
+             k_i = p - 1 - i forward passes warm stage i up;  Z_wv = sum_{w<i<=v} T_i,  v >= w
+             (the rhythm is that of stage w; before and behind it a stage v turns the longest way around)
 
-Both are exact for any stages and m >= p (a test compares them with the engine); the closed forms of
+Both are exact for m >= p, whatever the stages (found here; a test compares them with the engine); the closed forms of
 `objectives.cost.pipeline` count sum T_i + (m - 1) max T_i and 2 (m + p - 1) x.
 """
 
@@ -35,12 +37,15 @@ def gpipe_s(forward_s: Floats, backward_s: Floats, n_microbatches: int) -> float
 
 def one_f_one_b_s(forward_s: Floats, backward_s: Floats, n_microbatches: int) -> float:
     """Makespan of 1F1B with uneven stages, m >= p."""
-    both_s, longest_s = forward_s + backward_s, 0.0
-    for w, (f, b) in enumerate(zip(forward_s, backward_s, strict=True)):
-        k = min(len(both_s) - 1 - w, n_microbatches - 1)
-        behind_s = both_s[w + 1 :].sum()
-        ends_s = max(behind_s, k * f) + max(behind_s, k * b)
-        longest_s = max(longest_s, both_s[:w].sum() + (n_microbatches - k) * (f + b) + ends_s)
+    both_s, p = forward_s + backward_s, len(forward_s)
+    warmups = np.arange(p)[::-1]
+    fills_s, drains_s = (warmups * np.maximum.accumulate(each) for each in (forward_s, backward_s))
+    so_far_s = np.concatenate(([0.0], np.cumsum(both_s)))
+    longest_s = 0.0
+    for w in range(p):
+        behind_s = so_far_s[w + 1 :] - so_far_s[w + 1]  # of stages w + 1 to v, for v = w ... p - 1
+        ends_s = np.max(behind_s + fills_s[w:]) + np.max(behind_s + drains_s[w:])
+        longest_s = max(longest_s, so_far_s[w] + (n_microbatches - warmups[w]) * both_s[w] + ends_s)
     return float(longest_s)
 
 

@@ -131,9 +131,9 @@ class SimulatedStep:
 
     @property
     def span_bubble_fraction(self) -> float:
-        """Share of its span in which the worst rank idles: steps interlock."""
-        span_s = self.passes.span_idle_s + self.passes.busy_s
-        return float(np.max(self.passes.span_idle_s / np.maximum(span_s, np.finfo(np.float64).tiny)))
+        """Share of the longest span in which its rank does not do what the busiest does: steps interlock."""
+        span_s = float(np.max(self.passes.span_idle_s + self.passes.busy_s))
+        return self.passes.span_bubble_s / max(span_s, np.finfo(np.float64).tiny)
 
     @property
     def peak_memory_bytes(self) -> float:

@@ -28,7 +28,9 @@ LLAMA = job_of("llama-3-8b", "dgx-h100", 16, seq_len=8192, global_batch=16)
 MIXTRAL = job_of("mixtral-8x7b", "dgx-h100", 16, global_batch=16)
 SMALL = [
     Plan.parse("tp=2 pp=2 dp=4 micro_batch=1 overlap_dp=true"),
-    Plan.parse("tp=2 pp=2 dp=2 cp=2 micro_batch=1 zero=1 sequence_parallel=true overlap_dp=true overlap_tp=true"),
+    Plan.parse(
+        "tp=2 pp=2 dp=2 cp=2 micro_batch=1 zero=1 sequence_parallel=true overlap_dp=true overlap_tp=true"
+    ),
     Plan.parse("tp=1 pp=4 dp=4 micro_batch=1 zero=3 overlap_dp=true"),
     Plan.parse("tp=2 pp=2 dp=4 micro_batch=1 vpp=2 schedule=interleaved zero=2 overlap_pp=true"),
     Plan.parse("tp=2 pp=4 dp=2 micro_batch=1 schedule=zb-h1"),
@@ -50,11 +52,10 @@ def test_the_engine_agrees_with_the_closed_form_wherever_that_is_exact(name):
     assert inside
 
 
-@given(st.integers(2, 9), st.integers(0, 30), st.floats(0, 0.3), st.integers(0, 10**6))
+@given(st.integers(2, 9), st.integers(0, 30), st.sampled_from([0, 0.05, 0.3]), st.integers(0, 10**6))
 def test_uneven_pipelines_have_exact_forms(p, more, send, seed):
     rng, m = np.random.default_rng(seed), p + more
-    forward_s = rng.uniform(0.8, 1.2, p)
-    backward_s = 2 * forward_s * rng.uniform(0.9, 1.1, p)
+    forward_s, backward_s = rng.uniform(0.5, 1.5, p), rng.uniform(0.5, 3, p)
     times = PassTimes(
         forward_s=forward_s[:, None], backward_input_s=backward_s[:, None] / 2,
         backward_weight_s=backward_s[:, None] / 2, send_s=np.full(p, send),
@@ -102,7 +103,9 @@ def test_representative_ranks_are_all_ranks(plan, options):
 
 def test_experts_joined_over_all_ranks_take_as_long():
     plan = Plan.parse("tp=2 pp=2 dp=4 ep=4 etp=1 micro_batch=1")
-    one, all_ranks = (simulate_step(MIXTRAL, plan, replace(PIECES, all_ranks=every)) for every in (False, True))
+    one, all_ranks = (
+        simulate_step(MIXTRAL, plan, replace(PIECES, all_ranks=every)) for every in (False, True)
+    )
     assert one.parts_s["ep_comm_s"].min() > 0
     assert all_ranks.step_s == pytest.approx(one.step_s, rel=1e-12)
 
@@ -137,7 +140,9 @@ def test_a_slow_link_delays_and_a_slow_rank_more_than_its_share():
     usual = simulate_step(LLAMA, plan).step_s
     for options in (Randomness(slow_links=((1, 50.0),)), Randomness(slow_ranks=((2, 1.3),))):
         assert simulate_step(LLAMA, plan, replace(PLAIN, randomness=options)).step_s > 1.02 * usual
-    with pytest.raises(InvalidSpec, match="a slow rank must be one of the 4 there are, counted from 0; got 4"):
+    with pytest.raises(
+        InvalidSpec, match="a slow rank must be one of the 4 there are, counted from 0; got 4"
+    ):
         simulate_step(LLAMA, plan, replace(PLAIN, randomness=Randomness(slow_ranks=((4, 2.0),))))
 
 
@@ -191,7 +196,9 @@ def test_gradients_hide_behind_the_last_backward_passes_in_buckets():
     found = simulate_step(LLAMA, plan, PIECES)
     reduces = found.activities.activity == Activity.REDUCE
     last = found.passes.finish_s.max()
-    early = reduces & (found.activities.finish_s < last) & (found.activities.finish_s > found.activities.start_s)
+    early = (
+        reduces & (found.activities.finish_s < last) & (found.activities.finish_s > found.activities.start_s)
+    )
     assert early.sum() >= 4
     alone = simulate_step(LLAMA, replace(plan, overlap_dp=False), PIECES)
     assert found.parts_s["dp_comm_s"][0] < 0.5 * alone.parts_s["dp_comm_s"][0]
@@ -241,7 +248,9 @@ def test_when_activations_go_decides_the_peak_and_what_holds_it(release, held):
 def test_half_of_the_activations_may_go_with_each_half_of_the_backward_pass():
     plan = program(Schedule.ZB_H2, 4, 12)
     ones = np.ones((4, 1))
-    found = simulate(plan, PassTimes(forward_s=ones, backward_input_s=ones, backward_weight_s=ones, send_s=np.zeros(4)))
+    found = simulate(
+        plan, PassTimes(forward_s=ones, backward_input_s=ones, backward_weight_s=ones, send_s=np.zeros(4))
+    )
     peaks = [rank_memory(found, ones, release=release).peak_activation_bytes for release in Release]
     assert np.all(peaks[0] <= peaks[1])
     assert np.all(peaks[1] <= peaks[2])
@@ -250,9 +259,8 @@ def test_half_of_the_activations_may_go_with_each_half_of_the_backward_pass():
 @settings(max_examples=20)
 @given(st.sampled_from(list(Schedule)), st.sampled_from(list(Detail)))
 def test_every_schedule_of_a_plan_is_simulated(schedule, detail):
-    vpp = 2 if schedule is Schedule.INTERLEAVED or "v" in schedule[-2:] or schedule == "dualpipe" else 1
-    plan = Plan(tp=2, pp=2, dp=4 if schedule != "dualpipe" else 2, cp=1 if schedule != "dualpipe" else 2,
-                micro_batch=1, schedule=schedule, vpp=vpp if schedule is Schedule.INTERLEAVED else 1)  # fmt: skip
+    vpp = 2 if schedule is Schedule.INTERLEAVED else 1
+    plan = Plan(tp=2, cp=2, pp=2, dp=2, micro_batch=1, schedule=schedule, vpp=vpp)
     found = simulate_step(LLAMA, plan, StepOptions(detail=detail))
     assert found.step_s > 0
     np.testing.assert_allclose(sum(found.parts_s.values()), found.makespan_s, rtol=1e-9)
@@ -264,8 +272,14 @@ def test_every_schedule_of_a_plan_is_simulated(schedule, detail):
         (lambda: StepOptions(n_groups=0), "n_groups must be from 1 to 64; got 0"),
         (lambda: StepOptions(slowdown=assumed(0.5)), "the overlap slow-down must be at least 1; got 0.5"),
         (lambda: Randomness(jitter=-1.0), "jitter must be finite and not negative; got -1.0"),
-        (lambda: Randomness(slow_ranks=((0, 0.5),)), "takes a finite number of times as long, at least 1; got 0: 0.5"),
-        (lambda: Randomness(expert_load=ExpertLoad.HISTOGRAM), "a histogram needs shares that are not negative"),
+        (
+            lambda: Randomness(slow_ranks=((0, 0.5),)),
+            "takes a finite number of times as long, at least 1; got 0: 0.5",
+        ),
+        (
+            lambda: Randomness(expert_load=ExpertLoad.HISTOGRAM),
+            "a histogram needs shares that are not negative",
+        ),
         (lambda: simulate_steps(LLAMA, SMALL[0], PLAIN, []), "a distribution needs at least one seed"),
     ],
     ids=str,
