@@ -18,6 +18,7 @@ from objectives.simulator.program import Program
 from objectives.simulator.schedules.accounting import Release, check_program, in_flight, peak_in_flight
 from objectives.simulator.schedules.classic import gpipe, interleaved, one_f_one_b
 from objectives.simulator.schedules.costs import PassCosts
+from objectives.simulator.schedules.csv_file import csv_of, program_of_csv, read_csv, write_csv
 from objectives.simulator.schedules.dual_pipe import dual_pipe, dual_pipe_v
 from objectives.simulator.schedules.message_driven import message_driven
 from objectives.simulator.schedules.v_shaped import v_half, v_min, zb_v
@@ -26,9 +27,9 @@ from search_spaces.errors import UnknownName, check
 from search_spaces.plan import Ints, Schedule
 
 __all__ = [
-    "SCHEDULES", "TWO_CHUNKS", "PassCosts", "Release", "check_program", "dual_pipe", "dual_pipe_v", "gpipe",
-    "in_flight", "interleaved", "message_driven", "one_f_one_b", "peak_in_flight", "program", "v_half",
-    "v_min", "zb_h1", "zb_h2", "zb_v",
+    "SCHEDULES", "TWO_CHUNKS", "PassCosts", "Release", "check_program", "csv_of", "dual_pipe", "dual_pipe_v",
+    "gpipe", "in_flight", "interleaved", "message_driven", "one_f_one_b", "peak_in_flight", "program",
+    "program_of_csv", "read_csv", "v_half", "v_min", "write_csv", "zb_h1", "zb_h2", "zb_v",
 ]  # fmt: skip
 
 # Schedules that hold two chunks on every rank, neither more nor less.
