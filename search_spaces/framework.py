@@ -14,13 +14,7 @@ from search_spaces.memory_habits import FRUGAL, MemoryHabits
 from search_spaces.plan import CpKind, RankOrder, Schedule
 from search_spaces.state import MIXED_PRECISION_STATE, TrainingState
 
-ALL_SCHEDULES = (
-    Schedule.GPIPE,
-    Schedule.ONE_F_ONE_B,
-    Schedule.INTERLEAVED,
-    Schedule.ZB_H1,
-    Schedule.ZB_H2,
-)
+ALL_SCHEDULES = tuple(Schedule)
 ALL_ZERO_STAGES = (0, 1, 2, 3)
 
 
@@ -81,6 +75,8 @@ class FrameworkProfile:
     `state_in_fp16`: its state where it trains in fp16, if another (Megatron-LM sums gradients in fp32 for
     bf16 alone, unless told).
     `recompute_modules`: it redoes modules by name.  `fills_pipeline`: 1f1b needs pp - 1 micro-batches.
+    `post_validates`: its stages can update before they agree, and take a bad step back.
+    `warms_up_longer`: the warm-up of its 1f1b can be lengthened.
     """
 
     name: str
@@ -102,6 +98,8 @@ class FrameworkProfile:
     overlaps_tp: bool = True
     keeps_stage_input: bool = False
     fills_pipeline: bool = False
+    post_validates: bool = False
+    warms_up_longer: bool = False
     splits_messages: bool = False
     dropout: bool = False
     logits_bytes_per_entry: float = 6.0
@@ -130,7 +128,10 @@ FRAMEWORKS: Mapping[str, FrameworkProfile] = MappingProxyType(
         profile.name: profile
         for profile in (
             FrameworkProfile(
-                name="any", source="every plan that the cost model knows, whichever trainer runs it"
+                name="any",
+                source="every plan that the cost model knows, whichever trainer runs it",
+                post_validates=True,
+                warms_up_longer=True,
             ),
             MEGATRON_LM,
             FrameworkProfile(

@@ -8,7 +8,17 @@ from enum import StrEnum
 from typing import Any
 
 from search_spaces.errors import InvalidSpec, UnknownName, check
-from search_spaces.plan import ENUMS, FLAGS, KNOB_NAMES, NO_MODULES, CpKind, parse_value
+from search_spaces.plan import (
+    ENUMS,
+    FLAGS,
+    FROM_ZERO,
+    KNOB_NAMES,
+    NO_MODULES,
+    CpKind,
+    OptimizerSync,
+    Schedule,
+    parse_value,
+)
 from search_spaces.rules import Context
 
 MAX_MICRO_BATCH = 64
@@ -17,14 +27,26 @@ MAX_CHUNKS = 8
 MAX_STAGE_GAP = 2
 MIN_SEQUENCE_SHARD_TOKENS = 512
 SCALE_UP_BANDWIDTH_SHARE = 0.5
-# Tried where a user names them: they take a trainer's extra kernels, or are many.
-OPT_IN = {"overlap_ep": False, "deduplicate_ep": False, "recompute_modules": NO_MODULES}
+# Tried where a user names them: they take a trainer's extra kernels or code, or are many.
+OPT_IN: dict[str, Any] = {
+    "overlap_ep": False,
+    "deduplicate_ep": False,
+    "recompute_modules": NO_MODULES,
+    "optimizer_sync": OptimizerSync.BARRIER,
+    "pipeline_limit": 0,
+    "extra_warmup": 0,
+}
+# Schedules tried wherever the trainer runs them; others where a user, or the trainer's profile, names them.
+COMMON_SCHEDULES = (
+    Schedule.GPIPE, Schedule.ONE_F_ONE_B, Schedule.INTERLEAVED, Schedule.ZB_H1, Schedule.ZB_H2,
+)  # fmt: skip
 
 # The order of enumeration: knobs that many rules need come first, so that illegal branches die early.
 ORDER = (
     "tp", "cp", "pp", "dp", "cp_kind", "micro_batch", "ep", "etp", "split", "vpp", "schedule",
-    "sequence_parallel", "recompute", "recompute_modules", "recompute_every", "rank_order", "zero",
-    "overlap_tp", "overlap_pp", "overlap_dp", "offload_optimizer", "overlap_ep", "deduplicate_ep",
+    "optimizer_sync", "pipeline_limit", "extra_warmup", "sequence_parallel", "recompute", "recompute_modules",
+    "recompute_every", "rank_order", "zero", "overlap_tp", "overlap_pp", "overlap_dp", "offload_optimizer",
+    "overlap_ep", "deduplicate_ep",
 )  # fmt: skip
 
 
@@ -67,6 +89,12 @@ def _cp_kinds(context: Context) -> tuple[CpKind, ...]:
     return tuple(kind for kind in CpKind if kind is not CpKind.ALL_GATHER or not has_ring)
 
 
+def _schedules(context: Context) -> tuple[Schedule, ...]:
+    """What the trainer's profile lists; for a profile that lists everything, the common ones."""
+    everything = set(context.framework.schedules) == set(Schedule)
+    return COMMON_SCHEDULES if everything else tuple(Schedule)
+
+
 def default_choices(context: Context, name: str) -> tuple[Any, ...]:
     """What a knob may be when nobody narrows it."""
     model, n, batch = context.model, context.cluster.n_devices, context.workload.global_batch
@@ -77,6 +105,8 @@ def default_choices(context: Context, name: str) -> tuple[Any, ...]:
         return (False, True)
     if name == "cp_kind":
         return _cp_kinds(context)
+    if name == "schedule":
+        return _schedules(context)
     if name in ENUMS:
         return tuple(ENUMS[name])
     shards = max(context.workload.seq_len // MIN_SEQUENCE_SHARD_TOKENS, 1)
@@ -144,7 +174,7 @@ def _one(name: str, item: object) -> int | bool | StrEnum:
     if not isinstance(item, str | int):
         raise InvalidSpec(f"[space] {name} must be {_kind(name)}", repr(item))
     value = parse_value(name, str(item))
-    lowest = 0 if name in ("zero", "first_layers", "last_layers") else 1
+    lowest = 0 if name in ("zero", *FROM_ZERO) else 1
     highest = 3 if name == "zero" else None
     if isinstance(value, int) and not isinstance(value, bool):
         in_range = value >= lowest and (highest is None or value <= highest)

@@ -46,6 +46,23 @@ class Schedule(StrEnum):
     MESSAGE_DRIVEN = "message-driven"
 
 
+# One stage's share as two chunks, down the pipeline and up again.
+V_SHAPED = (Schedule.ZB_V, Schedule.V_HALF, Schedule.V_MIN, Schedule.DUALPIPE_V)
+# Backward passes in two halves, the one to the weights later.
+SPLIT_BACKWARD = (Schedule.ZB_H1, Schedule.ZB_H2, Schedule.DUALPIPE, *V_SHAPED)
+
+
+class OptimizerSync(StrEnum):
+    """When pipeline stages agree on a step (gradient norm, finite gradients): before the update, or after.
+
+    Checked after, an update that should not have been is taken back and done again; stages need not wait for
+    each other, so that one step's drain meets the next one's fill.
+    """
+
+    BARRIER = "barrier"
+    POST_VALIDATION = "post-validation"
+
+
 class Recompute(StrEnum):
     """What the backward pass computes again: nothing, the attention core, or whole layers."""
 
@@ -96,10 +113,12 @@ class RankOrder(StrEnum):
 ENUMS: dict[str, type[StrEnum]] = {
     "cp_kind": CpKind,
     "schedule": Schedule,
+    "optimizer_sync": OptimizerSync,
     "recompute": Recompute,
     "recompute_modules": ModuleSet,
     "rank_order": RankOrder,
 }
+FROM_ZERO = ("first_layers", "last_layers", "pipeline_limit", "extra_warmup")
 MAX_DIGITS = 9  # products of two degrees stay within int64
 FLAGS = (
     "sequence_parallel", "offload_optimizer", "overlap_dp", "overlap_tp", "overlap_pp", "overlap_ep",
@@ -119,9 +138,10 @@ class Plan:
     `zero` is the ZeRO stage (0-3; 3 shards parameters as FSDP does). `first_layers` and `last_layers` are the
     layers of the first and last pipeline stage (0: even split). `recompute_every` n > 1 recomputes only every
     n-th layer; it needs recompute=full. `recompute_modules` are redone beside recompute=none or selective.
-    `vpp` counts model chunks per stage. `overlap_ep` runs one micro-batch's expert all-to-all beside
-    another's computation; `deduplicate_ep` sends a token once to each node and device that holds experts of
-    its own,
+    `vpp` counts model chunks per stage. `pipeline_limit` is the most micro-batches between their passes on
+    the first stage with schedule=message-driven (0: pp); `extra_warmup` the forward passes by which the
+    warm-up of 1f1b is longer. `overlap_ep` runs one micro-batch's expert all-to-all beside another's
+    computation; `deduplicate_ep` sends a token once to each node and device that holds experts of its own,
     and copies it there.
     """
 
@@ -137,8 +157,11 @@ class Plan:
     first_layers: int = 0
     last_layers: int = 0
     recompute_every: int = 1
+    pipeline_limit: int = 0
+    extra_warmup: int = 0
     cp_kind: CpKind = CpKind.RING
     schedule: Schedule = Schedule.ONE_F_ONE_B
+    optimizer_sync: OptimizerSync = OptimizerSync.BARRIER
     recompute: Recompute = Recompute.NONE
     recompute_modules: StrEnum = NO_MODULES
     rank_order: RankOrder = RankOrder.TP_CP_DP_PP
@@ -154,7 +177,7 @@ class Plan:
         for name in ("tp", "pp", "dp", "cp", "ep", "etp", "vpp", "micro_batch", "recompute_every"):
             check(getattr(self, name) >= 1, f"Plan.{name} must be at least 1", getattr(self, name))
         check(0 <= self.zero <= 3, "Plan.zero must be a ZeRO stage from 0 to 3", self.zero)
-        for name in ("first_layers", "last_layers"):
+        for name in FROM_ZERO:
             check(getattr(self, name) >= 0, f"Plan.{name} must not be negative", getattr(self, name))
 
     @property
@@ -247,8 +270,11 @@ class Plans:
     first_layers: Ints
     last_layers: Ints
     recompute_every: Ints
+    pipeline_limit: Ints
+    extra_warmup: Ints
     cp_kind: NDArray[np.int8]
     schedule: NDArray[np.int8]
+    optimizer_sync: NDArray[np.int8]
     recompute: NDArray[np.int8]
     recompute_modules: NDArray[np.int8]
     rank_order: NDArray[np.int8]
@@ -301,6 +327,18 @@ class Plans:
     def is_schedule(self, schedule: Schedule) -> Bools:
         """Where the plan runs this schedule."""
         equal: Bools = self.schedule == code(schedule)
+        return equal
+
+    def is_any_schedule(self, schedules: Iterable[Schedule]) -> Bools:
+        """Where the plan runs one of these schedules."""
+        wanted = np.zeros(len(Schedule), dtype=np.bool_)
+        wanted[[code(schedule) for schedule in schedules]] = True
+        found: Bools = wanted[self.schedule]
+        return found
+
+    def is_sync(self, sync: OptimizerSync) -> Bools:
+        """Where the optimizer step is synchronised in this way."""
+        equal: Bools = self.optimizer_sync == code(sync)
         return equal
 
     def is_recompute(self, recompute: Recompute) -> Bools:

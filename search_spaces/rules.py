@@ -20,7 +20,19 @@ from search_spaces.framework import (
     framework_named,
 )
 from search_spaces.model import ModelSpec
-from search_spaces.plan import Bools, CpKind, Ints, Module, RankOrder, Recompute, Schedule, code
+from search_spaces.plan import (
+    SPLIT_BACKWARD,
+    V_SHAPED,
+    Bools,
+    CpKind,
+    Ints,
+    Module,
+    OptimizerSync,
+    RankOrder,
+    Recompute,
+    Schedule,
+    code,
+)
 from search_spaces.workload import Workload
 
 Columns = Mapping[str, Ints]
@@ -53,7 +65,7 @@ def _rule(name: str, knobs: str, holds: Callable[[Context, Columns], Bools | boo
     return Rule(name=name, knobs=tuple(knobs.split()), holds=holds)
 
 
-def _is(p: Columns, value: Schedule | Recompute | CpKind | RankOrder, knob: str) -> Bools:
+def _is(p: Columns, value: StrEnum, knob: str) -> Bools:
     held: Bools = p[knob] == code(value)
     return held
 
@@ -65,6 +77,10 @@ def _divides(degree: Ints, whole: int | Ints) -> Bools:
 
 def _among(column: Ints, values: Sequence[StrEnum]) -> Bools:
     return np.isin(column, [code(value) for value in values])
+
+
+def _runs(p: Columns, *schedules: Schedule) -> Bools:
+    return _among(p["schedule"], schedules)
 
 
 def _kv_heads_fit(c: Context, p: Columns) -> Bools:
@@ -182,6 +198,29 @@ def _n_microbatches(c: Context, p: Columns) -> Ints:
     return c.workload.global_batch // (p["micro_batch"] * p["dp"])
 
 
+def _two_ways_fill(c: Context, p: Columns) -> Bools:
+    """Micro-batches enter from both ends in pairs; with fewer than 2 p the order has no steady state."""
+    m = _n_microbatches(c, p)
+    dualpipe = (p["pp"] % 2 == 0) & (m % 2 == 0)
+    held: Bools = ~_runs(p, Schedule.DUALPIPE, Schedule.DUALPIPE_V) | (
+        (m >= 2 * p["pp"]) & (dualpipe | ~_runs(p, Schedule.DUALPIPE))
+    )
+    return held
+
+
+def _limit_is_named_once(c: Context, p: Columns) -> Bools:
+    held: Bools = (p["pipeline_limit"] != p["pp"]) & (p["pipeline_limit"] <= _n_microbatches(c, p))
+    return held
+
+
+def _longer_warmup(c: Context, p: Columns) -> Bools:
+    room = _n_microbatches(c, p) - p["pp"]
+    held: Bools = (p["extra_warmup"] == 0) | (
+        _runs(p, Schedule.ONE_F_ONE_B) & (p["pp"] > 1) & (p["extra_warmup"] <= room)
+    )
+    return held
+
+
 def _modules_of(model: ModelSpec) -> int:
     """Bits of the modules that some layer of a model has; an expert layer's `moe` holds its `moe_act`."""
     has = {
@@ -245,14 +284,33 @@ RULES: tuple[Rule, ...] = (
     _rule("etp * ep divides tp * cp * dp", "tp cp dp ep etp",
           lambda c, p: (p["tp"] * p["cp"] * p["dp"]) % (p["etp"] * p["ep"]) == 0),
     _rule("vpp divides the layers of every stage", "pp vpp first_layers last_layers", _chunks_are_whole),
-    _rule("vpp above 1 and the interleaved schedule go together", "vpp schedule",
-          lambda c, p: (p["vpp"] > 1) == _is(p, Schedule.INTERLEAVED, "schedule")),
+    _rule("vpp above 1 goes with the interleaved schedule and the V-shaped ones, and they with it",
+          "vpp schedule",
+          lambda c, p: (p["vpp"] > 1) == _runs(p, Schedule.INTERLEAVED, *V_SHAPED)),
+    _rule("zb-v, v-half, v-min and dualpipe-v hold two chunks a rank (vpp=2)", "vpp schedule",
+          lambda c, p: (p["vpp"] == 2) | ~_runs(p, *V_SHAPED)),
     _rule("a schedule other than 1f1b needs pp above 1", "pp schedule",
           lambda c, p: (p["pp"] > 1) | _is(p, Schedule.ONE_F_ONE_B, "schedule")),
-    _rule("the framework runs the schedule", "schedule",
-          lambda c, p: _among(p["schedule"], c.framework.schedules)),
+    _rule("the framework runs the schedule", "pp schedule",
+          lambda c, p: (p["pp"] == 1) | _among(p["schedule"], c.framework.schedules)),
     _rule("interleaving needs pp to divide the micro-batches", "pp dp micro_batch schedule",
           lambda c, p: ~_is(p, Schedule.INTERLEAVED, "schedule") | (_n_microbatches(c, p) % p["pp"] == 0)),
+    _rule("dualpipe feeds both ends: pp and the micro-batches are even, and these at least 2 * pp; "
+          "dualpipe-v needs as many", "pp dp micro_batch schedule", _two_ways_fill),
+    _rule("optimizer_sync=post-validation is set only with zb-h2 and zb-v, which idle without it",
+          "schedule optimizer_sync",
+          lambda c, p: _is(p, OptimizerSync.BARRIER, "optimizer_sync")
+          | _runs(p, Schedule.ZB_H2, Schedule.ZB_V)),
+    _rule("the framework can take an optimizer step back", "optimizer_sync",
+          lambda c, p: _is(p, OptimizerSync.BARRIER, "optimizer_sync") | c.framework.post_validates),
+    _rule("pipeline_limit is set only with the message-driven schedule", "schedule pipeline_limit",
+          lambda c, p: (p["pipeline_limit"] == 0) | _runs(p, Schedule.MESSAGE_DRIVEN)),
+    _rule("pipeline_limit is at most the micro-batches, and 0 where it would be pp",
+          "pp dp micro_batch pipeline_limit", _limit_is_named_once),
+    _rule("extra_warmup needs a 1f1b pipeline and pp + extra_warmup micro-batches",
+          "pp dp micro_batch schedule extra_warmup", _longer_warmup),
+    _rule("the framework lengthens the warm-up of 1f1b", "extra_warmup",
+          lambda c, p: (p["extra_warmup"] == 0) | c.framework.warms_up_longer),
     _rule("the framework fills a 1f1b pipeline: at least pp - 1 micro-batches", "pp dp micro_batch schedule",
           lambda c, p: (_n_microbatches(c, p) >= p["pp"] - 1) | (not c.framework.fills_pipeline)
           | ~_is(p, Schedule.ONE_F_ONE_B, "schedule")),
@@ -278,9 +336,8 @@ RULES: tuple[Rule, ...] = (
           lambda c, p: (p["recompute_modules"] == 0) | c.framework.recompute_modules),
     _rule("recompute_modules are those that the model has", "recompute_modules",
           lambda c, p: (p["recompute_modules"] & ~_modules_of(c.model)) == 0),
-    _rule("zb-h1 and zb-h2 do not recompute whole layers", "schedule recompute",
-          lambda c, p: ~(_is(p, Schedule.ZB_H1, "schedule") | _is(p, Schedule.ZB_H2, "schedule"))
-          | ~_is(p, Recompute.FULL, "recompute")),
+    _rule("schedules that split the backward pass do not recompute whole layers", "schedule recompute",
+          lambda c, p: ~_runs(p, *SPLIT_BACKWARD) | ~_is(p, Recompute.FULL, "recompute")),
     _rule("the framework offloads the optimizer at the zero stage", "zero offload_optimizer",
           lambda c, p: ~p["offload_optimizer"].astype(bool)
           | np.isin(p["zero"], c.framework.zero_stages_with_offload)),
@@ -290,8 +347,9 @@ RULES: tuple[Rule, ...] = (
           lambda c, p: ~p["overlap_tp"].astype(bool) | p["sequence_parallel"].astype(bool)),
     _rule("the framework overlaps tensor parallelism", "overlap_tp",
           lambda c, p: ~p["overlap_tp"].astype(bool) | c.framework.overlaps_tp),
-    _rule("overlap_pp needs the interleaved schedule", "schedule overlap_pp",
-          lambda c, p: ~p["overlap_pp"].astype(bool) | _is(p, Schedule.INTERLEAVED, "schedule")),
+    _rule("overlap_pp needs two chunks a rank, or dualpipe's two stages", "schedule overlap_pp",
+          lambda c, p: ~p["overlap_pp"].astype(bool)
+          | _runs(p, Schedule.INTERLEAVED, Schedule.DUALPIPE, *V_SHAPED)),
     _rule("the framework leaves transfers of so short a pipeline unoverlapped", "pp vpp overlap_pp",
           _waiting_transfers),
     _rule("the framework overlaps gradient reduction at the zero stage", "zero overlap_dp",
@@ -304,9 +362,10 @@ RULES: tuple[Rule, ...] = (
           | ~(p["overlap_ep"] | p["deduplicate_ep"]).astype(bool)),
     _rule("overlap_ep does not recompute whole layers", "recompute overlap_ep",
           lambda c, p: ~p["overlap_ep"].astype(bool) | ~_is(p, Recompute.FULL, "recompute")),
-    _rule("overlap_ep beside a pipeline needs the interleaved schedule", "pp schedule overlap_ep",
+    _rule("overlap_ep beside a pipeline needs the interleaved schedule, dualpipe or dualpipe-v",
+          "pp schedule overlap_ep",
           lambda c, p: ~p["overlap_ep"].astype(bool) | (p["pp"] == 1)
-          | _is(p, Schedule.INTERLEAVED, "schedule")),
+          | _runs(p, Schedule.INTERLEAVED, Schedule.DUALPIPE, Schedule.DUALPIPE_V)),
     _rule("the framework gives experts replicas of their own in this rank order",
           "tp pp cp ep etp rank_order", _expert_replicas),
     _rule("rank_order is set only with dp and pp above 1", "pp dp rank_order",

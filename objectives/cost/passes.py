@@ -47,7 +47,9 @@ class StagePass:
     tp_comm_s: Floats
     cp_comm_s: Floats
     ep_comm_s: Floats
-    forward_comm_s: Floats
+    tp_forward_s: Floats
+    cp_forward_s: Floats
+    ep_forward_s: Floats
     launch_forward_s: Floats
     launch_backward_s: Floats
 
@@ -55,6 +57,11 @@ class StagePass:
     def compute_s(self) -> Floats:
         """Both passes' computation, nothing twice."""
         return self.forward_s + self.backward_input_s + self.backward_weight_s
+
+    @property
+    def forward_comm_s(self) -> Floats:
+        """Exposed communication of the forward pass."""
+        return self.tp_forward_s + self.cp_forward_s + self.ep_forward_s
 
     @property
     def full_forward_s(self) -> Floats:
@@ -108,7 +115,9 @@ def stage_pass(job: Job, plans: Plans, stages: Stages) -> StagePass:
         tp_comm_s=total.tp_forward_s + total.tp_backward_s + 2 * (heads * head_comm_s + embedding_comm_s),
         cp_comm_s=total.cp_forward_s + total.cp_backward_s,
         ep_comm_s=total.ep_forward_s + total.ep_backward_s,
-        forward_comm_s=forward_comm,
+        tp_forward_s=total.tp_forward_s + heads * head_comm_s + embedding_comm_s,
+        cp_forward_s=total.cp_forward_s,
+        ep_forward_s=total.ep_forward_s,
         launch_forward_s=launch_forward,
         launch_backward_s=launch_backward,
     )

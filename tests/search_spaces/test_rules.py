@@ -90,7 +90,11 @@ def test_a_sound_plan_breaks_no_rule(context, text):
         (MIXTRAL, "tp=2 pp=16 dp=2 ep=8", "etp * ep divides tp * cp * dp"),
         (MIXTRAL, "tp=8 dp=8", "experts with tp above 1 need sequence_parallel"),
         (LLAMA, "tp=8 pp=8 vpp=3 schedule=interleaved", "vpp divides the layers of every stage"),
-        (LLAMA, "tp=8 pp=8 vpp=2", "vpp above 1 and the interleaved schedule go together"),
+        (
+            LLAMA,
+            "tp=8 pp=8 vpp=2",
+            "vpp above 1 goes with the interleaved schedule and the V-shaped ones, and they with it",
+        ),
         (LLAMA, "dp=64 schedule=gpipe", "a schedule other than 1f1b needs pp above 1"),
         (
             context_of(global_batch=4),
@@ -105,10 +109,14 @@ def test_a_sound_plan_breaks_no_rule(context, text):
             "tp * cp divides seq_len with sequence_parallel",
         ),
         (LLAMA, "dp=64 recompute_every=2", "recompute_every above 1 needs recompute=full and as many layers"),
-        (LLAMA, "tp=8 pp=8 recompute=full schedule=zb-h1", "zb-h1 and zb-h2 do not recompute whole layers"),
+        (
+            LLAMA,
+            "tp=8 pp=8 recompute=full schedule=zb-h1",
+            "schedules that split the backward pass do not recompute whole layers",
+        ),
         (LLAMA, "tp=8 pp=8 overlap_dp=true", "overlap_dp needs dp * cp above 1"),
         (LLAMA, "tp=8 dp=8 overlap_tp=true", "overlap_tp needs sequence_parallel"),
-        (LLAMA, "tp=8 pp=8 overlap_pp=true", "overlap_pp needs the interleaved schedule"),
+        (LLAMA, "tp=8 pp=8 overlap_pp=true", "overlap_pp needs two chunks a rank, or dualpipe's two stages"),
     ],
 )
 def test_an_unsound_plan_breaks_the_rule_named_for_it(context, text, rule):

@@ -17,7 +17,7 @@ from objectives.metrics import Job
 from objectives.outcome import Cause, Failed, Measured, OutcomeOrigin, outcome_to_dict
 from objectives.ranking import Candidates
 from search_spaces.cluster_presets import load_cluster, load_device
-from search_spaces.framework import ALL_SCHEDULES
+from search_spaces.knobs import COMMON_SCHEDULES
 from search_spaces.model_presets import load_model
 from search_spaces.plan import Plan, Plans, Recompute, Schedule
 from search_spaces.workload import Workload
@@ -34,7 +34,7 @@ def legal_plans(n_devices=256):
         [1, 2, 4],
         list(Recompute),
         [0, 1],
-        ALL_SCHEDULES,
+        COMMON_SCHEDULES,
     )
     plans = []
     for tp, pp, micro_batch, recompute, zero, schedule in product(*degrees):
@@ -147,7 +147,7 @@ def hidden_cluster(candidates, seed, *, spread=0.35, noise=0.01):
     step_s *= np.exp(0.15 * rng.standard_normal())
     step_s *= 1 + 0.15 * rng.random() * (plans.tp >= 8)
     step_s *= 1 + 0.15 * rng.random() * (plans.micro_batch == 1)
-    step_s *= 1 + 0.15 * rng.random() * plans.is_schedule(ALL_SCHEDULES[rng.integers(4)])
+    step_s *= 1 + 0.15 * rng.random() * plans.is_schedule(COMMON_SCHEDULES[rng.integers(4)])
     step_s *= np.exp(0.03 * rng.standard_normal(len(plans)))
     peak = sum(np.exp(0.12 * rng.standard_normal()) * getattr(memory, field.name) for field in fields(memory))
     return HiddenCluster(step_s=step_s, peak_bytes=peak, noise=noise, seed=seed)
