@@ -66,6 +66,7 @@ def zb_h2(
     p, m, costs = n_ranks, n_microbatches, costs or PassCosts()
     memory = 2 * p if memory_limit is None else memory_limit
     check(memory >= 1, "a memory limit must hold one micro-batch", f"{memory:g}")
+    costs.check_fits(p, 1)
     if costs.are_equal and memory >= 2 * p - 1:
         return _zb_h2_drawn(p, m)
     fallen_back: list[Maker] = [partial(_zb_h2_drawn, p), partial(zb_h1, p), partial(_one_at_a_time, p)]
