@@ -153,6 +153,11 @@ def test_zb_h2_stays_within_the_memory_it_is_given(limit, release):
     assert max(peak_in_flight(made, i, release) for i in range(4)) <= limit
 
 
+@pytest.mark.parametrize("schedule", [Schedule.ZB_H2, Schedule.ZB_V])
+def test_memory_may_be_without_bound(schedule):
+    check_program(program(schedule, 4, 16, costs=COSTS, memory_limit=float("inf")))
+
+
 def test_more_memory_idles_less():
     spans = [
         bubbles(program("zb-h2", 4, 24, costs=COSTS, memory_limit=limit), UNEQUAL)[0] for limit in (2, 4, 8)
@@ -161,7 +166,7 @@ def test_more_memory_idles_less():
     assert len(set(spans)) == 3
 
 
-def test_a_scheme_of_many_micro_batches_is_written_without_a_loop_over_them():
+def test_a_schedule_of_64_ranks_and_1600_micro_batches_is_whole():
     made = program(Schedule.ZB_H1, 64, 1600)
     assert len(made) == 64 * 1600 * 3
     assert made.order(0)[-1] == Op(W, 1599)

@@ -262,7 +262,7 @@ def pipeline_of(stage: Ints, n_microbatches: int, costs: PassCosts, room: Room) 
         n_microbatches=n_microbatches,
         seconds=costs.table(n_ranks, n_chunks).tolist(),
         send_s=costs.sends_s(n_ranks).tolist(),
-        memory=int(np.floor(2 * n_chunks * room.microbatches + 1e-9)),
+        memory=int(2 * n_chunks * min(room.microbatches, n_microbatches) + 1e-9),
         at_input=HALVES_AT_BACKWARD_INPUT[room.release],
     )
 
