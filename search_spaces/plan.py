@@ -336,6 +336,16 @@ class Plans:
         found: Bools = wanted[self.schedule]
         return found
 
+    @property
+    def folds(self) -> Bools:
+        """Where a stage holds two chunks of the model from opposite ends: the first one the head too."""
+        return self.is_any_schedule(V_SHAPED)
+
+    @property
+    def mirrors(self) -> Bools:
+        """Where stage i holds stage p - 1 - i as well, of a second copy of the model."""
+        return self.is_schedule(Schedule.DUALPIPE)
+
     def is_sync(self, sync: OptimizerSync) -> Bools:
         """Where the optimizer step is synchronised in this way."""
         equal: Bools = self.optimizer_sync == code(sync)
