@@ -65,7 +65,7 @@ class InProcessExecutor:
             self._todo.put(None)
         for thread, process in self._slots:
             while thread.is_alive():  # it may be just starting its process
-                process.close()
+                process.kill()  # and hangs up itself: a pipe belongs to the thread that reads from it
                 thread.join(0.05)
             process.close()
         self._slots.clear()

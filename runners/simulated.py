@@ -136,7 +136,7 @@ class SimulatedRunner:
         slowdown = np.full(plan.pp, 1 + _pace(job))
         if slow:
             slowdown[rng.integers(plan.pp)] *= rng.uniform(*_STRAGGLER_SLOWDOWN)
-        duration_s = pass_s(wiring, times) * slowdown[wiring.rank]
+        duration_s = pass_s(wiring.program, times) * slowdown[wiring.rank]
         steps = []
         for _ in range(self._n_steps):
             noisy_s = duration_s * rng.lognormal(0, self._noise, len(duration_s))

@@ -55,13 +55,17 @@ class Child:
             self.link.close()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(patience_s)
+        self.kill()
+        self.process.wait()
+        self._words.close()
+
+    def kill(self) -> None:
+        """End it with everything below it; the pipe stays for whoever reads from it."""
         if self.process.poll() is None:
             # Stopped, it cannot start anything new while what is below it is killed.
             self.process.send_signal(signal.SIGSTOP)
             kill_descendants(self.process.pid, patience_s=1.0)
             self.process.kill()
-        self.process.wait()
-        self._words.close()
 
 
 class TrialProcess:
@@ -115,10 +119,15 @@ class TrialProcess:
         return Failed(cause=Cause.TIMEOUT, message=message, origin=self._source.origin)
 
     def close(self) -> None:
-        """End the process and whatever trial it has; may be called twice, and from another thread."""
+        """End the process and whatever trial it has; may be called twice."""
         child, self._child = self._child, None
         if child:
             child.close()
+
+    def kill(self) -> None:
+        """Kill the process and its trial from another thread: the one inside `run` finds it lost."""
+        if child := self._child:
+            child.kill()
 
     def _start(self) -> Child:
         child = self._child = Child("runners.trial_server", environment={"OPENBLAS_NUM_THREADS": "1"})

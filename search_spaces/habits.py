@@ -23,14 +23,13 @@ class Habits:
     """What a trainer's code adds to the arithmetic, and what it hides.
 
     The host issues `operations_per_layer` operations for one layer's forward pass, `tp_operations` more with
-    tensor parallelism, `backward_operations` times as many for its backward pass, and `pass_operations` for a
-    micro-batch beside its layers; each local expert of a layer adds `expert_operations`, and
-    `block_scale_operations` where numbers have a scale for every block.  `message_operations` are those that
-    the device waits for at each message between stages: Megatron-LM synchronizes after every batch of sends
-    and receives.  Where a pipeline leaves the node, every rank of a tensor-parallel group holds the others up
-    for `peer_operations` in each forward layer.  A step whose optimizer is sharded issues `shard_operations`
-    for every layer and replica, which copy the pieces of each parameter into and out of the buffers that
-    travel.
+    tensor parallelism, `backward_operations` times as many for its backward pass; each local expert
+    of a layer adds `expert_operations`, and `block_scale_operations` where numbers have a scale for every
+    block.  `message_operations` are those that the device waits for at each message between stages:
+    Megatron-LM synchronizes after every batch of sends and receives.  Where a pipeline leaves the node, every
+    rank of a tensor-parallel group holds the others up for `peer_operations` in each forward layer.  A step
+    whose optimizer is sharded issues `shard_operations` for every layer and replica, which copy the pieces of
+    each parameter into and out of the buffers that travel.
 
     `traffic` is the bytes of its memory-bound kernels over the least that fused ones would move,
     `expert_traffic` that of routed experts (permutations, activation); `logits_bytes` those of the loss per
@@ -44,7 +43,6 @@ class Habits:
     tp_operations: Constant = assumed(8.0, "two collectives and their bookkeeping each way", 0.5)
     backward_operations: Constant = assumed(1.2, "autograd issues about what the forward pass did", 0.3)
     message_operations: Constant = assumed(0.0, "messages on a stream of their own", 0.5)
-    pass_operations: Constant = assumed(30.0, "embedding, head, loss, batch", 0.5)
     peer_operations: Constant = assumed(0.0, "hosts run ahead of their devices, none waits for another", 0.0)
     traffic: Constant = assumed(1.6, "between fused and eager kernels", 0.25)
     accumulation_bytes: Constant = assumed(0.0, "the weight product adds to them as it ends", 0.0)

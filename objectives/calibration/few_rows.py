@@ -9,13 +9,15 @@ from objectives.calibration.fit import Calibration, calibrate, calibrated_cluste
 from objectives.calibration.parameters import TimedStep
 from objectives.measurements import MeasuredRun
 from objectives.validation import Accuracy, Prediction, accuracy, predict
+from search_spaces.plan import Floats
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class AfterRows:
     """Errors on the other rows of one source and accelerator, before and after a calibration on a few.
 
-    Rows are drawn once for every seed; the figures are of all draws together.
+    Rows are drawn once for every seed; the figures are of all draws together.  `errors` are those after the
+    calibration, predicted over measured less one, shape (n_held x n_seeds,).
     """
 
     source: str
@@ -24,6 +26,7 @@ class AfterRows:
     n_held: int
     before: Accuracy
     after: Accuracy
+    errors: Floats
 
 
 def after_rows(
@@ -74,6 +77,7 @@ def _after(
         n_held=len(runs) - n_rows,
         before=accuracy("before", label, before),
         after=accuracy("after", label, after),
+        errors=np.array([each.error for each in after]),
     )
 
 

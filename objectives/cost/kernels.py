@@ -97,7 +97,7 @@ def unfused_attention_s(job: Job, flops: Floats) -> Floats:
     if not np.any(row_bytes % TENSOR_CORE_ROW_BYTES) or Precision.FP32 not in device.peak_flops_per_s:
         peak = device.peak(activation_precision(job.workload.precision))
         share = device.gemm_efficiency.value * device.sustained_efficiency.value
-        return flops / (peak * share * job.nature.score_product_share.value)
+        return flops / (peak * share)
     return flops / (device.peak(Precision.FP32) * job.nature.unaligned_share.value)
 
 

@@ -54,7 +54,9 @@ class StagePass:
     tp_comm_s: Floats
     cp_comm_s: Floats
     ep_comm_s: Floats
-    forward_comm_s: Floats
+    tp_forward_s: Floats
+    cp_forward_s: Floats
+    ep_forward_s: Floats
     launch_forward_s: Floats
     launch_backward_s: Floats
 
@@ -62,6 +64,11 @@ class StagePass:
     def compute_s(self) -> Floats:
         """Both passes' computation, nothing twice."""
         return self.forward_s + self.backward_input_s + self.backward_weight_s
+
+    @property
+    def forward_comm_s(self) -> Floats:
+        """Exposed communication of the forward pass."""
+        return self.tp_forward_s + self.cp_forward_s + self.ep_forward_s
 
     @property
     def full_forward_s(self) -> Floats:
@@ -115,7 +122,9 @@ def stage_pass(job: Job, plans: Plans, stages: Stages) -> StagePass:
         tp_comm_s=total.tp_forward_s + total.tp_backward_s + 2 * (heads * head_comm_s + embedding_comm_s),
         cp_comm_s=total.cp_forward_s + total.cp_backward_s,
         ep_comm_s=total.ep_forward_s + total.ep_backward_s,
-        forward_comm_s=forward_comm,
+        tp_forward_s=total.tp_forward_s + heads * head_comm_s + embedding_comm_s,
+        cp_forward_s=total.cp_forward_s,
+        ep_forward_s=total.ep_forward_s,
         launch_forward_s=launch_forward,
         launch_backward_s=launch_backward,
     )
@@ -139,7 +148,7 @@ def _launch(
     Issuing runs ahead of the device, so only a pass whose operations are many and small waits for its host;
     every kernel starts and drains.  A host that waits for every kernel issues each while nothing runs.
     `n_layers` counts all layers, and those of experts: each expert of a device costs operations of its own.
-    A graph of the layers' static parts leaves only these, one of the whole step none.
+    A graph of the layers' static parts leaves only the experts', one of the whole step none.
     """
     trainer, graphs = job.trainer, job.workload.cuda_graphs
     if graphs is CudaGraphs.STEP:
@@ -147,7 +156,7 @@ def _launch(
     one = job.cluster.device.kernel_launch_s.value
     per_layer = trainer.operations_per_layer.value + trainer.tp_operations.value * (plans.tp > 1)
     graphed = graphs is CudaGraphs.LAYERS
-    forward = n_layers[0] * per_layer * (not graphed) + trainer.pass_operations.value
+    forward = n_layers[0] * per_layer * (not graphed)
     if job.model.moe is not None:
         forward = forward + n_layers[1] * (job.model.moe.n_experts / plans.ep) * _expert_operations(job)
     host_s = one * (forward + n_layers[0] * _peer_operations(job, plans))

@@ -165,10 +165,28 @@ def state_table(job: Job, plans: Plans) -> StateTable:
         update_bytes=table.update_bytes,
         reduce_s=reduce_s,
         gather_s=gather_s,
-        tie_s=_tie_s(job, plans) + _copies_s(job, plans, one),
+        tie_s=tie_s(job, plans) + _copies_s(job, plans, one),
         optimizer_s=optimizer_s,
         offload_s=offload_s,
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class StageSharing:
+    """Seconds in which each device of a stage shares and updates its state once; shape (n_stages,)."""
+
+    reduce_s: Floats
+    gather_s: Floats
+    optimizer_s: Floats
+    offload_s: Floats
+
+
+def stage_sharing(job: Job, plans: Plans, parameters: RankParameters, n_layers: Ints) -> StageSharing:
+    """The same for stages, each given as a row of plans with its own parameters and layers."""
+    reduce_s, gather_s = _sharing_s(job, plans, parameters)
+    owned = np.where(plans.zero >= 1, _sharded(plans, parameters), parameters.total)
+    optimizer_s, offload_s = _update_s(job, plans, owned, n_layers)
+    return StageSharing(reduce_s=reduce_s, gather_s=gather_s, optimizer_s=optimizer_s, offload_s=offload_s)
 
 
 def _sharing_s(job: Job, plans: Plans, parameters: RankParameters) -> tuple[Floats, Floats]:
@@ -192,7 +210,7 @@ def _sharing_s(job: Job, plans: Plans, parameters: RankParameters) -> tuple[Floa
     return reduce_s, gather_s
 
 
-def _tie_s(job: Job, plans: Plans) -> Floats:
+def tie_s(job: Job, plans: Plans) -> Floats:
     """Seconds of the all-reduce of tied embeddings' gradients: V h / t, between the first and the last stage.
 
     Source

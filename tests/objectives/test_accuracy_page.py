@@ -137,7 +137,7 @@ def test_without_a_calibration_there_is_no_figure():
     assert Calibrated().figure("all", "median_ape") is None
 
 
-def test_figures_after_calibration_weigh_by_rows():
+def test_figures_after_calibration_are_of_all_rows_held_back():
     groups = [answer("a", 1, 0.3), answer("a", 3, 0.1), answer("b", 9, 0.0)]
     assert Calibrated(tuple(groups)).figure("a", "mean_ape") == pytest.approx(0.15)
     assert Calibrated(tuple(groups)).figure("all", "median_ape") == 0.0
@@ -145,5 +145,4 @@ def test_figures_after_calibration_weigh_by_rows():
 
 def answer(source, n_held, figure):
     """One source and accelerator as a calibration answers it."""
-    after = SimpleNamespace(mean_ape=figure, median_ape=figure)
-    return SimpleNamespace(source=source, n_held=n_held, after=after)
+    return SimpleNamespace(source=source, errors=np.full(n_held, -figure))

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from objectives.calibration import after_rows, calibrate, calibrated_runs, timed_steps
@@ -41,7 +42,10 @@ def test_runs_of_two_draws_are_not_compared(runs, found):
 
 
 def test_the_same_seeds_give_the_same_figures(runs, found):
-    assert after_rows(runs, n_rows=10, seeds=(0, 1)) == found
+    (again,), (group,) = after_rows(runs, n_rows=10, seeds=(0, 1)), found
+    assert (again.before, again.after) == (group.before, group.after)
+    np.testing.assert_array_equal(again.errors, group.errors)
+    assert len(again.errors) == 2 * again.n_held
 
 
 def test_calibrated_runs_keep_their_jobs_together(runs):

@@ -5,18 +5,26 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from objectives.simulator.schedules import SCHEDULES, Op, Pass, Program, program
+from objectives.simulator.program import Op, Pass, program_of
+from objectives.simulator.schedules import program
 from objectives.simulator.timeline import PassTimes, clock, pass_s, simulate, wire
 from search_spaces.errors import InvalidSpec
 from search_spaces.plan import Schedule
 
 F, B = Pass.FORWARD, Pass.BACKWARD
+SCHEDULES = [
+    Schedule.GPIPE,
+    Schedule.ONE_F_ONE_B,
+    Schedule.INTERLEAVED,
+    Schedule.ZB_H1,
+    Schedule.ZB_H2,
+]
 
 
 @st.composite
 def pipelines(draw):
     """A program of any schedule and times of any unevenness."""
-    schedule = draw(st.sampled_from(list(SCHEDULES)))
+    schedule = draw(st.sampled_from(SCHEDULES))
     p, v = draw(st.integers(1, 6)), draw(st.integers(1, 3)) if schedule is Schedule.INTERLEAVED else 1
     m = draw(st.integers(1, 4)) * (p if schedule is Schedule.INTERLEAVED else 1)
     rng = np.random.default_rng(draw(st.integers(0, 1000)))
@@ -62,10 +70,10 @@ def test_a_rank_runs_its_passes_one_at_a_time_and_in_order(pipeline):
     plan, times, sends_block = pipeline
     timeline = simulate(plan, times, sends_block=sends_block)
     wiring = timeline.wiring
-    for rank, order in enumerate(plan.orders):
+    for rank in range(plan.n_ranks):
         mine = timeline.of_rank(rank)
         ran = zip(wiring.kind[mine], wiring.microbatch[mine], wiring.chunk[mine], strict=True)
-        assert [Op(Pass(int(k)), int(j), int(c)) for k, j, c in ran] == list(order)
+        assert [Op(Pass(int(k)), int(j), int(c)) for k, j, c in ran] == list(plan.order(rank))
         assert np.all(timeline.start_s[mine][1:] >= timeline.finish_s[mine][:-1])
 
 
@@ -136,13 +144,13 @@ DEADLOCKS = {
 @pytest.mark.parametrize(("orders", "match"), DEADLOCKS.values(), ids=DEADLOCKS)
 def test_a_deadlock_names_the_ranks_and_what_they_wait_for(orders, match):
     with pytest.raises(InvalidSpec, match=match):
-        wire(Program(n_microbatches=1, n_chunks=1, orders=tuple(map(tuple, orders))))
+        wire(program_of(orders, n_microbatches=1))
 
 
 def test_a_pass_of_a_micro_batch_that_does_not_exist_is_refused():
     match = r"passes must be of 1 micro-batches and 1 chunks; got F\(micro-batch 3, chunk 0\)"
     with pytest.raises(InvalidSpec, match=match):
-        wire(Program(n_microbatches=1, n_chunks=1, orders=((Op(F, 3),),)))
+        wire(program_of([[Op(F, 3)]], n_microbatches=1))
 
 
 @pytest.mark.parametrize("bad", [-1.0, float("nan"), float("inf")])

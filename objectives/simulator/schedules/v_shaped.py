@@ -1,0 +1,87 @@
+"""V-shaped schedules: two chunks a rank, down the pipeline and up again, so that rank 0 has both ends.
+
+    p  n_ranks   m  n_microbatches   i  rank   tau  seconds of a pass through one chunk, F = B_i = W = tau
+
+A micro-batch through a rank's whole share is two chunks: it holds a rank for 6 tau.
+
+Source: Qi et al. (2024), arXiv:2405.15362.
+"""
+
+import numpy as np
+
+from objectives.simulator.program import NOTHING, Pass, Program, v_shape
+from objectives.simulator.schedules.slots import orders_of
+from objectives.simulator.schedules.writer import Columns, Turn, Writer, assemble
+from search_spaces.plan import Ints
+
+_F0, _F1 = Turn(Pass.FORWARD, 0), Turn(Pass.FORWARD, 1)
+_B0, _B1 = Turn(Pass.BACKWARD_INPUT, 0), Turn(Pass.BACKWARD_INPUT, 1)
+_W0, _W1 = Turn(Pass.BACKWARD_WEIGHT, 0), Turn(Pass.BACKWARD_WEIGHT, 1)
+# Kind and chunk of the lanes of `slots`.
+_LANES = np.array([(turn.kind, turn.chunk) for turn in (_F0, _F1, _B1, _B0, _W1, _W0)])
+
+
+def zb_v(n_ranks: int, n_microbatches: int) -> Program:
+    """ZB-V as drawn: 1F1B's memory, and no idle where all passes take equally long.
+
+    span bubble = 0        makespan bubble = (p - 1) tau        activations kept until W: p
+    """
+    p, m = n_ranks, n_microbatches
+    ranks = []
+    for i in range(p):
+        # The pattern needs 2 p - 1 micro-batches; what was not asked for is left out.
+        columns = _zb_v_rank(p, max(m, 2 * p - 1), i)
+        ranks.append(columns[columns[:, 1] < m])
+    return assemble(ranks, n_microbatches=m, stage=v_shape(p))
+
+
+def v_half(n_ranks: int, n_microbatches: int) -> Program:
+    """V-Half: half of 1F1B's memory.
+
+    span bubble = (3 p - 7) tau        activations kept until W: p / 2 + 1        (p even)
+    """
+    p, i = n_ranks, np.arange(n_ranks)
+    gap = 3 if p % 2 == 0 else 0  # keeps the lanes of a rank from falling into one slot
+    pattern = np.stack([2 * i, 3 * p - i - 2, 3 * p + gap + 2 * i - 1, 6 * p + gap - i - 2], axis=1)
+    return _from_pattern(pattern, n_microbatches)
+
+
+def v_min(n_ranks: int, n_microbatches: int) -> Program:
+    """V-Min: the least memory of the family, about a third of 1F1B's.
+
+        span bubble = (4 p - 5) tau, (4 p - 7) tau where 6 divides p
+        activations kept until W: 2, 3, 4, 4, 5, 6 for p = 4, 6, 8, 10, 12, 16
+
+    Unstable: with passes that take F, B_i and W seconds a chunk, every micro-batch adds
+    6 max(F, B_i) - 2 (F + B_i + W) where F or B_i is the longest.
+    """
+    p, i = n_ranks, np.arange(n_ranks)
+    gap = 2 if p % 3 == 0 else 0
+    pattern = np.stack([i, 2 * p - i - 1, 2 * p + gap + i, 4 * p + gap - i - 1], axis=1)
+    return _from_pattern(pattern, n_microbatches)
+
+
+def _zb_v_rank(p: int, m: int, i: int) -> Columns:
+    writer = Writer()
+    writer.repeat(2 * (p - i) - 1, _F0)
+    writer.repeat(i, _F1, _F0)
+    writer.repeat(p - i, _F1, _B1, _W1)
+    writer.repeat(m - 2 * p + 1 + i, _F0, _B0, _W0, _F1, _B1, _W1)
+    writer.repeat(p - 1 - i, _B0, _W0, _F1, _B1, _W1)
+    writer.repeat(i, _B0, _B1)
+    writer.repeat(p - i, _B0, _W0)
+    writer.repeat(i, _W1)
+    writer.repeat(i, _W0)
+    return writer.columns()
+
+
+def _from_pattern(pattern: Ints, n_microbatches: int) -> Program:
+    orders = orders_of(pattern, n_microbatches)
+    ranks = [_columns(order) for order in orders]
+    return assemble(ranks, n_microbatches=n_microbatches, stage=v_shape(len(pattern)))
+
+
+def _columns(order: Ints) -> Columns:
+    kind, chunk = _LANES[order[:, 0]].T
+    nothing = np.full(len(order), NOTHING)
+    return np.stack([kind, order[:, 1], chunk, nothing, nothing], axis=1)
