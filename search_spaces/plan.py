@@ -331,9 +331,11 @@ class Plans:
 
     def is_any_schedule(self, schedules: Iterable[Schedule]) -> Bools:
         """Where the plan runs one of these schedules."""
-        wanted = np.zeros(len(Schedule), dtype=np.bool_)
-        wanted[[code(schedule) for schedule in schedules]] = True
-        found: Bools = wanted[self.schedule]
+        highest = self.schedule.max(initial=0)
+        found: Bools = np.zeros(len(self), dtype=np.bool_)
+        for wanted in map(code, schedules):
+            if wanted <= highest:
+                found |= self.schedule == wanted
         return found
 
     @property

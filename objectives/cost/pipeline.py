@@ -153,11 +153,12 @@ def _with_few_microbatches(plans: Plans, m: Ints, passes: PassTable, idle: Float
     split = plans.is_any_schedule(SPLIT_BACKWARD) & ~plans.is_any_schedule(
         (Schedule.DUALPIPE, Schedule.DUALPIPE_V)
     )
-    deep = plans.is_any_schedule((Schedule.ZB_H2, Schedule.ZB_V))
-    enough = np.where(deep, 1.5 * plans.pp, plans.pp)
-    starved = split & (m < enough)
+    starved = split & (2 * m < 3 * plans.pp)
     if not starved.any():
         return idle
+    deep = plans.is_any_schedule((Schedule.ZB_H2, Schedule.ZB_V))
+    enough = np.where(deep, 1.5 * plans.pp, plans.pp)
+    starved &= m < enough
     others = passes.all_stages_s - passes.worst_s
     alone = others * (1 - passes.weight_s / np.maximum(passes.worst_s, np.finfo(np.float64).tiny))
     missing = np.maximum(alone - idle, 0.0) * (enough - m) / np.maximum(enough - 1, 0.5)
@@ -183,12 +184,15 @@ def in_flight(
     where half of them wait for W.  The V-shaped and two-way schedules hold the same with every policy.
     """
     p, m, v = plans.pp, n_microbatches, plans.vpp
-    one_f_one_b = p - stage + warmup_beyond(plans, stage)
+    one_f_one_b = p - stage
+    if plans.extra_warmup.any():
+        one_f_one_b = one_f_one_b + warmup_beyond(plans, stage)
     interleaved = np.where(m == p, m, p + (p - 1 - 2 * stage) / v)
     freed = {Release.AT_BACKWARD_INPUT: 1.0, Release.HALF_AND_HALF: 0.5, Release.AT_WEIGHT: 0.0}[release]
     depth = np.where(v > 1, interleaved, one_f_one_b)
-    depth = np.where(plans.is_schedule(Schedule.ZB_H1), p - freed * stage, depth)
-    depth = np.where(plans.is_schedule(Schedule.ZB_H2), 2 * p - 1 - 2 * freed * stage, depth)
+    early = freed * stage if freed else 0
+    depth = np.where(plans.is_schedule(Schedule.ZB_H1), p - early, depth)
+    depth = np.where(plans.is_schedule(Schedule.ZB_H2), 2 * p - 1 - 2 * early, depth)
     depth = np.where(plans.is_schedule(Schedule.GPIPE), m, depth)
     newer = plans.is_any_schedule(_NEWER)
     if newer.any():
