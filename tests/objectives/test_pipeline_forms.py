@@ -269,6 +269,7 @@ def test_one_copy_in_a_v_has_both_ends_on_the_first_stage():
         v = profile_of({"schedule": schedule, "vpp": 2})
         assert (v.memory.logits_bytes > 0).tolist() == [True, False, False, False]
         assert (plain.memory.logits_bytes > 0).tolist() == [False, False, False, True]
+        # Tied weights need no copy on another stage.
         tied = (
             DENSE.model.embedding.vocab_size * DENSE.model.d_model / 2 * 2
         )  # tp=2, two bytes: no copy of it

@@ -29,8 +29,8 @@ def broken(context, text):
 
 
 TWO_WAYS = (
-    "dualpipe feeds both ends: pp and the micro-batches are even, and these at least 2 * pp; dualpipe-v needs "
-    "as many"
+    "dualpipe feeds both ends: pp and the micro-batches are even, and these at least 2 * pp; "
+    "dualpipe-v needs as many"
 )
 LONGER_WARMUP = "extra_warmup needs a 1f1b pipeline and pp + extra_warmup micro-batches"
 BIASED = "qwen3-30b-a3b with biases"
