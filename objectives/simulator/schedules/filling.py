@@ -13,9 +13,10 @@ from heapq import heappop, heappush
 import numpy as np
 
 from objectives.simulator.program import NOTHING, Pass, Program
-from objectives.simulator.schedules.accounting import HALVES_AT_BACKWARD_INPUT, Release
+from objectives.simulator.schedules.accounting import HALVES_AT_BACKWARD_INPUT
 from objectives.simulator.schedules.costs import PassCosts
 from objectives.simulator.schedules.writer import Columns, assemble
+from search_spaces.memory_habits import Release
 from search_spaces.plan import Ints
 
 _INFINITE = float("inf")

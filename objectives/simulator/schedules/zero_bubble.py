@@ -11,12 +11,12 @@ from functools import partial
 import numpy as np
 
 from objectives.simulator.program import Program
-from objectives.simulator.schedules.accounting import Release
 from objectives.simulator.schedules.classic import warmed_up
 from objectives.simulator.schedules.costs import PassCosts
 from objectives.simulator.schedules.filling import Maker, Room, filled_best
 from objectives.simulator.schedules.writer import BI, Columns, F, W, Writer, assemble
 from search_spaces.errors import check
+from search_spaces.memory_habits import Release
 from search_spaces.plan import Ints
 
 
