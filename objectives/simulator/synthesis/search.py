@@ -149,7 +149,8 @@ def repeated(short: Bench, order: Order, m: int) -> Iterator[Ints]:
     """An order for m micro-batches: a short one cut at a moment, and its next round put in again and again.
 
     What runs before a moment needs nothing that runs after it, so that a cut is an order of its own; the
-    round is every turn once, in the order in which they come after the cut.  Several moments are tried.
+    round is every turn once, in the order in which they come after the cut.  Several moments are tried; some
+    rounds deadlock.
     """
     short.figure_s(order.turns)
     start_s = short.clock.start_s.copy()
