@@ -9,8 +9,8 @@
              k_i = p - 1 - i forward passes warm stage i up;  Z_wv = sum_{w<i<=v} T_i,  v >= w
              (the rhythm is that of stage w; before and behind it a stage v turns the longest way around)
 
-Both are exact for m >= p, whatever the stages (found here; a test compares them with the engine); the closed forms of
-`objectives.cost.pipeline` count sum T_i + (m - 1) max T_i and 2 (m + p - 1) x.
+Both are exact for m >= p, whatever the stages (found here; a test compares them with the engine).  The closed
+forms of `objectives.cost.pipeline` count sum T_i + (m - 1) max T_i, and messages apart.
 """
 
 from collections.abc import Callable, Mapping
@@ -114,7 +114,7 @@ def _shares_inside_passes(step: StepInput, found: Estimate) -> bool:
 
 def _first_stage_is_not_fullest(step: StepInput, found: Estimate) -> bool:
     shared = hideable(step, in_buckets=False)
-    shown_s = float((shared.reduce_shown_s + shared.gather_shown_s)[0]) + step.parts.tie_s
+    shown_s = float((shared.reduce_shown_s + shared.gather_shown_s)[0] + step.parts.tie_s[0])
     return step.plan.zero < 2 and abs(shown_s - found.time.dp_comm_s[0]) > _EACH * found.step_s[0]
 
 
