@@ -32,7 +32,7 @@ import numpy as np
 
 from objectives.cost.passes import PassTable
 from search_spaces.memory_habits import Release
-from search_spaces.plan import SPLIT_BACKWARD, Floats, Ints, OptimizerSync, Plans, Schedule
+from search_spaces.plan import SPLIT_BACKWARD, Floats, Ints, OptimizerSync, Plan, Plans, Schedule
 
 # Where a closed form is exact: what the schedule's own order takes then, on stages that are alike.
 EXACT: Mapping[Schedule, str] = MappingProxyType({
@@ -173,6 +173,11 @@ def warmup_beyond(plans: Plans, stage: Ints) -> Ints:
     """
     beyond: Ints = np.minimum(plans.extra_warmup, plans.pp - 1 - stage)
     return beyond
+
+
+def warmups_beyond(plan: Plan) -> Ints:
+    """The same of every stage of one plan; shape (pp,)."""
+    return warmup_beyond(Plans.of([plan]), np.arange(plan.pp)[:, None])[:, 0]
 
 
 def in_flight(

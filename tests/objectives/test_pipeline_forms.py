@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from objectives.cost.passes import PassTable
-from objectives.cost.pipeline import EXACT, bubble_s, in_flight, send_s, v_min_slope_s, warmup_beyond
+from objectives.cost.pipeline import EXACT, bubble_s, in_flight, send_s, v_min_slope_s, warmups_beyond
 from objectives.cost.step import estimate, stage_profile
 from objectives.simulator.schedules import in_flight as peaks_of
 from objectives.simulator.schedules import program
@@ -48,8 +48,7 @@ def order_of(plan, m):
     if plan.schedule is Schedule.MESSAGE_DRIVEN:
         return program(plan.schedule, plan.pp, m, limit=plan.pipeline_limit)
     if plan.extra_warmup:
-        beyond = warmup_beyond(Plans.of([plan]), np.arange(plan.pp)[:, None])[:, 0]
-        return program(plan.schedule, plan.pp, m, extra_warmup=beyond)
+        return program(plan.schedule, plan.pp, m, extra_warmup=warmups_beyond(plan))
     return program(plan.schedule, plan.pp, m, plan.vpp)
 
 
