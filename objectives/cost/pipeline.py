@@ -98,7 +98,7 @@ def _zb_v_s(plans: Plans, f: Floats, b: Floats, w: Floats) -> Floats:
     span += np.maximum(p - 2, 0) * np.maximum(w - longest, 0)
     ahead = np.where(w > longest, w - longest, np.maximum(f - b, 0))
     ramp = (p - 1) * np.maximum(b + 2 * np.maximum(f - b, 0), w) - ahead
-    return np.where(plans.is_sync(OptimizerSync.BARRIER), ramp, span)
+    return np.where(plans.is_sync(OptimizerSync.BARRIER), np.maximum(ramp, span), span)
 
 
 def _v_half_s(p: Ints, f: Floats, b: Floats, w: Floats) -> Floats:

@@ -3,7 +3,7 @@
 Costs are those of a stage's whole share; a schedule with two chunks a stage runs each in half of them.
 """
 
-from itertools import pairwise
+from itertools import pairwise, product
 
 import numpy as np
 import pytest
@@ -181,10 +181,10 @@ def test_a_device_twice_as_slow_idles_twice_as_long(schedule, sync):
         assert slower == pytest.approx(2 * closed(plan, m, LONG_INPUT))
 
 
-@pytest.mark.parametrize("schedule", [s for s in Schedule if s not in V_SHAPED])
+@pytest.mark.parametrize("schedule", Schedule)
 def test_an_update_that_waits_is_never_faster(schedule):
-    for m in (2, 8, 32):
-        both = [closed(plan_of(schedule, 8, optimizer_sync=sync), m, LONG_INPUT) for sync in OptimizerSync]
+    for m, costs in product((2, 8, 32), (EQUAL, LONG_INPUT, (7.0, 16.0, 7.0), (6.0, 6.0, 18.0))):
+        both = [closed(plan_of(schedule, 8, optimizer_sync=sync), m, costs) for sync in OptimizerSync]
         assert both[0] >= both[1]
 
 
