@@ -91,7 +91,7 @@ def _zb_v_s(plans: Plans, f: Floats, b: Floats, w: Floats) -> Floats:
     """ZB-V: nothing where f = b = w; else what its order, made for those, idles.
 
     span       (p - 1) max(2 (max(f, b) - w), |f - b|), or (p - 2) (w - max(f, b)) + (p - 1) |f - b|
-    barrier    (p - 1) max(b + 2 max(f - b, 0), w) - what the last rank is ahead
+    barrier    (p - 1) max(b + 2 max(f - b, 0), w) - what the last rank is ahead; at least the span
     """
     p, longest, apart = plans.pp, np.maximum(f, b), np.abs(f - b)
     span = (p - 1) * np.where(w > longest, apart, np.maximum(2 * (longest - w), apart))
