@@ -148,7 +148,7 @@ def test_the_inner_clock_agrees_with_the_engine_and_with_its_memory(placement, v
         limit = costs.activation_bytes.sum(axis=1).max() * rng.uniform(1, 4)
         sync = list(OptimizerSync)[seed % 2]
         measure = bench(costs, m, limit, sync, Placement(placement))
-        turns = shuffled(next(measure.built()).turns, rng, 3 * v)
+        turns = shuffled(measure.built(measure.rules(rng)[0]).turns, rng, 3 * v)
         try:
             timeline = simulate(measure.problem.program(turns, m), costs.times)
             fits = np.all(peak_bytes(costs, timeline) <= limit)
@@ -278,7 +278,7 @@ def test_a_long_step_repeats_the_middle_of_a_short_one(v):
     costs, placement = uneven(np.random.default_rng(5), p, v), list(Placement)[v - 1]
     limit = 300.0 * v * p
     short, long = (bench(costs, n, limit, placement=placement) for n in (few, m))
-    order = next(short.built())
+    order = short.built(short.rules(np.random.default_rng(0))[0])
     figures = [long.figure_s(turns) for turns in repeated(short, order, m)]
     assert np.isfinite(figures).sum() >= 5
     per_microbatch_s = costs.times.table()[:2].sum(axis=(0, 2)).max()
