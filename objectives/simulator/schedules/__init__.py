@@ -15,7 +15,7 @@ from types import MappingProxyType
 import numpy as np
 
 from objectives.simulator.program import Program
-from objectives.simulator.schedules.accounting import Release, check_program, in_flight, peak_in_flight
+from objectives.simulator.schedules.accounting import check_program, in_flight, peak_in_flight
 from objectives.simulator.schedules.classic import gpipe, interleaved, one_f_one_b
 from objectives.simulator.schedules.costs import PassCosts
 from objectives.simulator.schedules.csv_file import csv_of, program_of_csv, read_csv, write_csv
@@ -24,6 +24,7 @@ from objectives.simulator.schedules.message_driven import message_driven
 from objectives.simulator.schedules.v_shaped import v_half, v_min, zb_v
 from objectives.simulator.schedules.zero_bubble import zb_h1, zb_h2
 from search_spaces.errors import UnknownName, check
+from search_spaces.memory_habits import Release
 from search_spaces.plan import Ints, Schedule
 
 __all__ = [
@@ -120,7 +121,7 @@ _OPTIONS = {
 
 def _named(schedule: Schedule | str) -> Schedule:
     if schedule not in set(Schedule):
-        raise UnknownName("a schedule", str(schedule), list(Schedule))
+        raise UnknownName("a schedule", str(schedule), map(str, Schedule))
     return Schedule(schedule)
 
 

@@ -12,12 +12,12 @@ from functools import partial
 import numpy as np
 
 from objectives.simulator.program import NOTHING, Pass, Program, v_shape
-from objectives.simulator.schedules.accounting import Release
 from objectives.simulator.schedules.costs import PassCosts
 from objectives.simulator.schedules.filling import Room, filled_best
 from objectives.simulator.schedules.slots import orders_of
 from objectives.simulator.schedules.writer import Columns, Turn, Writer, assemble
 from search_spaces.errors import check
+from search_spaces.memory_habits import Release
 from search_spaces.plan import Ints
 
 _F0, _F1 = Turn(Pass.FORWARD, 0), Turn(Pass.FORWARD, 1)
@@ -54,6 +54,7 @@ def zb_v(
     memory = p if memory_limit is None else memory_limit
     check(memory >= p, "ZB-V keeps as many micro-batches as there are ranks", f"a limit of {memory:g}",
           hint="V-Half and V-Min keep fewer")  # fmt: skip
+    costs.check_fits(p, 2)
     if costs.are_equal:
         return _zb_v_drawn(p, m)
     drawn = partial(_zb_v_drawn, p)
