@@ -217,6 +217,17 @@ def test_equal_costs_need_no_more_than_zero_bubble_theory_says(p):
     assert interlocked.figure_s == interlocked.floor_s
 
 
+@pytest.mark.parametrize("seed", [2, 3, 6, 7])
+def test_interlocking_steps_follow_each_other_within_the_span(seed):
+    costs, m, conditions = case(seed)
+    assert conditions["sync"] is POST_VALIDATION
+    result, n = synthesize(costs, m, **conditions, budget=200), 5
+    problem = bench(costs, m, placement=conditions["placement"]).problem
+    turns = problem.turns(result.program)
+    steps = simulate(problem.program(np.tile(turns, n), n * m), costs.times)
+    assert steps.makespan_s <= result.makespan_s + (n - 1) * result.figure_s * ROUNDING
+
+
 def test_local_improvement_goes_on_where_greedy_ends():
     budgets = dict.fromkeys((0, 2000), 0.0)
     for seed in range(0, 40, 5):
