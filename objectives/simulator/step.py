@@ -10,6 +10,7 @@ from enum import StrEnum
 
 import numpy as np
 
+from objectives.cost.pipeline import warmups_beyond
 from objectives.cost.result import StepMemory
 from objectives.cost.stage_parts import stage_parts
 from objectives.cost.step import release_of, stage_profile
@@ -178,7 +179,7 @@ def program_of_plan(job: Job, plan: Plan) -> Program:
     n_microbatches = job.workload.global_batch // (plan.micro_batch * plan.dp)
     return program(
         plan.schedule, plan.pp, n_microbatches, plan.vpp,
-        extra_warmup=plan.extra_warmup, limit=plan.pipeline_limit,
+        extra_warmup=warmups_beyond(plan), limit=plan.pipeline_limit,
     )  # fmt: skip
 
 
