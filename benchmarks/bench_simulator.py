@@ -91,8 +91,10 @@ def table(title: str, *headings: str) -> Table:
 
 def bench_plain(console: Console) -> None:
     """Every named schedule of the large pipeline, from its columns to its timeline."""
-    found = table(f"plain schedules: {P} stages, {M:,} micro-batches", "schedule", "operations", "write s", "wire and clock s",
-                  "million ops/s", "by events")  # fmt: skip
+    title = f"plain schedules: {P} stages, {M:,} micro-batches"
+    found = table(
+        title, "schedule", "operations", "write s", "wire and clock s", "million ops/s", "by events"
+    )
     for schedule in Schedule:
         v = 2 if schedule is Schedule.INTERLEAVED else 1
         start = time.perf_counter()
@@ -136,13 +138,9 @@ def frontier_1t() -> tuple[Job, Plan]:
 def bench_steps(console: Console) -> None:
     """Whole steps: passes, and pieces that share links and slow each other."""
     job, plan = frontier_1t()
-    found = table("the 1T model on 3,072 devices: one step", "detail", "tasks", "seconds", "of which engine and wiring",
-                  "million tasks/s")  # fmt: skip
-    for name, options in (
-        ("passes", PLAIN),
-        ("pieces, 1 group", StepOptions(n_groups=1)),
-        ("pieces, 4 groups", StepOptions()),
-    ):
+    title = "the 1T model on 3,072 devices: one step"
+    found = table(title, "detail", "tasks", "seconds", "of which engine and wiring", "million tasks/s")
+    for name, options in DETAILS.items():
         whole_s = best_s(lambda options=options: simulate_step(job, plan, options), 2)
         simulator = StepSimulator(job, plan, options)
         engine_s = best_s(lambda simulator=simulator: simulator.seconds(0), 2)
@@ -156,10 +154,9 @@ def bench_compile(console: Console) -> None:
     found = table("first call, Numba's import included", "cache", "sweep s", "event loop s")
     with tempfile.TemporaryDirectory() as folder:
         for name in ("empty", "full"):
-            answer = subprocess.run(
-                [sys.executable, "-c", FIRST_CALL.format(root=str(ROOT))], check=True, capture_output=True, text=True,
-                env={**os.environ, "NUMBA_CACHE_DIR": folder},
-            )  # fmt: skip
+            command = [sys.executable, "-c", FIRST_CALL.format(root=str(ROOT))]
+            environment = {**os.environ, "NUMBA_CACHE_DIR": folder}
+            answer = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
             found.add_row(name, *(f"{float(line):.2f}" for line in answer.stdout.split()))
     console.print(found)
 
