@@ -28,7 +28,7 @@ class StageParts:
     `forward_s`, `backward_input_s` and `backward_weight_s` are the exposed seconds of one micro-batch through
     the whole share, by `PARTS`: shape (6, pp).  `forward_hidden_s` and `backward_hidden_s` are what the
     plan's overlap hides, by `COLLECTIVES`: (3, pp).  `reduce_s` and `gather_s` are one reduction of all
-    gradients and one gather of all weights, `n_buckets` the pieces they come in; `tie_s` the reduction of tied
+    gradients and one gather of all weights, `n_buckets` the pieces they come in; `tie_s` reduces tied
     embeddings between the first and the last stage.  `tier` is the outermost tier that each kind of
     communication crosses.
     """
