@@ -10,13 +10,15 @@ sections "JSON Object Format", "Complete Events", "Counter Events" and "Metadata
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from enum import IntEnum
+from types import MappingProxyType
 from typing import Any, TextIO
 
 import numpy as np
 
 from objectives.simulator.memory import RankMemory
 from objectives.simulator.program import NOTHING, Pass
+from objectives.simulator.step import SimulatedStep
+from objectives.simulator.step_graph import Activity, Stream
 from objectives.simulator.timeline import Timeline
 from search_spaces.plan import Bools, Floats, Ints
 from search_spaces.units import KILO, gib
@@ -25,52 +27,33 @@ NS_PER_S = 1e9  # a trace counts whole nanoseconds, written as microseconds with
 Event = dict[str, Any]
 
 
-class Kind(IntEnum):
-    """What a span does; the first five are those of `Pass`."""
-
-    FORWARD = 0
-    BACKWARD = 1
-    BACKWARD_INPUT = 2
-    BACKWARD_WEIGHT = 3
-    FORWARD_BACKWARD = 4
-    TENSOR_COLLECTIVE = 5
-    CONTEXT_COLLECTIVE = 6
-    EXPERT_COLLECTIVE = 7
-    SEND = 8
-    REDUCE = 9
-    GATHER = 10
-    TIE = 11
-    OPTIMIZER = 12
-    OFFLOAD = 13
-    FIXED = 14
-
-    @property
-    def is_pass(self) -> bool:
-        """Whether it is a pass of the schedule."""
-        return self <= Kind.FORWARD_BACKWARD
-
-    @property
-    def words(self) -> str:
-        """The kind for people: F, B, Bi, W and F&B of the papers, else words."""
-        return Pass(self).letter if self.is_pass else _WORDS[self]
+_WORDS: Mapping[Activity, str] = MappingProxyType({
+    Activity.TENSOR_COLLECTIVE: "tp collective", Activity.CONTEXT_COLLECTIVE: "cp collective",
+    Activity.EXPERT_COLLECTIVE: "ep collective", Activity.REDUCE: "gradient reduction",
+    Activity.GATHER: "weight gather", Activity.TIE: "tied embeddings", Activity.FIXED: "fixed cost",
+})  # fmt: skip
+_STREAMS: Mapping[Stream, str] = MappingProxyType({
+    Stream.COMPUTE: "compute", Stream.COLLECTIVE: "tp, cp and ep communication",
+    Stream.SEND_DOWN: "messages down", Stream.SEND_UP: "messages up", Stream.DATA: "dp communication",
+})  # fmt: skip
 
 
-_WORDS = {
-    Kind.TENSOR_COLLECTIVE: "tp collective", Kind.CONTEXT_COLLECTIVE: "cp collective",
-    Kind.EXPERT_COLLECTIVE: "ep collective", Kind.SEND: "send", Kind.REDUCE: "gradient reduction",
-    Kind.GATHER: "parameter gather", Kind.TIE: "tied embedding", Kind.OPTIMIZER: "optimizer",
-    Kind.OFFLOAD: "offload", Kind.FIXED: "fixed",
-}  # fmt: skip
-COMPUTE = 0
-STREAMS = ("compute", "tp, cp and ep communication", "messages down", "messages up", "dp communication")
+def is_pass(activity: Activity) -> bool:
+    """Whether it is a pass of the schedule."""
+    return activity <= Activity.FORWARD_BACKWARD
+
+
+def words_of(activity: Activity) -> str:
+    """The activity for people: F, B, Bi, W and F&B of the papers, else words."""
+    return Pass(activity).letter if is_pass(activity) else _WORDS.get(activity, activity.words)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Spans:
     """Spans as columns of shape (n_spans,), in seconds; -1 where a span has no micro-batch, chunk or stage.
 
-    `stream` counts in `STREAMS` and `kind` is a `Kind`; `with_microbatch` and `with_chunk` are the backward
-    half of F&B.
+    `stream` is a `Stream` and `kind` an `Activity`; `with_microbatch` and `with_chunk` are the backward half
+    of F&B.
     """
 
     n_ranks: int
@@ -105,7 +88,7 @@ def pass_spans(timeline: Timeline) -> Spans:
     return Spans(
         n_ranks=program.n_ranks,
         rank=timeline.rank,
-        stream=np.full(len(program), COMPUTE),
+        stream=np.full(len(program), Stream.COMPUTE, np.int64),
         kind=program.kind,
         start_s=timeline.start_s,
         finish_s=timeline.finish_s,
@@ -117,12 +100,40 @@ def pass_spans(timeline: Timeline) -> Spans:
     )
 
 
+def step_spans(step: SimulatedStep) -> Spans:
+    """Everything that runs in a step on the first of each stage's symmetric devices."""
+    ran, program = step.activities, step.program
+    seen = np.flatnonzero((ran.stream != Stream.NONE) & (ran.copy == 0))
+    row = ran.row[seen]
+
+    def of_row(column: Ints) -> Ints:
+        return np.where(row == NOTHING, NOTHING, column[row])
+
+    microbatch, chunk = of_row(program.microbatch), of_row(program.chunk)
+    # A message up is the backward half's, also behind a forward half that ran with it.
+    is_other_half = (ran.stream[seen] == Stream.SEND_UP) & (of_row(program.with_chunk) != NOTHING)
+    chunk = np.where(is_other_half, of_row(program.with_chunk), chunk)
+    return Spans(
+        n_ranks=program.n_ranks,
+        rank=ran.rank[seen],
+        stream=ran.stream[seen],
+        kind=ran.activity[seen],
+        start_s=ran.start_s[seen],
+        finish_s=ran.finish_s[seen],
+        microbatch=np.where(is_other_half, of_row(program.with_microbatch), microbatch),
+        chunk=chunk,
+        stage=np.where(row == NOTHING, NOTHING, program.stage[ran.rank[seen], chunk]),
+        with_microbatch=of_row(program.with_microbatch),
+        with_chunk=of_row(program.with_chunk),
+    )
+
+
 def span_name(spans: Spans, at: int) -> str:
     """`F 3`, `B 3`, `F 5 & B 3`, `send 3`, `optimizer`."""
-    kind, microbatch = Kind(int(spans.kind[at])), int(spans.microbatch[at])
-    if kind is Kind.FORWARD_BACKWARD:
+    kind, microbatch = Activity(int(spans.kind[at])), int(spans.microbatch[at])
+    if kind is Activity.FORWARD_BACKWARD:
         return f"F {microbatch} & B {int(spans.with_microbatch[at])}"
-    return kind.words if microbatch == NOTHING else f"{kind.words} {microbatch}"
+    return words_of(kind) if microbatch == NOTHING else f"{words_of(kind)} {microbatch}"
 
 
 def write_trace(
@@ -147,7 +158,7 @@ def trace_events(spans: Spans, *, memory: RankMemory | None = None) -> Iterator[
             yield {
                 "ph": "X",
                 "name": span_name(spans, at),
-                "cat": Kind(int(spans.kind[at])).words,
+                "cat": words_of(Activity(int(spans.kind[at]))),
                 "pid": int(spans.rank[at]),
                 "tid": int(spans.stream[at]),
                 "ts": start_ns[at] / KILO,
@@ -164,16 +175,16 @@ def _names(spans: Spans) -> Iterator[Event]:
         yield _metadata("process_name", rank, name=f"pipeline rank {rank}")
         yield _metadata("process_sort_index", rank, sort_index=rank)
         for stream in np.unique(spans.stream[spans.rank == rank]).tolist():
-            yield _metadata("thread_name", rank, stream, name=STREAMS[stream])
+            yield _metadata("thread_name", rank, stream, name=_STREAMS[Stream(stream)])
             yield _metadata("thread_sort_index", rank, stream, sort_index=stream)
 
 
-def _metadata(what: str, rank: int, stream: int = COMPUTE, **arguments: str | int) -> Event:
-    return {"ph": "M", "name": what, "pid": rank, "tid": stream, "args": arguments}
+def _metadata(what: str, rank: int, stream: int = Stream.COMPUTE, **arguments: str | int) -> Event:
+    return {"ph": "M", "name": what, "pid": rank, "tid": int(stream), "args": arguments}
 
 
 def _arguments(spans: Spans, at: int) -> dict[str, str | int]:
-    words = {"kind": Kind(int(spans.kind[at])).words}
+    words = {"kind": words_of(Activity(int(spans.kind[at])))}
     columns = ("microbatch", "chunk", "stage", "with_microbatch", "with_chunk")
     values = {name: int(getattr(spans, name)[at]) for name in columns}
     return words | {name: value for name, value in values.items() if value != NOTHING}
@@ -183,5 +194,5 @@ def _counters(memory: RankMemory, rank: int) -> Iterator[Event]:
     seconds, n_bytes = memory.over_time(rank)
     is_step = np.append(True, n_bytes[1:] != n_bytes[:-1])
     for at_ns, held in zip(np.rint(seconds[is_step] * NS_PER_S), n_bytes[is_step].tolist(), strict=True):
-        place = {"ph": "C", "name": "memory", "pid": rank, "tid": COMPUTE}
+        place = {"ph": "C", "name": "memory", "pid": rank, "tid": int(Stream.COMPUTE)}
         yield {**place, "ts": at_ns / KILO, "args": {"GiB": gib(held)}}

@@ -12,22 +12,26 @@ from types import MappingProxyType
 import numpy as np
 
 from objectives.simulator.memory import RankMemory
-from objectives.simulator.trace import COMPUTE, Kind, Spans, span_name
+from objectives.simulator.step_graph import Activity, Stream
+from objectives.simulator.trace import Spans, span_name, words_of
 from search_spaces.plan import Bools, Floats
 from search_spaces.units import gib
 from tuner.report.words import seconds
 
-COLOURS: Mapping[Kind, str] = MappingProxyType({
-    Kind.FORWARD: "#2563eb", Kind.BACKWARD: "#0d9488", Kind.BACKWARD_INPUT: "#0d9488",
-    Kind.BACKWARD_WEIGHT: "#84a315", Kind.FORWARD_BACKWARD: "#2563eb", Kind.TENSOR_COLLECTIVE: "#ea580c",
-    Kind.CONTEXT_COLLECTIVE: "#f59e0b", Kind.EXPERT_COLLECTIVE: "#dc2626", Kind.SEND: "#fb7185",
-    Kind.REDUCE: "#b45309", Kind.GATHER: "#d97706", Kind.TIE: "#92400e", Kind.OPTIMIZER: "#7c3aed",
-    Kind.OFFLOAD: "#5eead4", Kind.FIXED: "#475569",
+COLOURS: Mapping[Activity, str] = MappingProxyType({
+    Activity.FORWARD: "#2563eb", Activity.BACKWARD: "#0d9488",
+    Activity.BACKWARD_INPUT: "#0d9488", Activity.BACKWARD_WEIGHT: "#84a315",
+    Activity.FORWARD_BACKWARD: "#2563eb",
+    Activity.TENSOR_COLLECTIVE: "#ea580c", Activity.CONTEXT_COLLECTIVE: "#f59e0b",
+    Activity.EXPERT_COLLECTIVE: "#dc2626", Activity.SEND: "#fb7185",
+    Activity.REDUCE: "#b45309", Activity.GATHER: "#d97706", Activity.TIE: "#92400e",
+    Activity.OPTIMIZER: "#7c3aed", Activity.OFFLOAD: "#5eead4", Activity.FIXED: "#475569",
 })  # fmt: skip
-LABELS: Mapping[Kind, str] = MappingProxyType({
-    Kind.FORWARD: "forward (F)", Kind.BACKWARD: "backward (B)",
-    Kind.BACKWARD_INPUT: "backward to the input (Bi)", Kind.BACKWARD_WEIGHT: "backward to the weights (W)",
-    Kind.FORWARD_BACKWARD: "forward over backward, run as one (F&B)",
+LABELS: Mapping[Activity, str] = MappingProxyType({
+    Activity.FORWARD: "forward (F)", Activity.BACKWARD: "backward (B)",
+    Activity.BACKWARD_INPUT: "backward to the input (Bi)",
+    Activity.BACKWARD_WEIGHT: "backward to the weights (W)",
+    Activity.FORWARD_BACKWARD: "forward over backward, run as one (F&B)",
 })  # fmt: skip
 IDLE, MUTED, LINE, BYTES = "#e8edf3", "#64748b", "#cbd5e1", "#7c3aed"
 WIDTH, GUTTER, MARGIN, GAP = 1120.0, 58.0, 12.0, 34.0
@@ -98,10 +102,10 @@ def timeline_svg(spans: Spans, *, memory: RankMemory | None = None) -> str:
 
 def kinds_drawn(spans: Spans) -> list[tuple[str, str]]:
     """Colours and labels of the kinds that a timeline has, for its legend; idle time last."""
-    kinds = [Kind(kind) for kind in np.unique(spans.kind[spans.finish_s > spans.start_s]).tolist()]
-    entries = [(COLOURS[kind], LABELS.get(kind, kind.words)) for kind in kinds]
+    kinds = [Activity(kind) for kind in np.unique(spans.kind[spans.finish_s > spans.start_s]).tolist()]
+    entries = [(COLOURS[kind], LABELS.get(kind, words_of(kind))) for kind in kinds]
     if spans.chunk.max(initial=0) > 0:
-        entries.append((_lighter(COLOURS[Kind.FORWARD]), "second and further chunks are lighter"))
+        entries.append((_lighter(COLOURS[Activity.FORWARD]), "second and further chunks are lighter"))
     return [*entries, (IDLE, "idle (bubble)")]
 
 
@@ -110,7 +114,7 @@ def _rows(spans: Spans, *, has_memory: bool) -> Rows:
     n = min(spans.n_ranks, most)
     ranks = np.unique(np.rint(np.linspace(0, spans.n_ranks - 1, n)).astype(int)).tolist()
     passes = 24.0 if n <= 8 else 18.0 if n <= 24 else 11.0
-    beside = bool(np.any((spans.stream != COMPUTE) & (spans.finish_s > spans.start_s)))
+    beside = bool(np.any((spans.stream != Stream.COMPUTE) & (spans.finish_s > spans.start_s)))
     return Rows(ranks=tuple(ranks), passes=passes, strip=STRIP * beside, memory=MEMORY_HEIGHT * has_memory)
 
 
@@ -149,14 +153,14 @@ def _spans_in(spans: Spans, rows: Rows, window: Window) -> str:
 
 
 def _span(spans: Spans, at: int, rows: Rows, top: float, left: float, width: float) -> str:
-    kind, chunk = Kind(int(spans.kind[at])), int(spans.chunk[at])
+    kind, chunk = Activity(int(spans.kind[at])), int(spans.chunk[at])
     title = f"{span_name(spans, at)}{_where(spans, at)}: {_times(spans, at)}"
-    if int(spans.stream[at]) != COMPUTE:
+    if int(spans.stream[at]) != Stream.COMPUTE:
         box = _box(left, top + rows.passes, width, rows.strip - 1, COLOURS[kind], chunk)
-    elif kind is Kind.FORWARD_BACKWARD:
+    elif kind is Activity.FORWARD_BACKWARD:
         half = rows.passes / 2
-        box = _box(left, top, width, half, COLOURS[Kind.FORWARD], chunk)
-        box += _box(left, top + half, width, half, COLOURS[Kind.BACKWARD], int(spans.with_chunk[at]))
+        box = _box(left, top, width, half, COLOURS[Activity.FORWARD], chunk)
+        box += _box(left, top + half, width, half, COLOURS[Activity.BACKWARD], int(spans.with_chunk[at]))
         box += _number(int(spans.microbatch[at]), left, width, top + half / 2, half)
         box += _number(int(spans.with_microbatch[at]), left, width, top + 1.5 * half, half)
     else:
@@ -220,15 +224,15 @@ def ticks(start: float, end: float, most: int = 7) -> list[float]:
     raw = (end - start) / most
     power = 10.0 ** np.floor(np.log10(raw))
     step = next(factor * power for factor in (1.0, 2.0, 5.0, 10.0) if factor * power >= raw * (1 - 1e-9))
-    first = np.ceil(start / step - 1e-9)
-    return [float(n * step) for n in np.arange(first, np.floor(end / step + 1e-9) + 1)]
+    first, last = int(np.ceil(start / step - 1e-9)), int(np.floor(end / step + 1e-9))
+    return [float(n * step) for n in range(first, last + 1)]
 
 
 def _memory_lines(memory: RankMemory, rows: Rows, window: Window) -> Iterable[str]:
     most = float(memory.peak_bytes.max())
     for place, rank in enumerate(rows.ranks):
         at_s, n_bytes = memory.over_time(rank)
-        within = _staircase(at_s, n_bytes, window)
+        within = _staircase(np.append(0.0, at_s), np.append(memory.constant_bytes[rank], n_bytes), window)
         if within is None:
             continue
         base = rows.top(place) + rows.passes + rows.strip + rows.memory
