@@ -38,7 +38,6 @@ from search_spaces.plan import Floats, Ints, Plan
 # Both sides take up to 1.3 times as long while they overlap on an NVIDIA GPU, since kernels of both share its
 # processors and memory: Miao et al. (2022), arXiv:2211.13878, on estimating costs.
 OVERLAP_SLOWDOWN = assumed(1.3, "arXiv:2211.13878 (Galvatron), on estimating costs", spread=0.1)
-MOST_GROUPS = 4
 
 
 class Detail(StrEnum):
@@ -65,7 +64,7 @@ class StepOptions:
     """
 
     detail: Detail = Detail.PIECES
-    n_groups: int = 2
+    n_groups: int = 4
     slowdown: Constant = OVERLAP_SLOWDOWN
     shares_links: bool = True
     sync: Sync | None = None

@@ -2,6 +2,7 @@
 
 detail "passes"    a pass is one task with its exposed collectives inside; messages are latencies, or hold
                    their sender; of gradients and weights as much hides as the closed form says
+                       (ZeRO-2 and 3: what hides is left out)
 detail "pieces"    a pass is G groups of layers; collectives, messages, and buckets of gradients and weights
                    are tasks on streams of their own, which share links and slow what they run beside
 
@@ -134,15 +135,15 @@ def _pieces(draft: Draft, step: StepInput) -> Rows:
         draft.need(each[:, 1:], after[mine][:, :-1])
         draft.need(compute[mine, 1:], each[:, :-1])
         draft.need(end[mine], each[:, -1])
-    _follow_on(draft, step.program, begin[1:], end)
+    _follow_on(draft, step.program, begin, end)
     return Rows(begin=np.stack(begin, axis=1), end=end, pieces=compute)
 
 
-def _follow_on(draft: Draft, program: Program, beside: list[Ints], end: Ints) -> None:
-    """Collectives beside a pass's first group start when the rank's pass before has ended, and so does it."""
+def _follow_on(draft: Draft, program: Program, begin: list[Ints], end: Ints) -> None:
+    """A pass starts when the rank's pass before has ended, its collectives included."""
     rank = program.rank
     later = np.flatnonzero(np.diff(rank, prepend=NOTHING) == 0)
-    for first in beside:
+    for first in begin:
         real = later[first[later] != NOTHING]
         draft.need(first[real], end[real - 1])
 
@@ -225,17 +226,15 @@ def _per_pass(step: StepInput) -> tuple[Floats, Floats]:
 def _gathers_and_reductions(draft: Draft, step: StepInput, rows: Rows, *, in_buckets: bool) -> list[Ints]:
     """Gathers of weights and reductions of gradients; what every rank's end waits for, (n_ranks,) each."""
     shared = hideable(step, in_buckets=in_buckets)
-    first, last = step.program.first[:-1], step.program.first[1:] - 1
-    finals = [rows.end[last]]
+    finals = [rows.end[step.program.first[1:] - 1]]
     if step.plan.zero >= 3:
-        _gather_every_pass(draft, step, rows, shared)
+        _gather_every_pass(draft, step, rows, shared, in_buckets=in_buckets)
     elif step.plan.zero >= 1:
         _gather_once(draft, step, rows, shared)
     if step.plan.zero >= 2:
-        finals += _reduce_every_pass(draft, step, rows, shared)
+        finals += _reduce_every_pass(draft, step, rows, shared, in_buckets=in_buckets)
     else:
         finals += _reduce_once(draft, step, rows, shared, in_buckets=in_buckets)
-    del first
     return finals
 
 
@@ -307,20 +306,39 @@ def _behind(draft: Draft, step: StepInput, rows: Rows, shared: Shared) -> Ints:
     return hidden
 
 
+def _bucket_shares(step: StepInput, n_groups: int) -> Floats:
+    """Share of a group's bytes that its last bucket holds, (n_ranks,): no pass of the group hides it."""
+    per_group = np.round(step.parts.n_buckets / (step.program.n_chunks * n_groups))
+    return np.asarray(1 / np.maximum(per_group, 1))
+
+
 def _buckets(draft: Draft, step: StepInput, rows: Rows, shared: Shared) -> Ints:
-    """A bucket for every group of layers of a chunk, ready when its last backward pass has run the group."""
+    """Buckets of every group of layers of a chunk, as its last backward pass makes their gradients.
+
+    All buckets of a group but its last may travel while the group runs; the last one follows.
+    """
     program, n_groups = step.program, rows.pieces.shape[1]
     last = _edge_rows(program, last=True)
-    seconds = (shared.reduce_hidden_s / (program.n_chunks * n_groups))[:, None, None] + np.zeros(
-        (*last.shape[1:], n_groups)
-    )
-    buckets = _data(draft, step, Activity.REDUCE, np.arange(program.n_ranks)[:, None, None], seconds)
-    real = last != NOTHING
-    draft.need(buckets[real], rows.pieces[last[real]])
-    return buckets
+    real, rank = last != NOTHING, np.arange(program.n_ranks)[:, None, None]
+    late = _bucket_shares(step, n_groups)
+    finals = []
+    for share, is_late in ((1 - late, False), (late, True)):
+        each_s = share * shared.reduce_hidden_s / (program.n_chunks * n_groups)
+        seconds = each_s[:, None, None] + np.zeros((*last.shape, n_groups))[0]
+        buckets = _data(draft, step, Activity.REDUCE, rank, seconds)
+        finals.append(buckets)
+        if is_late:
+            draft.need(buckets[real], rows.pieces[last[real]])
+        else:
+            draft.need(buckets[real][:, 1:], rows.pieces[last[real]][:, :-1])
+            follows = real & (last > program.first[:-1, None])
+            draft.need(buckets[follows][:, 0], rows.end[last[follows] - 1])
+    return np.concatenate(finals, axis=1)
 
 
-def _gather_every_pass(draft: Draft, step: StepInput, rows: Rows, shared: Shared) -> None:
+def _gather_every_pass(
+    draft: Draft, step: StepInput, rows: Rows, shared: Shared, *, in_buckets: bool
+) -> None:
     """ZeRO-3: weights come before every forward and every input-gradient pass, the hidden part one ahead."""
     program = step.program
     n_chunks = program.n_chunks if program.route.max() == 0 else 1
@@ -330,14 +348,16 @@ def _gather_every_pass(draft: Draft, step: StepInput, rows: Rows, shared: Shared
     _need_all(draft, rows.begin[row], shown)
     has_before = row > program.first[rank]
     draft.need(shown[has_before], rows.end[row[has_before] - 1])
-    if shared.gather_hidden_s.any():
+    if in_buckets and shared.gather_hidden_s.any():
         ahead = _data(draft, step, Activity.GATHER, rank, times * shared.gather_hidden_s[rank] / n_chunks)
         _need_all(draft, rows.begin[row], ahead)
         has_two = row > program.first[rank] + 1
         draft.need(ahead[has_two], rows.end[row[has_two] - 2])
 
 
-def _reduce_every_pass(draft: Draft, step: StepInput, rows: Rows, shared: Shared) -> list[Ints]:
+def _reduce_every_pass(
+    draft: Draft, step: StepInput, rows: Rows, shared: Shared, *, in_buckets: bool
+) -> list[Ints]:
     """ZeRO-2 and 3: every micro-batch's gradients are scattered; what shows holds up the next pass."""
     program = step.program
     n_chunks = program.n_chunks if program.route.max() == 0 else 1
@@ -348,9 +368,8 @@ def _reduce_every_pass(draft: Draft, step: StepInput, rows: Rows, shared: Shared
     followed = row < last[rank]
     _need_all(draft, rows.begin[row[followed] + 1], shown[followed])
     finals = [_last_of(rank, shown)]
-    if shared.reduce_hidden_s.any():
+    if in_buckets and shared.reduce_hidden_s.any():
         hidden = _data(draft, step, Activity.REDUCE, rank, shared.reduce_hidden_s[rank] / n_chunks)
-        draft.need(hidden, rows.begin[row, 0])
         draft.need(hidden, rows.end[row])
         finals.append(_last_of(rank, hidden))
     return finals
