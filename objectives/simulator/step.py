@@ -60,7 +60,8 @@ class StepOptions:
 
     `n_groups` is the groups of layers of a pass in pieces; `slowdown` the factor by which computation and
     communication each take longer while both run on a device; `sync` None stands for the plan's own.
-    `release` says when split backward passes give activations back.
+    `release` says when split backward passes give activations back.  `program` is run in place of the plan's
+    own schedule.
     """
 
     detail: Detail = Detail.PIECES
@@ -72,6 +73,7 @@ class StepOptions:
     all_ranks: bool = False
     copy_factors: tuple[tuple[float, ...], ...] = ()
     randomness: Randomness = field(default_factory=Randomness)
+    program: Program | None = None
 
     def __post_init__(self) -> None:
         check(1 <= self.n_groups <= 64, "n_groups must be from 1 to 64", self.n_groups)
@@ -198,18 +200,30 @@ def simulate_steps(job: Job, plan: Plan, options: StepOptions, seeds: Sequence[i
 
 def program_of_plan(job: Job, plan: Plan) -> Program:
     """The schedule that the plan runs."""
-    n_microbatches = job.workload.global_batch // (plan.micro_batch * plan.dp)
-    knobs = {}
-    if getattr(plan, "extra_warmup", 0):
-        knobs["extra_warmup"] = plan.extra_warmup  # type: ignore[attr-defined]
-    if getattr(plan, "pipeline_limit", 0):
-        knobs["limit"] = plan.pipeline_limit  # type: ignore[attr-defined]
-    return program(plan.schedule, plan.pp, n_microbatches, plan.vpp, **knobs)
+    return program(
+        plan.schedule, plan.pp, _n_microbatches(job, plan), plan.vpp,
+        extra_warmup=plan.extra_warmup, limit=plan.pipeline_limit,
+    )  # fmt: skip
+
+
+def _n_microbatches(job: Job, plan: Plan) -> int:
+    return job.workload.global_batch // (plan.micro_batch * plan.dp)
+
+
+def _program(job: Job, plan: Plan, options: StepOptions) -> Program:
+    given = options.program
+    if given is None:
+        return program_of_plan(job, plan)
+    must = "the schedule must have the plan's pipeline ranks and micro-batches"
+    needs = f"{plan.pp} ranks and {_n_microbatches(job, plan)} micro-batches"
+    has = f"{given.n_ranks} ranks and {given.n_microbatches} micro-batches"
+    check(has == needs, f"{must}, {needs}", has)
+    return given
 
 
 def _input(job: Job, plan: Plan, options: StepOptions, rng: np.random.Generator) -> StepInput:
     """The plan's passes with their costs, in an order: that of the schedule, or by arrival as passes run."""
-    parts, passes = stage_parts(job, plan), program_of_plan(job, plan)
+    parts, passes = stage_parts(job, plan), _program(job, plan, options)
     costs = row_costs(job, plan, passes, parts, options.randomness, rng)
     wiring = wire(passes)
     if passes.by_arrival:
