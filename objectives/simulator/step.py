@@ -20,7 +20,7 @@ from objectives.simulator.program import Program
 from objectives.simulator.randomness import Randomness
 from objectives.simulator.schedules import Release, program
 from objectives.simulator.step_account import SHOWN, step_parts
-from objectives.simulator.step_build import StepGraph, StepInput, in_pieces, whole_passes
+from objectives.simulator.step_build import StepGraph, StepInput, hideable, in_pieces, whole_passes
 from objectives.simulator.step_costs import row_costs, stage_of_chunk
 from objectives.simulator.step_graph import (
     Activity,
@@ -33,7 +33,7 @@ from objectives.simulator.step_graph import (
 from objectives.simulator.timeline import Timeline, clock, reordered, wire
 from search_spaces.cluster import Constant, assumed
 from search_spaces.errors import check
-from search_spaces.plan import Floats, Ints, Plan
+from search_spaces.plan import Floats, Ints, OptimizerSync, Plan
 
 # Both sides take up to 1.3 times as long while they overlap on an NVIDIA GPU, since kernels of both share its
 # processors and memory: Miao et al. (2022), arXiv:2211.13878, on estimating costs.
@@ -45,13 +45,6 @@ class Detail(StrEnum):
 
     PASSES = "passes"
     PIECES = "pieces"
-
-
-class Sync(StrEnum):
-    """How the optimizer step waits: for all stages, or only for its own, checked afterwards."""
-
-    BARRIER = "barrier"
-    POST_VALIDATION = "post-validation"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +61,7 @@ class StepOptions:
     n_groups: int = 4
     slowdown: Constant = OVERLAP_SLOWDOWN
     shares_links: bool = True
-    sync: Sync | None = None
+    sync: OptimizerSync | None = None
     release: Release = Release.AT_WEIGHT
     all_ranks: bool = False
     copy_factors: tuple[tuple[float, ...], ...] = ()
@@ -171,31 +164,14 @@ def simulate_step(job: Job, plan: Plan, options: StepOptions = PLAIN, *, seed: i
     InvalidSpec
         The schedule cannot be had or deadlocks, or an option names a rank that is not there.
     """
-    rng = np.random.default_rng(seed)
-    step = _input(job, plan, options, rng)
-    is_fine = options.detail is Detail.PIECES
-    graph = in_pieces(step) if is_fine else whole_passes(step)
-    tasks = graph.tasks
-    if options.all_ranks:
-        tasks = on_every_device(tasks, device_groups(plan), _factors(plan, options))
-    factor = options.slowdown.value
-    slowdown = Slowdown(compute=factor, comm=factor) if is_fine else Slowdown()
-    run = execute(
-        *engine_input(
-            tasks, n_ranks=plan.pp, n_tiers=len(job.cluster.tiers), slowdown=slowdown,
-            shares_links=is_fine and options.shares_links,
-        ),
-        name=lambda task: (f"rank {tasks.rank[task]}", Activity(int(tasks.activity[task])).words),
-    )  # fmt: skip
-    return _result(job, options, step, graph, (tasks, run))
+    return StepSimulator(job, plan, options).step(seed)
 
 
 def simulate_steps(job: Job, plan: Plan, options: StepOptions, seeds: Sequence[int]) -> StepDistribution:
     """Step seconds over seeds."""
     check(len(seeds) > 0, "a distribution needs at least one seed", "none")
-    return StepDistribution(
-        step_s=np.array([simulate_step(job, plan, options, seed=seed).step_s for seed in seeds])
-    )
+    simulator = StepSimulator(job, plan, options)
+    return StepDistribution(step_s=np.array([simulator.seconds(seed) for seed in seeds]))
 
 
 def program_of_plan(job: Job, plan: Plan) -> Program:
@@ -214,38 +190,114 @@ def _program(job: Job, plan: Plan, options: StepOptions) -> Program:
     given = options.program
     if given is None:
         return program_of_plan(job, plan)
-    must = "the schedule must have the plan's pipeline ranks and micro-batches"
     needs = f"{plan.pp} ranks and {_n_microbatches(job, plan)} micro-batches"
     has = f"{given.n_ranks} ranks and {given.n_microbatches} micro-batches"
-    check(has == needs, f"{must}, {needs}", has)
+    check(has == needs, f"the schedule must have the plan's {needs}", has)
     return given
 
 
-def _input(job: Job, plan: Plan, options: StepOptions, rng: np.random.Generator) -> StepInput:
-    """The plan's passes with their costs, in an order: that of the schedule, or by arrival as passes run."""
-    parts, passes = stage_parts(job, plan), _program(job, plan, options)
-    costs = row_costs(job, plan, passes, parts, options.randomness, rng)
-    wiring = wire(passes)
-    if passes.by_arrival:
-        ran = clock(wiring, costs.total_s, costs.link_s, sends_block=not plan.overlap_pp)
-        order = np.lexsort((ran.turn, ran.rank))
-        passes = reordered(passes, order)
-        wiring = wire(passes)
-        costs = replace(costs, parts_s=costs.parts_s[:, order], hidden_s=costs.hidden_s[:, order])
-    return StepInput(
-        plan=plan,
-        wiring=wiring,
-        parts=parts,
-        costs=costs,
-        share=job.trainer.dp_overlap.value * plan.overlap_dp,
-        fixed_s=job.cluster.step_fixed_s.value,
-        n_groups=min(options.n_groups, max(1, job.model.n_layers // (plan.pp * passes.n_chunks))),
-        every_stage_agrees=_sync(plan, options) is Sync.BARRIER,
-    )
+class StepSimulator:
+    """One plan, ready to be simulated with many seeds: what no seed changes is worked out once."""
 
+    def __init__(self, job: Job, plan: Plan, options: StepOptions = PLAIN) -> None:
+        self._job, self._plan, self._options = job, plan, options
+        self._parts, self._wiring = stage_parts(job, plan), wire(_program(job, plan, options))
+        self._is_fine = options.detail is Detail.PIECES
 
-def _sync(plan: Plan, options: StepOptions) -> Sync:
-    return options.sync or Sync(getattr(plan, "optimizer_sync", Sync.BARRIER))
+    def step(self, seed: int) -> SimulatedStep:
+        """The step that a seed draws."""
+        step = self.input(seed)
+        graph = self._graph(step)
+        tasks, run = self._run(graph)
+        return self._result(step, graph, tasks, run)
+
+    def seconds(self, seed: int) -> float:
+        """Seconds of that step alone."""
+        step = self.input(seed)
+        return self._step_s(step, *self._run(self._graph(step)))
+
+    def input(self, seed: int) -> StepInput:
+        """The passes with their costs, in an order: that of the schedule, or by arrival as passes run."""
+        job, plan, wiring = self._job, self._plan, self._wiring
+        rng = np.random.default_rng(seed)
+        costs = row_costs(job, plan, wiring.program, self._parts, self._options.randomness, rng)
+        if wiring.program.by_arrival:
+            ran = clock(wiring, costs.total_s, costs.link_s, sends_block=not plan.overlap_pp)
+            order = np.lexsort((ran.turn, ran.rank))
+            wiring = wire(reordered(wiring.program, order))
+            costs = replace(costs, parts_s=costs.parts_s[:, order], hidden_s=costs.hidden_s[:, order])
+        layers_of_chunk = job.model.n_layers // (plan.pp * wiring.program.n_chunks)
+        return StepInput(
+            plan=plan,
+            wiring=wiring,
+            parts=self._parts,
+            costs=costs,
+            share=job.trainer.dp_overlap.value * plan.overlap_dp,
+            fixed_s=job.cluster.step_fixed_s.value,
+            n_groups=min(self._options.n_groups, max(1, layers_of_chunk)),
+            every_stage_agrees=self._waits_for_all,
+        )
+
+    @property
+    def _waits_for_all(self) -> bool:
+        return (self._options.sync or self._plan.optimizer_sync) is OptimizerSync.BARRIER
+
+    def _graph(self, step: StepInput) -> StepGraph:
+        return in_pieces(step) if self._is_fine else whole_passes(step)
+
+    def _run(self, graph: StepGraph) -> tuple[StepTasks, Run]:
+        options, tasks = self._options, graph.tasks
+        if options.all_ranks:
+            tasks = on_every_device(tasks, device_groups(self._plan), _factors(self._plan, options))
+        factor = options.slowdown.value if self._is_fine else 1.0
+        return tasks, execute(
+            *engine_input(
+                tasks, n_ranks=self._plan.pp, n_tiers=len(self._job.cluster.tiers),
+                slowdown=Slowdown(compute=factor, comm=factor),
+                shares_links=self._is_fine and options.shares_links,
+            ),
+            name=lambda task: (f"rank {tasks.rank[task]}", Activity(int(tasks.activity[task])).words),
+        )  # fmt: skip
+
+    def _step_s(self, step: StepInput, tasks: StepTasks, run: Run) -> float:
+        """The makespan; without a barrier the worst device's seconds, its steps one after the other."""
+        if self._waits_for_all:
+            return float(run.finish_s.max())
+        computes = tasks.stream == Stream.COMPUTE
+        device = (tasks.copy * self._plan.pp + tasks.rank)[computes]
+        first, last = (np.full(int(device.max()) + 1, each) for each in (np.inf, 0.0))
+        np.minimum.at(first, device, run.start_s[computes])
+        np.maximum.at(last, device, run.finish_s[computes])
+        lead_s = hideable(step, in_buckets=self._is_fine).gather_shown_s if self._plan.zero in (1, 2) else 0.0
+        return float(np.max((last - first).reshape(-1, self._plan.pp) + lead_s))
+
+    def _result(self, step: StepInput, graph: StepGraph, tasks: StepTasks, run: Run) -> SimulatedStep:
+        rows = graph.rows
+        passes = Timeline(
+            program=step.program, rank=step.wiring.rank, start_s=run.start_s[rows.pieces[:, 0]],
+            finish_s=run.finish_s[rows.end], turn=run.turn[rows.pieces[:, 0]],
+        )  # fmt: skip
+        memory, stage_memory = _memory(self._job, self._plan, passes, self._options.release)
+        return SimulatedStep(
+            plan=self._plan,
+            step_s=self._step_s(step, tasks, run),
+            makespan_s=float(run.finish_s.max()),
+            parts_s=step_parts(tasks, run, step.costs, n_ranks=self._plan.pp, in_pieces=self._is_fine),
+            passes=passes,
+            activities=StepTimeline(
+                activity=tasks.activity, rank=tasks.rank, copy=tasks.copy, stream=tasks.stream, row=tasks.row,
+                start_s=run.start_s, finish_s=run.finish_s,
+            ),
+            memory=memory,
+            stage_memory=stage_memory,
+            n_empty_expert_ranks=step.costs.n_empty,
+            hang=self._hang(step.costs.n_empty),
+        )  # fmt: skip
+
+    def _hang(self, n_empty: int) -> str:
+        if not (n_empty and self._options.randomness.empty_ranks_hang):
+            return ""
+        return f"{n_empty} expert-parallel ranks had no token, and the trainer waits for them"
 
 
 def device_groups(plan: Plan) -> dict[int, Ints]:
@@ -274,55 +326,10 @@ def _factors(plan: Plan, options: StepOptions) -> Floats:
     return factors
 
 
-def _result(
-    job: Job, options: StepOptions, step: StepInput, graph: StepGraph, ran: tuple[StepTasks, Run]
-) -> SimulatedStep:
-    tasks, run = ran
-    plan, rows = step.plan, graph.rows
-    start_s, finish_s = run.start_s[rows.pieces[:, 0]], run.finish_s[rows.end]
-    passes = Timeline(
-        program=step.program, rank=step.wiring.rank, start_s=start_s, finish_s=finish_s,
-        turn=run.turn[rows.pieces[:, 0]],
-    )  # fmt: skip
-    makespan_s = float(run.finish_s.max())
-    memory, stage_memory = _memory(job, plan, passes, options.release)
-    hang = ""
-    if step.costs.n_empty and options.randomness.empty_ranks_hang:
-        hang = f"{step.costs.n_empty} expert-parallel ranks without a token hang the trainer"
-    return SimulatedStep(
-        plan=plan,
-        step_s=makespan_s if _sync(plan, options) is Sync.BARRIER else _longest_span_s(tasks, run, plan.pp),
-        makespan_s=makespan_s,
-        parts_s=step_parts(
-            tasks, run, step.costs, n_ranks=plan.pp, in_pieces=options.detail is Detail.PIECES
-        ),
-        passes=passes,
-        activities=StepTimeline(
-            activity=tasks.activity, rank=tasks.rank, copy=tasks.copy, stream=tasks.stream, row=tasks.row,
-            start_s=run.start_s, finish_s=run.finish_s,
-        ),
-        memory=memory,
-        stage_memory=stage_memory,
-        n_empty_expert_ranks=step.costs.n_empty,
-        hang=hang,
-    )  # fmt: skip
-
-
-def _longest_span_s(tasks: StepTasks, run: Run, n_ranks: int) -> float:
-    """Seconds from a device's first task to its last, of the worst device: one step after the other."""
-    real = tasks.stream != Stream.NONE
-    device = (tasks.copy * n_ranks + tasks.rank)[real]
-    first, last = np.full(int(device.max()) + 1, np.inf), np.zeros(int(device.max()) + 1)
-    np.minimum.at(first, device, run.start_s[real])
-    np.maximum.at(last, device, run.finish_s[real])
-    return float(np.max(last - first))
-
-
 def _memory(job: Job, plan: Plan, passes: Timeline, release: Release) -> tuple[RankMemory, StepMemory]:
+    """What passes keep, beside what is there all the time."""
     profile = stage_profile(job, plan)
     stage, share = stage_of_chunk(passes.program)
     constant = profile.memory.total_bytes - profile.memory.activations_bytes
-    memory = rank_memory(
-        passes, profile.activation_bytes[stage] * share, constant_bytes=constant, release=release
-    )
-    return memory, profile.memory
+    kept = profile.activation_bytes[stage] * share
+    return rank_memory(passes, kept, constant_bytes=constant, release=release), profile.memory
