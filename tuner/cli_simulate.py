@@ -126,7 +126,7 @@ def _options(detail: str, schedule_file: Path | None, chance: "Randomness") -> "
     from search_spaces.errors import UnknownName
 
     if detail not in set(Detail):
-        raise UnknownName("--detail", detail, list(Detail))
+        raise UnknownName("--detail", detail, map(str, Detail))
     options = PLAIN if detail == Detail.PASSES else StepOptions()
     program = read_csv(schedule_file) if schedule_file else None
     return replace(options, randomness=chance, program=program)

@@ -21,9 +21,8 @@ from objectives.simulator.step import SimulatedStep
 from objectives.simulator.step_graph import Activity, Stream
 from objectives.simulator.timeline import Timeline
 from search_spaces.plan import Bools, Floats, Ints
-from search_spaces.units import KILO, gib
+from search_spaces.units import KILO, NS, gib
 
-NS_PER_S = 1e9  # a trace counts whole nanoseconds, written as microseconds with three decimals
 Event = dict[str, Any]
 
 
@@ -152,7 +151,8 @@ def write_trace(
 def trace_events(spans: Spans, *, memory: RankMemory | None = None) -> Iterator[Event]:
     """Names of processes and threads, the spans in order of their starts, the bytes of every rank."""
     yield from _names(spans)
-    start_ns, finish_ns = (np.rint(column * NS_PER_S) for column in (spans.start_s, spans.finish_s))
+    # Whole nanoseconds, written as microseconds with three decimals, so that neighbours do not overlap.
+    start_ns, finish_ns = (np.rint(column / NS) for column in (spans.start_s, spans.finish_s))
     for at in np.lexsort((finish_ns, start_ns)).tolist():
         if finish_ns[at] > start_ns[at]:
             yield {
@@ -193,6 +193,6 @@ def _arguments(spans: Spans, at: int) -> dict[str, str | int]:
 def _counters(memory: RankMemory, rank: int) -> Iterator[Event]:
     seconds, n_bytes = memory.over_time(rank)
     is_step = np.append(True, n_bytes[1:] != n_bytes[:-1])
-    for at_ns, held in zip(np.rint(seconds[is_step] * NS_PER_S), n_bytes[is_step].tolist(), strict=True):
+    for at_ns, held in zip(np.rint(seconds[is_step] / NS), n_bytes[is_step].tolist(), strict=True):
         place = {"ph": "C", "name": "memory", "pid": rank, "tid": int(Stream.COMPUTE)}
         yield {**place, "ts": at_ns / KILO, "args": {"GiB": gib(held)}}

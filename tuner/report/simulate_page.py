@@ -19,7 +19,7 @@ from tuner.report.simulate_screen import (
     spread_lines,
     why_lines,
 )  # fmt: skip
-from tuner.report.timeline_picture import BYTES, kinds_drawn, timeline_svg
+from tuner.report.timeline_picture import BYTES, close_up, kinds_drawn, timeline_svg
 from tuner.report.words import gibibytes, percent, plan_words, seconds, signed_percent
 from tuner.second_opinion import Simulation
 
@@ -52,7 +52,12 @@ def _cards(simulation: Simulation) -> str:
     step, closed_s = simulation.step, float(simulation.closed_form.step_s[0])
     cards = [
         card(seconds(step.step_s), "step, simulated"),
-        card(seconds(closed_s), f"closed form; simulated {signed_percent(simulation.difference)}"),
+        card(
+            seconds(closed_s),
+            f"closed form; simulated {signed_percent(simulation.difference)}".replace(
+                " %", "\N{NO-BREAK SPACE}%"
+            ),
+        ),
         card(percent(max(step.makespan_bubble_fraction, 0.0)), "bubble where a barrier closes the step"),
         card(percent(max(step.span_bubble_fraction, 0.0)), "bubble where steps interlock, worst rank"),
         card(gibibytes(step.peak_memory_bytes), f"peak memory, rank {step.memory.peak_rank}"),
@@ -65,7 +70,10 @@ def _timeline(simulation: Simulation) -> str:
     spans = step_spans(step)
     entries = [*kinds_drawn(spans), (BYTES, f"memory, up to {gib(step.peak_memory_bytes):.1f} GiB (line)")]
     note = "A row a pipeline rank. Numbers are micro-batches; point at a box for its times."
-    return section("Timeline", note, legend(entries), timeline_svg(spans, memory=step.memory), wide=True)
+    parts = [legend(entries), timeline_svg(spans, memory=step.memory)]
+    if n_readable := close_up(spans):
+        parts += ["<p class=note>Both ends, closer</p>", timeline_svg(spans, most_spans=n_readable)]
+    return section("Timeline", note, *parts, wide=True)
 
 
 def _times(simulation: Simulation) -> str:

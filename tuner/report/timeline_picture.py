@@ -5,7 +5,7 @@ ends, warm-up and cool-down, with the steady middle cut out; of many ranks evenl
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from types import MappingProxyType
 
@@ -37,6 +37,7 @@ IDLE, MUTED, LINE, BYTES = "#e8edf3", "#64748b", "#cbd5e1", "#7c3aed"
 WIDTH, GUTTER, MARGIN, GAP = 1120.0, 58.0, 12.0, 34.0
 MOST_SPANS = 6_000  # drawn in one picture: about a megabyte of SVG
 MOST_ROWS = 64
+MOST_READABLE = 64  # passes of a row whose numbers can be read
 FEW_ROWS = 16  # drawn of a timeline that has to be cut
 LETTER_WIDTH = 5.6
 LIGHTER = 0.42  # how much of the second chunk's colour is white
@@ -82,10 +83,13 @@ class Rows:
         return self.top(len(self.ranks))
 
 
-def timeline_svg(spans: Spans, *, memory: RankMemory | None = None) -> str:
-    """The whole picture; with `memory` a line of bytes under every row, all to one scale."""
-    rows = _rows(spans, has_memory=memory is not None)
-    windows = _windows(spans, rows)
+def timeline_svg(spans: Spans, *, memory: RankMemory | None = None, most_spans: int = MOST_SPANS) -> str:
+    """The whole picture; with `memory` a line of bytes under every row, all to one scale.
+
+    Of more than `most_spans` only the two ends are drawn.
+    """
+    rows = _rows(spans, has_memory=memory is not None, most_spans=most_spans)
+    windows = _windows(spans, rows, most_spans)
     height = rows.bottom + 30.0
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH:g} {height:.1f}" width="100%" '
@@ -93,7 +97,7 @@ def timeline_svg(spans: Spans, *, memory: RankMemory | None = None) -> str:
         *_frames(rows, windows),
     ]
     for window in windows:
-        parts += [_spans_in(spans, rows, window), *_axis(rows, window)]
+        parts += [*_spans_in(spans, rows, window), *_axis(rows, window)]
         if memory is not None:
             parts += _memory_lines(memory, rows, window)
     parts += _cut_mark(windows, rows)
@@ -109,8 +113,16 @@ def kinds_drawn(spans: Spans) -> list[tuple[str, str]]:
     return [*entries, (IDLE, "idle (bubble)")]
 
 
-def _rows(spans: Spans, *, has_memory: bool) -> Rows:
-    most = MOST_ROWS if len(spans) <= MOST_SPANS else FEW_ROWS
+def close_up(spans: Spans) -> int:
+    """How many spans a picture of both ends may hold to show single passes; 0 where the whole one does."""
+    passes = _whole_passes(spans)
+    if len(passes) <= spans.n_ranks * MOST_READABLE:
+        return 0
+    return round(min(spans.n_ranks, FEW_ROWS) * MOST_READABLE * len(spans) / len(passes))
+
+
+def _rows(spans: Spans, *, has_memory: bool, most_spans: int) -> Rows:
+    most = MOST_ROWS if len(spans) <= most_spans else FEW_ROWS
     n = min(spans.n_ranks, most)
     ranks = np.unique(np.rint(np.linspace(0, spans.n_ranks - 1, n)).astype(int)).tolist()
     passes = 24.0 if n <= 8 else 18.0 if n <= 24 else 11.0
@@ -118,13 +130,13 @@ def _rows(spans: Spans, *, has_memory: bool) -> Rows:
     return Rows(ranks=tuple(ranks), passes=passes, strip=STRIP * beside, memory=MEMORY_HEIGHT * has_memory)
 
 
-def _windows(spans: Spans, rows: Rows) -> list[Window]:
+def _windows(spans: Spans, rows: Rows, most_spans: int) -> list[Window]:
     """All of the time, or its two ends; each end is long enough to show warm-up and steady state."""
     end_s, whole = max(spans.end_s, 1e-12), WIDTH - GUTTER - MARGIN
     n_drawn = int(np.isin(spans.rank, rows.ranks).sum())
-    if n_drawn <= MOST_SPANS:
+    if n_drawn <= most_spans:
         return [Window(start_s=0.0, end_s=end_s, left=GUTTER, width=whole)]
-    piece_s, width = end_s * MOST_SPANS / n_drawn / 2, (whole - GAP) / 2
+    piece_s, width = end_s * most_spans / n_drawn / 2, (whole - GAP) / 2
     return [
         Window(start_s=0.0, end_s=piece_s, left=GUTTER, width=width),
         Window(start_s=end_s - piece_s, end_s=end_s, left=GUTTER + width + GAP, width=width),
@@ -139,17 +151,29 @@ def _frames(rows: Rows, windows: Sequence[Window]) -> Iterable[str]:
         yield from (_rect(w.left, rows.top(place), w.width, rows.passes, IDLE) for w in windows)
 
 
-def _spans_in(spans: Spans, rows: Rows, window: Window) -> str:
-    is_seen = (
-        (spans.finish_s > window.start_s) & (spans.start_s < window.end_s) & np.isin(spans.rank, rows.ranks)
-    )
-    seen = spans.take(is_seen & (spans.finish_s > spans.start_s))
-    left, right = window.x(seen.start_s), window.x(seen.finish_s)
-    place = np.searchsorted(rows.ranks, seen.rank)
-    return "\n".join(
-        _span(seen, at, rows, rows.top(int(place[at])), float(left[at]), float(right[at] - left[at]))
-        for at in range(len(seen))
-    )
+def _spans_in(spans: Spans, rows: Rows, window: Window) -> Iterable[str]:
+    is_seen = (spans.finish_s > window.start_s) & (spans.start_s < window.end_s)
+    is_seen &= np.isin(spans.rank, rows.ranks) & (spans.finish_s > spans.start_s)
+    seen = spans.take(is_seen)
+    for drawn, draw in ((seen, _span), (_whole_passes(seen), _numbers)):
+        left, right = window.x(drawn.start_s), window.x(drawn.finish_s)
+        place = np.searchsorted(rows.ranks, drawn.rank)
+        for at in range(len(drawn)):
+            yield draw(
+                drawn, at, rows, rows.top(int(place[at])), float(left[at]), float(right[at] - left[at])
+            )
+
+
+def _whole_passes(spans: Spans) -> Spans:
+    """The passes, pieces of one that follow each other joined: what a number stands on."""
+    passes = spans.take((spans.stream == Stream.COMPUTE) & (spans.kind <= Activity.FORWARD_BACKWARD))
+    passes = passes.take(np.lexsort((passes.start_s, passes.rank)))
+    names = ("rank", "kind", "microbatch", "chunk")
+    pass_of = np.stack([getattr(passes, name) for name in names])
+    is_first = np.append(True, (pass_of[:, 1:] != pass_of[:, :-1]).any(axis=0))[: len(passes)]
+    first = np.flatnonzero(is_first)
+    last = np.append(first[1:], len(passes))[: len(first)] - 1
+    return replace(passes.take(first), finish_s=passes.finish_s[last])
 
 
 def _span(spans: Spans, at: int, rows: Rows, top: float, left: float, width: float) -> str:
@@ -161,12 +185,19 @@ def _span(spans: Spans, at: int, rows: Rows, top: float, left: float, width: flo
         half = rows.passes / 2
         box = _box(left, top, width, half, COLOURS[Activity.FORWARD], chunk)
         box += _box(left, top + half, width, half, COLOURS[Activity.BACKWARD], int(spans.with_chunk[at]))
-        box += _number(int(spans.microbatch[at]), left, width, top + half / 2, half)
-        box += _number(int(spans.with_microbatch[at]), left, width, top + 1.5 * half, half)
     else:
         box = _box(left, top, width, rows.passes, COLOURS[kind], chunk)
-        box += _number(int(spans.microbatch[at]), left, width, top + rows.passes / 2, rows.passes)
     return f"<g><title>{escape(title)}</title>{box}</g>"
+
+
+def _numbers(spans: Spans, at: int, rows: Rows, top: float, left: float, width: float) -> str:
+    """The micro-batch of a pass, both of F&B, where they fit."""
+    if spans.kind[at] != Activity.FORWARD_BACKWARD:
+        return _number(int(spans.microbatch[at]), left, width, top + rows.passes / 2, rows.passes)
+    half = rows.passes / 2
+    return _number(int(spans.microbatch[at]), left, width, top + half / 2, half) + _number(
+        int(spans.with_microbatch[at]), left, width, top + 1.5 * half, half
+    )
 
 
 def _box(left: float, top: float, width: float, height: float, colour: str, chunk: int) -> str:
