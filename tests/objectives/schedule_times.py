@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from objectives.simulator.program import Pass
+from objectives.simulator.program import Op, Pass
 from objectives.simulator.timeline import PassTimes, simulate
 
 EQUAL = (1, 1, 1)
@@ -27,43 +27,51 @@ def bubbles(program, costs, both=None):
 def longest_path_s(program, costs, both=None):
     """The makespan by a plain walk over the ranks: what the engine must agree with."""
     forward_s, input_s, weight_s = costs
+    both = sum(costs) if both is None else both
     seconds = dict(zip(Pass, (forward_s, input_s + weight_s, input_s, weight_s, both), strict=True))
-    if both is None:
-        seconds[Pass.FORWARD_BACKWARD] = sum(costs)
-    n_stages = {
-        route: 1 + int(program.stage[:, program.route == route].max()) for route in program.route.tolist()
-    }
-    done, free, queues = {}, [0] * program.n_ranks, [list(program.order(i)) for i in range(program.n_ranks)]
-
-    def forward(i, microbatch, chunk):
-        stage, route = int(program.stage[i, chunk]), int(program.route[chunk])
-        return [("F", route, stage - 1, microbatch)] if stage else [], [("F", route, stage, microbatch)]
-
-    def backward(i, microbatch, chunk):
-        stage, route = int(program.stage[i, chunk]), int(program.route[chunk])
-        needs = [("F", route, stage, microbatch)]
-        if stage < n_stages[route] - 1:
-            needs.append(("B", route, stage + 1, microbatch))
-        return needs, [("B", route, stage, microbatch)]
-
-    def waits_and_gives(i, op):
-        if op.kind is Pass.FORWARD:
-            return forward(i, op.microbatch, op.chunk)
-        if op.kind is Pass.BACKWARD_WEIGHT:
-            return backward(i, op.microbatch, op.chunk)[1], []
-        if op.kind is Pass.FORWARD_BACKWARD:
-            pair = forward(i, op.microbatch, op.chunk), backward(i, op.with_microbatch, op.with_chunk)
-            return pair[0][0] + pair[1][0], pair[0][1] + pair[1][1]
-        return backward(i, op.microbatch, op.chunk)
-
+    done, free = {}, [0] * program.n_ranks
+    queues = [list(program.order(rank))[::-1] for rank in range(program.n_ranks)]
     while any(queues):
-        before = sum(map(len, queues))
-        for i, queue in enumerate(queues):
-            while queue:
-                needs, gives = waits_and_gives(i, queue[0])
-                if any(need not in done for need in needs):
-                    break
-                free[i] = max([free[i], *(done[need] for need in needs)]) + seconds[queue.pop(0).kind]
-                done.update(dict.fromkeys(gives, free[i]))
-        assert sum(map(len, queues)) < before, "the schedule deadlocks"
+        n_before = sum(map(len, queues))
+        for rank, queue in enumerate(queues):
+            while queue and (needs := needs_of(program, rank, queue[-1])) <= done.keys():
+                op = queue.pop()
+                free[rank] = max([free[rank], *(done[need] for need in needs)]) + seconds[op.kind]
+                done.update(dict.fromkeys(gives_of(program, rank, op), free[rank]))
+        assert sum(map(len, queues)) < n_before, "the schedule deadlocks"
     return max(free)
+
+
+def place(program, rank, chunk):
+    """Route, stage along it, and whether that is the last."""
+    route = program.route[chunk]
+    stage = int(program.stage[rank, chunk])
+    return int(route), stage, stage == program.stage[:, program.route == route].max()
+
+
+def needs_of(program, rank, op):
+    """What a pass waits for, as (letter, route, stage, micro-batch)."""
+    route, stage, is_last = place(program, rank, op.chunk)
+    match op.kind:
+        case Pass.FORWARD:
+            return {("F", route, stage - 1, op.microbatch)} if stage else set()
+        case Pass.BACKWARD_WEIGHT:
+            return {("B", route, stage, op.microbatch)}
+        case Pass.FORWARD_BACKWARD:
+            pair = halves_of(op)
+            return needs_of(program, rank, pair[0]) | needs_of(program, rank, pair[1])
+    later = set() if is_last else {("B", route, stage + 1, op.microbatch)}
+    return {("F", route, stage, op.microbatch)} | later
+
+
+def gives_of(program, rank, op):
+    """What others wait for."""
+    if op.kind is Pass.FORWARD_BACKWARD:
+        return [give for half in halves_of(op) for give in gives_of(program, rank, half)]
+    route, stage, _ = place(program, rank, op.chunk)
+    letter = {Pass.FORWARD: "F", Pass.BACKWARD_WEIGHT: "W"}.get(op.kind, "B")
+    return [(letter, route, stage, op.microbatch)]
+
+
+def halves_of(op):
+    return Op(Pass.FORWARD, op.microbatch, op.chunk), Op(Pass.BACKWARD, op.with_microbatch, op.with_chunk)

@@ -121,7 +121,7 @@ _OPTIONS = {
 
 def _named(schedule: Schedule | str) -> Schedule:
     if schedule not in set(Schedule):
-        raise UnknownName("a schedule", str(schedule), list(Schedule))
+        raise UnknownName("a schedule", str(schedule), map(str, Schedule))
     return Schedule(schedule)
 
 

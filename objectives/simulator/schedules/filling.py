@@ -192,10 +192,18 @@ Maker = Callable[[int], Program]  # a program for so many micro-batches
 
 
 @dataclass(frozen=True, slots=True)
+class _Order:
+    """An order for any number of micro-batches, and written out for few."""
+
+    make: Maker
+    steps: list[list[Step]]
+
+
+@dataclass(frozen=True, slots=True)
 class _Try:
     """An order with a policy, and what they idle on a small case."""
 
-    make: Maker
+    order: _Order
     policy: Policy
     badness: tuple[float, float]
     waited_s: float
@@ -208,30 +216,31 @@ def best_try(pipeline: Pipeline, orders: Sequence[Maker]) -> _Try | None:
     lowered, each time below the most that a rank has idled up to, so that every step changes what some rank
     does.
     """
+    given = [_Order(make, steps(make(pipeline.n_microbatches), with_weights=False)) for make in orders]
     ends = [Policy(fit, allowance_s) for fit in _FITS for allowance_s in (_INFINITE, 0.0)]
-    tries = [each for make in orders for policy in ends if (each := _attempt(pipeline, make, policy))]
+    tries = [each for order in given for policy in ends if (each := _attempt(pipeline, order, policy))]
     if not tries:
         return None
-    make = min(tries, key=lambda each: each.badness).make
+    order = min(tries, key=lambda each: each.badness).order
     for fit in _FITS:
-        tries += _lowered(pipeline, make, fit)
+        tries += _lowered(pipeline, order, fit)
     return min(tries, key=lambda each: each.badness)
 
 
-def _lowered(pipeline: Pipeline, make: Maker, fit: float) -> list[_Try]:
+def _lowered(pipeline: Pipeline, order: _Order, fit: float) -> list[_Try]:
     """Tries of one order with ever smaller allowances."""
     tries = []
-    latest = _attempt(pipeline, make, Policy(fit, _INFINITE))
+    latest = _attempt(pipeline, order, Policy(fit, _INFINITE))
     for _ in range(_N_LOWERED):
         if latest and latest.waited_s > 0:
-            latest = _attempt(pipeline, make, Policy(fit, latest.waited_s * (1 - 1e-9)))
+            latest = _attempt(pipeline, order, Policy(fit, latest.waited_s * (1 - 1e-9)))
             tries.append(latest)
     return [each for each in tries if each]
 
 
-def _attempt(pipeline: Pipeline, make: Maker, policy: Policy) -> _Try | None:
-    filled = fill(pipeline, steps(make(pipeline.n_microbatches), with_weights=False), policy)
-    return _Try(make, policy, filled.badness, filled.waited_s) if filled else None
+def _attempt(pipeline: Pipeline, order: _Order, policy: Policy) -> _Try | None:
+    filled = fill(pipeline, order.steps, policy)
+    return _Try(order, policy, filled.badness, filled.waited_s) if filled else None
 
 
 def filled_best(
@@ -250,7 +259,7 @@ def filled_best(
     boundless = replace(large, memory=2 * m * large.n_stages)
     results = [fill(boundless, steps(drawn(m), with_weights=True), _PATIENT)]
     if won := best_try(small, orders):
-        results.append(fill(large, steps(won.make(m), with_weights=False), won.policy))
+        results.append(fill(large, steps(won.order.make(m), with_weights=False), won.policy))
     best = min((filled for filled in results if filled), key=lambda filled: filled.badness)
     return program_from(stage, m, best.orders)
 
@@ -263,7 +272,7 @@ def pipeline_of(stage: Ints, n_microbatches: int, costs: PassCosts, room: Room) 
         n_microbatches=n_microbatches,
         seconds=costs.table(n_ranks, n_chunks).tolist(),
         send_s=costs.sends_s(n_ranks).tolist(),
-        memory=int(np.floor(2 * n_chunks * room.microbatches + 1e-9)),
+        memory=int(2 * n_chunks * min(room.microbatches, n_microbatches) + 1e-9),
         at_input=HALVES_AT_BACKWARD_INPUT[room.release],
     )
 

@@ -54,6 +54,7 @@ def zb_v(
     memory = p if memory_limit is None else memory_limit
     check(memory >= p, "ZB-V keeps as many micro-batches as there are ranks", f"a limit of {memory:g}",
           hint="V-Half and V-Min keep fewer")  # fmt: skip
+    costs.check_fits(p, 2)
     if costs.are_equal:
         return _zb_v_drawn(p, m)
     drawn = partial(_zb_v_drawn, p)

@@ -64,8 +64,9 @@ def zb_h2(
     Source: Qi et al. (2023), arXiv:2401.10241, sections 2.3.2 and 3, and table 2.
     """
     p, m, costs = n_ranks, n_microbatches, costs or PassCosts()
-    memory = 2 * p if memory_limit is None else memory_limit
+    memory = 2 * p if memory_limit is None else min(memory_limit, m + 2 * p)  # nobody keeps more than m
     check(memory >= 1, "a memory limit must hold one micro-batch", f"{memory:g}")
+    costs.check_fits(p, 1)
     if costs.are_equal and memory >= 2 * p - 1:
         return _zb_h2_drawn(p, m)
     fallen_back: list[Maker] = [partial(_zb_h2_drawn, p), partial(zb_h1, p), partial(_one_at_a_time, p)]
