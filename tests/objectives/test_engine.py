@@ -32,9 +32,17 @@ def machines(draw, *, shares=False, in_order=False):
     rows = []
     for task in range(n):
         needs = rng.choice(task, size=min(task, int(rng.integers(0, 4))), replace=False) if task else []
-        rows.append((rng.uniform(0.1, 2), int(rng.integers(0, n_streams)), [(int(k), rng.uniform(0, 0.5)) for k in needs]))
+        rows.append(
+            (
+                rng.uniform(0.1, 2),
+                int(rng.integers(0, n_streams)),
+                [(int(k), rng.uniform(0, 0.5)) for k in needs],
+            )
+        )
     link = rng.integers(-1, 3, n) if shares else np.full(n, -1)
-    tasks = tasks_of(rows, link=link, weight=rng.uniform(0.5, 2, n), hold_s=rng.uniform(0, 0.3, n) * (rng.random(n) < 0.3))
+    tasks = tasks_of(
+        rows, link=link, weight=rng.uniform(0.5, 2, n), hold_s=rng.uniform(0, 0.3, n) * (rng.random(n) < 0.3)
+    )
     slow = rng.uniform(1, 2, 2) if shares else (1.0, 1.0)
     return tasks, Resources(
         n_streams=n_streams, device=rng.integers(0, 2, n_streams), is_comm=rng.random(n_streams) < 0.5,
@@ -46,7 +54,9 @@ def machines(draw, *, shares=False, in_order=False):
 def plain_clock(tasks, resources):
     """The engine's rules, event by event, with nothing remembered: every speed worked out at every event."""
     n, now = len(tasks), 0.0
-    by_arrival = resources.by_arrival if resources.by_arrival is not None else np.zeros(resources.n_streams, bool)
+    by_arrival = (
+        resources.by_arrival if resources.by_arrival is not None else np.zeros(resources.n_streams, bool)
+    )
     left, start, finish = tasks.work_s.copy(), np.full(n, np.nan), np.full(n, np.nan)
     running, taken_until = {}, np.zeros(resources.n_streams)
 
@@ -58,7 +68,9 @@ def plain_clock(tasks, resources):
         kinds = {(int(resources.device[s]), bool(resources.is_comm[s])) for s in running}
         found = {}
         for stream, task in running.items():
-            flows = sum(tasks.weight[other] for other in running.values() if tasks.link[other] == tasks.link[task])
+            flows = sum(
+                tasks.weight[other] for other in running.values() if tasks.link[other] == tasks.link[task]
+            )
             share = 1.0 if tasks.link[task] < 0 else min(1.0, resources.capacity[tasks.link[task]] / flows)
             both = {(int(resources.device[stream]), kind) for kind in (False, True)} <= kinds
             slow = resources.comm_slowdown if resources.is_comm[stream] else resources.compute_slowdown
@@ -72,7 +84,9 @@ def plain_clock(tasks, resources):
                 continue
             waiting = [t for t in np.flatnonzero(tasks.stream == stream) if np.isnan(start[t])]
             if by_arrival[stream]:
-                waiting = sorted((t for t in waiting if ready_at(t) <= now + 1e-12), key=lambda t: (ready_at(t), t))
+                waiting = sorted(
+                    (t for t in waiting if ready_at(t) <= now + 1e-12), key=lambda t: (ready_at(t), t)
+                )
             if waiting and ready_at(waiting[0]) <= now + 1e-12:
                 running[stream], start[waiting[0]] = waiting[0], now
         rates = speeds()
@@ -189,7 +203,9 @@ def test_what_is_ready_at_once_runs_in_order_but_for_what_is_urgent():
 
 def test_a_deadlock_names_what_waits_and_the_circle():
     tasks = tasks_of([(1.0, 0, [3]), (1.0, 0, []), (1.0, 1, [1]), (1.0, 1, [])])
-    match = r"rank 0 at a waits for d of rank 1; rank 1 at c waits for b of rank 0; in a circle: .*rank 0 at a$"
+    match = (
+        r"rank 0 at a waits for d of rank 1; rank 1 at c waits for b of rank 0; in a circle: .*rank 0 at a$"
+    )
     names = dict(enumerate([("rank 0", "a"), ("rank 0", "b"), ("rank 1", "c"), ("rank 1", "d")]))
     for by_events in (False, True):
         with pytest.raises(InvalidSpec, match=match.replace("$", r"\.")):

@@ -28,7 +28,9 @@ LLAMA = job_of("llama-3-8b", "dgx-h100", 16, seq_len=8192, global_batch=16)
 MIXTRAL = job_of("mixtral-8x7b", "dgx-h100", 16, global_batch=16)
 SMALL = [
     Plan.parse("tp=2 pp=2 dp=4 micro_batch=1 overlap_dp=true"),
-    Plan.parse("tp=2 pp=2 dp=2 cp=2 micro_batch=1 zero=1 sequence_parallel=true overlap_dp=true overlap_tp=true"),
+    Plan.parse(
+        "tp=2 pp=2 dp=2 cp=2 micro_batch=1 zero=1 sequence_parallel=true overlap_dp=true overlap_tp=true"
+    ),
     Plan.parse("tp=1 pp=4 dp=4 micro_batch=1 zero=3 overlap_dp=true"),
     Plan.parse("tp=2 pp=2 dp=4 micro_batch=1 vpp=2 schedule=interleaved zero=2 overlap_pp=true"),
     Plan.parse("tp=2 pp=4 dp=2 micro_batch=1 schedule=zb-h1"),
@@ -102,7 +104,9 @@ def test_representative_ranks_are_all_ranks(plan, options):
 
 def test_experts_joined_over_all_ranks_take_as_long():
     plan = Plan.parse("tp=2 pp=2 dp=4 ep=4 etp=1 micro_batch=1")
-    one, all_ranks = (simulate_step(MIXTRAL, plan, replace(PIECES, all_ranks=every)) for every in (False, True))
+    one, all_ranks = (
+        simulate_step(MIXTRAL, plan, replace(PIECES, all_ranks=every)) for every in (False, True)
+    )
     assert one.parts_s["ep_comm_s"].min() > 0
     assert all_ranks.step_s == pytest.approx(one.step_s, rel=1e-12)
 
@@ -137,7 +141,9 @@ def test_a_slow_link_delays_and_a_slow_rank_more_than_its_share():
     usual = simulate_step(LLAMA, plan).step_s
     for options in (Randomness(slow_links=((1, 50.0),)), Randomness(slow_ranks=((2, 1.3),))):
         assert simulate_step(LLAMA, plan, replace(PLAIN, randomness=options)).step_s > 1.02 * usual
-    with pytest.raises(InvalidSpec, match="a slow rank must be one of the 4 there are, counted from 0; got 4"):
+    with pytest.raises(
+        InvalidSpec, match="a slow rank must be one of the 4 there are, counted from 0; got 4"
+    ):
         simulate_step(LLAMA, plan, replace(PLAIN, randomness=Randomness(slow_ranks=((4, 2.0),))))
 
 
@@ -191,7 +197,9 @@ def test_gradients_hide_behind_the_last_backward_passes_in_buckets():
     found = simulate_step(LLAMA, plan, PIECES)
     reduces = found.activities.activity == Activity.REDUCE
     last = found.passes.finish_s.max()
-    early = reduces & (found.activities.finish_s < last) & (found.activities.finish_s > found.activities.start_s)
+    early = (
+        reduces & (found.activities.finish_s < last) & (found.activities.finish_s > found.activities.start_s)
+    )
     assert early.sum() >= 4
     alone = simulate_step(LLAMA, replace(plan, overlap_dp=False), PIECES)
     assert found.parts_s["dp_comm_s"][0] < 0.5 * alone.parts_s["dp_comm_s"][0]
@@ -241,7 +249,9 @@ def test_when_activations_go_decides_the_peak_and_what_holds_it(release, held):
 def test_half_of_the_activations_may_go_with_each_half_of_the_backward_pass():
     plan = program(Schedule.ZB_H2, 4, 12)
     ones = np.ones((4, 1))
-    found = simulate(plan, PassTimes(forward_s=ones, backward_input_s=ones, backward_weight_s=ones, send_s=np.zeros(4)))
+    found = simulate(
+        plan, PassTimes(forward_s=ones, backward_input_s=ones, backward_weight_s=ones, send_s=np.zeros(4))
+    )
     peaks = [rank_memory(found, ones, release=release).peak_activation_bytes for release in Release]
     assert np.all(peaks[0] <= peaks[1])
     assert np.all(peaks[1] <= peaks[2])
@@ -264,8 +274,14 @@ def test_every_schedule_of_a_plan_is_simulated(schedule, detail):
         (lambda: StepOptions(n_groups=0), "n_groups must be from 1 to 64; got 0"),
         (lambda: StepOptions(slowdown=assumed(0.5)), "the overlap slow-down must be at least 1; got 0.5"),
         (lambda: Randomness(jitter=-1.0), "jitter must be finite and not negative; got -1.0"),
-        (lambda: Randomness(slow_ranks=((0, 0.5),)), "takes a finite number of times as long, at least 1; got 0: 0.5"),
-        (lambda: Randomness(expert_load=ExpertLoad.HISTOGRAM), "a histogram needs shares that are not negative"),
+        (
+            lambda: Randomness(slow_ranks=((0, 0.5),)),
+            "takes a finite number of times as long, at least 1; got 0: 0.5",
+        ),
+        (
+            lambda: Randomness(expert_load=ExpertLoad.HISTOGRAM),
+            "a histogram needs shares that are not negative",
+        ),
         (lambda: simulate_steps(LLAMA, SMALL[0], PLAIN, []), "a distribution needs at least one seed"),
     ],
     ids=str,

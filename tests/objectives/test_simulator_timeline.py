@@ -138,7 +138,9 @@ def test_messages_of_a_filling_pipeline_add_up():
 
 
 def test_a_v_turns_without_a_message():
-    plan = program_of([[Op(F, 0), Op(F, 0, 1)], [Op(F, 0), Op(F, 0, 1)]], n_microbatches=1, stage=np.array([[0, 3], [1, 2]]))
+    plan = program_of(
+        [[Op(F, 0), Op(F, 0, 1)], [Op(F, 0), Op(F, 0, 1)]], n_microbatches=1, stage=np.array([[0, 3], [1, 2]])
+    )
     # Down over one link, around on the second rank, and up over the same link.
     assert simulate(plan, equal_times(plan, send=0.5)).start_s.tolist() == [0, 4, 1.5, 2.5]
 
@@ -147,7 +149,11 @@ def test_a_pair_of_passes_has_a_cost_of_its_own():
     plan = program_of([[Op(F, 0), Op(FB, 1, 0, 0, 0), Op(B, 1)]], n_microbatches=2)
     times = equal_times(plan)
     assert simulate(plan, times).finish_s.tolist() == [1, 4, 6]
-    assert simulate(plan, replace(times, forward_backward_s=np.array([[2.5]]))).finish_s.tolist() == [1, 3.5, 5.5]
+    assert simulate(plan, replace(times, forward_backward_s=np.array([[2.5]]))).finish_s.tolist() == [
+        1,
+        3.5,
+        5.5,
+    ]
 
 
 @pytest.mark.parametrize(
@@ -171,7 +177,9 @@ def test_no_more_than_the_limit_are_between_their_passes_on_the_first_stage(limi
     plan = program(Schedule.MESSAGE_DRIVEN, 4, 12, limit=limit)
     found = simulate(plan, equal_times(plan, send=0.3))
     first = found.of_rank(0)
-    moments = np.concatenate([found.start_s[first & (plan.kind == F)], found.finish_s[first & (plan.kind == B)]])
+    moments = np.concatenate(
+        [found.start_s[first & (plan.kind == F)], found.finish_s[first & (plan.kind == B)]]
+    )
     change = np.repeat([1, -1], len(moments) // 2)
     held = np.cumsum(change[np.lexsort((change, moments))])
     assert held.max() == limit
@@ -206,7 +214,10 @@ def test_a_deadlock_names_the_ranks_and_what_they_wait_for(orders, match):
     ("orders", "match"),
     [
         ([[Op(F, 3)]], r"passes must be of 1 micro-batches and 1 chunks; got F\(micro-batch 3, chunk 0\)"),
-        ([[Op(F, 0), Op(F, 0)]], r"must run every pass once; got F\(micro-batch 0, chunk 0\) twice on rank 0"),
+        (
+            [[Op(F, 0), Op(F, 0)]],
+            r"must run every pass once; got F\(micro-batch 0, chunk 0\) twice on rank 0",
+        ),
     ],
     ids=["no such micro-batch", "twice"],
 )

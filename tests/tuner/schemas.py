@@ -49,7 +49,16 @@ PRICED = dict(
     time_s=PARTS,
     memory_bytes=PARTS,
 )
-RANK = document("rank", job=JOB, origin={"const": "analytic"}, plans=LEDGER, best=many(record(**PRICED), 1))
+AGAIN = maybe(record(step_time_s=FINITE, difference=NUMBER, reasons=many(TEXT)))
+SECOND = maybe(record(close=COUNT, simulated=COUNT, budget_s=FINITE, load_s=FINITE, seconds=FINITE))
+RANK = document(
+    "rank",
+    job=JOB,
+    origin={"const": "analytic"},
+    plans=LEDGER,
+    second_opinion=SECOND,
+    best=many(record(**PRICED, simulated=AGAIN), 1),
+)
 STAGE = record(
     layers=COUNT, forward_s=FINITE, backward_s=FINITE, memory_bytes=PARTS, peak_memory_bytes=FINITE
 )
