@@ -74,13 +74,15 @@ def close_to_best(estimate: Estimate) -> Bools:
     return np.asarray(gap <= Z_SCORE * np.sqrt(variance + variance[best]))
 
 
-def within_budget(job: Job, candidates: Candidates, among: Bools, budget_s: float) -> list[int]:
+def within_budget(
+    job: Job, candidates: Candidates, among: Bools, budget_s: float, plan_s: float = PLAN_S
+) -> list[int]:
     """The first of these rows that take no longer than the budget together; at least one."""
     rows = np.flatnonzero(among)
     plans = candidates.plans.take(rows)
     n_microbatches = job.workload.global_batch // (plans.micro_batch * plans.dp)
     kinds = np.where(plans.is_any_schedule(SPLIT_BACKWARD), 3, 2)
-    seconds = PLAN_S + PASS_S * plans.pp * plans.vpp * n_microbatches * kinds
+    seconds = plan_s + PASS_S * plans.pp * plans.vpp * n_microbatches * kinds
     return [int(row) for row in rows[: max(1, int((np.cumsum(seconds) <= budget_s).sum()))]]
 
 

@@ -131,7 +131,13 @@ TRIAL = record(
     number=COUNT,
     state={"enum": ["running", "measured", "failed", "lost", "withdrawn"]},
     plan=maybe(PLAN),
-    predicted=maybe(record(step_time_s=FINITE, peak_memory_bytes=FINITE)),
+    predicted=maybe(
+        record(
+            step_time_s=FINITE,
+            peak_memory_bytes=FINITE,
+            origin={"enum": ["analytic", "simulated", "corrected"]},
+        )
+    ),
     outcome=maybe({"anyOf": [MEASURED, FAILED]}),
     values=VALUES,
     attempt=COUNT,
