@@ -14,7 +14,7 @@ from tests.objectives.jobs import job_of
 from tests.tuner.cli import JOB, NARROW, meshtune
 from tuner import api
 from tuner.report.rescored import simulated_lines, why
-from tuner.rescore import MOST_CLOSE, PLAN_S, TIMED_ANEW, close_to_best, rescored, within_budget
+from tuner.rescore import MOST_CLOSE, PLAN_S, close_to_best, rescored, simulated_s, within_budget
 
 ROOT = Path(__file__).parents[2]
 SPACE = SpaceSpec.of({
@@ -65,14 +65,33 @@ def test_a_difference_has_a_reason(again):
         assert bool(again.second.reasons[i]) == differs
 
 
-def test_closeness_grows_with_what_is_timed_anew(plain):
-    priced = plain.candidates.estimate
-    is_close = close_to_best(priced)
+def test_only_plans_within_the_error_of_the_forms_are_close(job, plain):
+    candidates = plain.candidates
+    is_close = close_to_best(job, candidates)
     assert is_close[0]
     assert 1 < is_close.sum() < len(is_close)
-    sure = replace(priced, time=replace(priced.time, **dict.fromkeys(TIMED_ANEW, 0 * priced.step_s)))
-    ties = sure.step_s <= sure.step_s.min() * (1 + 1e-12)
-    assert np.array_equal(close_to_best(sure), ties)
+    flat = replace(candidates, plans=replace(candidates.plans, pp=np.ones_like(candidates.plans.pp)))
+    step_s = candidates.estimate.step_s
+    # Without a pipeline the two opinions are one: only what ties with the best is close.
+    assert np.array_equal(close_to_best(job, flat), step_s <= step_s.min())
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        dict(model="gpt2", cluster="dgx-a100", n_devices=16, global_batch=64, seq_len=1024),
+        dict(model="llama-3-8b", cluster="dgx-h100", n_devices=32, global_batch=64),
+    ],
+    ids=lambda case: case["model"],
+)
+def test_the_engine_s_best_plan_is_among_the_close_ones(case):
+    job = job_of(**case)
+    space = SpaceSpec.of({"pp": [4], "zero": [1], "cp": [1], "recompute": ["none"], "recompute_every": [1]})
+    ranking = api.rank(job, space, keep=150)
+    step_s = [simulated_s(job, plan) for plan in ranking.candidates.plans]
+    best = int(np.argmin(step_s))
+    assert close_to_best(job, ranking.candidates)[best]
+    assert rescored(job, ranking, budget_s=60).second.step_s[0] == pytest.approx(step_s[best])
 
 
 @pytest.mark.parametrize("budget_s", [0.0, 0.5, 2.0])
