@@ -32,7 +32,7 @@ import numpy as np
 
 from objectives.cost.passes import PassTable
 from search_spaces.memory_habits import Release
-from search_spaces.plan import SPLIT_BACKWARD, Floats, Ints, OptimizerSync, Plans, Schedule
+from search_spaces.plan import SPLIT_BACKWARD, Floats, Ints, OptimizerSync, Plan, Plans, Schedule
 
 # Where a closed form is exact: what the schedule's own order takes then, on stages that are alike.
 EXACT: Mapping[Schedule, str] = MappingProxyType({
@@ -91,14 +91,14 @@ def _zb_v_s(plans: Plans, f: Floats, b: Floats, w: Floats) -> Floats:
     """ZB-V: nothing where f = b = w; else what its order, made for those, idles.
 
     span       (p - 1) max(2 (max(f, b) - w), |f - b|), or (p - 2) (w - max(f, b)) + (p - 1) |f - b|
-    barrier    (p - 1) max(b + 2 max(f - b, 0), w) - what the last rank is ahead
+    barrier    (p - 1) max(b + 2 max(f - b, 0), w) - what the last rank is ahead; at least the span
     """
     p, longest, apart = plans.pp, np.maximum(f, b), np.abs(f - b)
     span = (p - 1) * np.where(w > longest, apart, np.maximum(2 * (longest - w), apart))
     span += np.maximum(p - 2, 0) * np.maximum(w - longest, 0)
     ahead = np.where(w > longest, w - longest, np.maximum(f - b, 0))
     ramp = (p - 1) * np.maximum(b + 2 * np.maximum(f - b, 0), w) - ahead
-    return np.where(plans.is_sync(OptimizerSync.BARRIER), ramp, span)
+    return np.where(plans.is_sync(OptimizerSync.BARRIER), np.maximum(ramp, span), span)
 
 
 def _v_half_s(p: Ints, f: Floats, b: Floats, w: Floats) -> Floats:
@@ -173,6 +173,11 @@ def warmup_beyond(plans: Plans, stage: Ints) -> Ints:
     """
     beyond: Ints = np.minimum(plans.extra_warmup, plans.pp - 1 - stage)
     return beyond
+
+
+def warmups_beyond(plan: Plan) -> Ints:
+    """The same of every stage of one plan; shape (pp,)."""
+    return warmup_beyond(Plans.of([plan]), np.arange(plan.pp)[:, None])[:, 0]
 
 
 def in_flight(

@@ -173,12 +173,16 @@ def state_table(job: Job, plans: Plans) -> StateTable:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class StageSharing:
-    """Seconds in which each device of a stage shares and updates its state once; shape (n_stages,)."""
+    """Seconds in which each device of a stage shares and updates its state once; shape (n_stages,).
+
+    `copies_s` adds up the gradients of two copies of the model.
+    """
 
     reduce_s: Floats
     gather_s: Floats
     optimizer_s: Floats
     offload_s: Floats
+    copies_s: Floats
 
 
 def stage_sharing(job: Job, plans: Plans, parameters: RankParameters, n_layers: Ints) -> StageSharing:
@@ -186,7 +190,10 @@ def stage_sharing(job: Job, plans: Plans, parameters: RankParameters, n_layers: 
     reduce_s, gather_s = _sharing_s(job, plans, parameters)
     owned = np.where(plans.zero >= 1, _sharded(plans, parameters), parameters.total)
     optimizer_s, offload_s = _update_s(job, plans, owned, n_layers)
-    return StageSharing(reduce_s=reduce_s, gather_s=gather_s, optimizer_s=optimizer_s, offload_s=offload_s)
+    return StageSharing(
+        reduce_s=reduce_s, gather_s=gather_s, optimizer_s=optimizer_s, offload_s=offload_s,
+        copies_s=_copies_s(job, plans, parameters),
+    )  # fmt: skip
 
 
 def _sharing_s(job: Job, plans: Plans, parameters: RankParameters) -> tuple[Floats, Floats]:

@@ -4,11 +4,13 @@
     F_i + x where a stage follows, B_i + x where one is in front (a blocking sender sends and then goes on)
 
     GPipe    sum T_i + (m - 1) (max F_i + max B_i)
-    1F1B     max over w of  sum_{i<w} T_i + (m - k) T_w + max(Z, k F_w) + max(Z, k B_w),   Z = sum_{i>w} T_i,
-             k = min(p - 1 - w, m - 1): stage w waits for, or fills, the way down and up again behind it
+    1F1B     max over w of  sum_{i<w} T_i + (m - k_w) T_w + max_v (Z_wv + k_v max_{u<=v} F_u)
+                                                          + max_v (Z_wv + k_v max_{u<=v} B_u)
+             k_i = p - 1 - i forward passes warm stage i up;  Z_wv = sum_{w<i<=v} T_i,  v >= w
+             (the rhythm is that of stage w; before and behind it a stage v turns the longest way around)
 
-Both are exact for any stages and m >= p (a test compares them with the engine); the closed forms of
-`objectives.cost.pipeline` count sum T_i + (m - 1) max T_i and 2 (m + p - 1) x.
+Both are exact for m >= p, whatever the stages (found here; a test compares them with the engine).  The closed
+forms of `objectives.cost.pipeline` count sum T_i + (m - 1) max T_i, and messages apart.
 """
 
 from collections.abc import Callable, Mapping
@@ -35,12 +37,15 @@ def gpipe_s(forward_s: Floats, backward_s: Floats, n_microbatches: int) -> float
 
 def one_f_one_b_s(forward_s: Floats, backward_s: Floats, n_microbatches: int) -> float:
     """Makespan of 1F1B with uneven stages, m >= p."""
-    both_s, longest_s = forward_s + backward_s, 0.0
-    for w, (f, b) in enumerate(zip(forward_s, backward_s, strict=True)):
-        k = min(len(both_s) - 1 - w, n_microbatches - 1)
-        behind_s = both_s[w + 1 :].sum()
-        ends_s = max(behind_s, k * f) + max(behind_s, k * b)
-        longest_s = max(longest_s, both_s[:w].sum() + (n_microbatches - k) * (f + b) + ends_s)
+    both_s, p = forward_s + backward_s, len(forward_s)
+    warmups = np.arange(p)[::-1]
+    fills_s, drains_s = (warmups * np.maximum.accumulate(each) for each in (forward_s, backward_s))
+    so_far_s = np.concatenate(([0.0], np.cumsum(both_s)))
+    longest_s = 0.0
+    for w in range(p):
+        behind_s = so_far_s[w + 1 :] - so_far_s[w + 1]  # of stages w + 1 to v, for v = w ... p - 1
+        ends_s = np.max(behind_s + fills_s[w:]) + np.max(behind_s + drains_s[w:])
+        longest_s = max(longest_s, so_far_s[w] + (n_microbatches - warmups[w]) * both_s[w] + ends_s)
     return float(longest_s)
 
 
@@ -97,9 +102,13 @@ def _stages_are_uneven(step: StepInput, found: Estimate) -> bool:
 
 
 def _messages_differ(step: StepInput, found: Estimate) -> bool:
-    send_s = float(found.time.pp_comm_s[0])
+    """Against the exact form; where there is none, all messages together must be too short to matter."""
     without_s, with_s = (_uneven_form_s(step, each) for each in (0.0, step.parts.send_s))
-    off_s = send_s if without_s is None or with_s is None else abs(with_s - without_s - send_s)
+    if without_s is None or with_s is None:
+        n_messages = 2 * (step.program.n_microbatches * step.program.n_chunks + step.plan.pp)
+        off_s = n_messages * step.parts.send_s
+    else:
+        off_s = abs(with_s - without_s - float(found.time.pp_comm_s[0]))
     return bool(off_s > _EACH * found.step_s[0])
 
 
@@ -109,7 +118,7 @@ def _shares_inside_passes(step: StepInput, found: Estimate) -> bool:
 
 def _first_stage_is_not_fullest(step: StepInput, found: Estimate) -> bool:
     shared = hideable(step, in_buckets=False)
-    shown_s = float((shared.reduce_shown_s + shared.gather_shown_s)[0]) + step.parts.tie_s
+    shown_s = float((shared.reduce_shown_s + shared.gather_shown_s)[0] + step.parts.tie_s[0])
     return step.plan.zero < 2 and abs(shown_s - found.time.dp_comm_s[0]) > _EACH * found.step_s[0]
 
 

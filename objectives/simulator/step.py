@@ -10,15 +10,16 @@ from enum import StrEnum
 
 import numpy as np
 
+from objectives.cost.pipeline import warmups_beyond
 from objectives.cost.result import StepMemory
 from objectives.cost.stage_parts import stage_parts
-from objectives.cost.step import stage_profile
+from objectives.cost.step import release_of, stage_profile
 from objectives.metrics import Job
 from objectives.simulator.engine import Run, execute
 from objectives.simulator.memory import RankMemory, rank_memory
 from objectives.simulator.program import Program
 from objectives.simulator.randomness import Randomness
-from objectives.simulator.schedules import Release, program
+from objectives.simulator.schedules import program
 from objectives.simulator.step_account import SHOWN, step_parts
 from objectives.simulator.step_build import StepGraph, StepInput, hideable, in_pieces, whole_passes
 from objectives.simulator.step_costs import row_costs, stage_of_chunk
@@ -33,6 +34,7 @@ from objectives.simulator.step_graph import (
 from objectives.simulator.timeline import Timeline, clock, reordered, wire
 from search_spaces.cluster import Constant, assumed
 from search_spaces.errors import check
+from search_spaces.memory_habits import Release
 from search_spaces.plan import Floats, Ints, OptimizerSync, Plan
 
 # Both sides take up to 1.3 times as long while they overlap on an NVIDIA GPU, since kernels of both share its
@@ -53,8 +55,8 @@ class StepOptions:
 
     `n_groups` is the groups of layers of a pass in pieces; `slowdown` the factor by which computation and
     communication each take longer while both run on a device; `sync` None stands for the plan's own.
-    `release` says when split backward passes give activations back.  `program` is run in place of the plan's
-    own schedule.
+    `release` says when split backward passes give activations back, None: when the trainer does.  `program`
+    is run in place of the plan's own schedule.
     """
 
     detail: Detail = Detail.PIECES
@@ -62,7 +64,7 @@ class StepOptions:
     slowdown: Constant = OVERLAP_SLOWDOWN
     shares_links: bool = True
     sync: OptimizerSync | None = None
-    release: Release = Release.AT_WEIGHT
+    release: Release | None = None
     all_ranks: bool = False
     copy_factors: tuple[tuple[float, ...], ...] = ()
     randomness: Randomness = field(default_factory=Randomness)
@@ -133,9 +135,9 @@ class SimulatedStep:
 
     @property
     def span_bubble_fraction(self) -> float:
-        """Share of its span in which the worst rank idles: steps interlock."""
-        span_s = self.passes.span_idle_s + self.passes.busy_s
-        return float(np.max(self.passes.span_idle_s / np.maximum(span_s, np.finfo(np.float64).tiny)))
+        """Share of the longest span in which its rank does not do what the busiest does: steps interlock."""
+        span_s = float(np.max(self.passes.span_idle_s + self.passes.busy_s))
+        return self.passes.span_bubble_s / max(span_s, np.finfo(np.float64).tiny)
 
     @property
     def peak_memory_bytes(self) -> float:
@@ -178,7 +180,7 @@ def program_of_plan(job: Job, plan: Plan) -> Program:
     """The schedule that the plan runs."""
     return program(
         plan.schedule, plan.pp, _n_microbatches(job, plan), plan.vpp,
-        extra_warmup=plan.extra_warmup, limit=plan.pipeline_limit,
+        extra_warmup=warmups_beyond(plan), limit=plan.pipeline_limit,
     )  # fmt: skip
 
 
@@ -326,10 +328,11 @@ def _factors(plan: Plan, options: StepOptions) -> Floats:
     return factors
 
 
-def _memory(job: Job, plan: Plan, passes: Timeline, release: Release) -> tuple[RankMemory, StepMemory]:
+def _memory(job: Job, plan: Plan, passes: Timeline, release: Release | None) -> tuple[RankMemory, StepMemory]:
     """What passes keep, beside what is there all the time."""
     profile = stage_profile(job, plan)
     stage, share = stage_of_chunk(passes.program)
     constant = profile.memory.total_bytes - profile.memory.activations_bytes
     kept = profile.activation_bytes[stage] * share
-    return rank_memory(passes, kept, constant_bytes=constant, release=release), profile.memory
+    memory = rank_memory(passes, kept, constant_bytes=constant, release=release or release_of(job))
+    return memory, profile.memory

@@ -386,16 +386,17 @@ def _finish(draft: Draft, step: StepInput, finals: list[Ints]) -> None:
     """Tied embeddings' gradients, the barrier, the update, and what every step costs."""
     n_ranks = step.program.n_ranks
     ranks = np.arange(n_ranks)
-    if step.parts.tie_s and n_ranks > 1:
-        ends = np.array([0, n_ranks - 1])
-        both = draft.add(Activity.JOIN, ends[:1], Stream.NONE, 0.0)
-        for each in finals:
-            draft.need(both, each[ends])
-        tie = draft.add(Activity.TIE, ends, Stream.DATA, step.parts.tie_s, tier=step.parts.tier["pp"])
+    tied = np.flatnonzero(step.parts.tie_s > 0)
+    if len(tied) and n_ranks > 1:
+        both = draft.add(Activity.JOIN, tied, Stream.NONE, 0.0)
+        tie = draft.add(Activity.TIE, tied, Stream.DATA, step.parts.tie_s[tied], tier=step.parts.tier["pp"])
         draft.need(tie, both)
-        tied = finals[0].copy()
-        tied[ends] = tie
-        finals = [*finals, tied]
+        for each in finals:
+            draft.need(both, each[tied])
+            draft.need(both, each[n_ranks - 1 - tied])
+        last = finals[0].copy()
+        last[tied] = tie
+        finals = [*finals, last]
     update = draft.add(Activity.OPTIMIZER, ranks, Stream.COMPUTE, step.parts.optimizer_s)
     copies = draft.add(Activity.OFFLOAD, ranks, Stream.COMPUTE, step.parts.offload_s)
     draft.need(copies, update)

@@ -120,8 +120,8 @@ class Timeline:
 
     @property
     def span_bubble_s(self) -> float:
-        """Idle seconds where steps interlock: the worst rank's span less its work."""
-        return float(self.span_idle_s.max())
+        """Idle seconds where steps interlock: the longest span of a rank less the most work of one."""
+        return float(np.max(self.span_idle_s + self.busy_s) - self.busy_s.max())
 
     def of_rank(self, rank: int) -> Bools:
         """Which passes are the rank's."""

@@ -9,9 +9,7 @@ torch/distributed/pipelining/schedules.py.
 
 from typing import Literal
 
-import numpy as np
-
-from objectives.cost.pipeline import warmup_beyond
+from objectives.cost.pipeline import warmups_beyond
 from objectives.metrics import Job
 from objectives.simulator.schedules import program
 from objectives.simulator.schedules.csv_file import csv_of
@@ -34,7 +32,6 @@ from search_spaces.plan import (
     V_SHAPED,
     CpKind,
     Plan,
-    Plans,
     RankOrder,
     Recompute,
     Schedule,
@@ -112,8 +109,8 @@ def schedule_file(job: Job, plan: Plan) -> str | None:
     """
     if plan.pp == 1 or (plan.schedule in SCHEDULES and not plan.extra_warmup):
         return None
-    beyond = warmup_beyond(Plans.of([plan]), np.arange(plan.pp)[:, None])[:, 0]
-    return csv_of(program(plan.schedule, plan.pp, n_microbatches(job, plan), plan.vpp, extra_warmup=beyond))
+    m, beyond = n_microbatches(job, plan), warmups_beyond(plan)
+    return csv_of(program(plan.schedule, plan.pp, m, plan.vpp, extra_warmup=beyond))
 
 
 def _schedule_lacks(model: ModelSpec, plan: Plan) -> list[str]:

@@ -51,7 +51,7 @@ def machines(draw, *, shares=False, in_order=False):
     )  # fmt: skip
 
 
-def plain_clock(tasks, resources):
+def plain_clock(tasks, resources):  # noqa: C901 - one loop, written to be read against the rules
     """The engine's rules, event by event, with nothing remembered: every speed worked out at every event."""
     n, now = len(tasks), 0.0
     by_arrival = (

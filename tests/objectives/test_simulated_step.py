@@ -12,7 +12,7 @@ from objectives.simulator.agreement import AGREES_TO, assumptions, gpipe_s, one_
 from objectives.simulator.memory import rank_memory
 from objectives.simulator.randomness import ExpertLoad, Randomness
 from objectives.simulator.schedules import Release, program
-from objectives.simulator.step import PLAIN, Detail, StepOptions, simulate_step, simulate_steps
+from objectives.simulator.step import PLAIN, Detail, StepOptions, StepSimulator, simulate_step, simulate_steps
 from objectives.simulator.step_graph import Activity
 from objectives.simulator.timeline import PassTimes, simulate
 from search_spaces.cluster import assumed
@@ -39,24 +39,21 @@ SMALL = [
 
 @pytest.mark.parametrize("name", JOBS)
 def test_the_engine_agrees_with_the_closed_form_wherever_that_is_exact(name):
-    """1,200 random legal plans over all jobs; the share inside the assumptions is printed with -rP."""
-    job, plans = JOBS[name], legal_plans(name, 150, seed=5)
+    """2,400 random legal plans over all jobs; the share inside the assumptions is printed with -rP."""
+    job, plans = JOBS[name], legal_plans(name, 300, seed=5)
     expected, inside = estimate(job, plans).step_s, 0
     for i, plan in enumerate(plans):
-        found = simulate_step(job, plan)
-        np.testing.assert_allclose(sum(found.parts_s.values()), found.makespan_s, rtol=1e-9)
         if not assumptions(job, plan):
             inside += 1
-            assert found.step_s == pytest.approx(expected[i], rel=AGREES_TO), plan.key
+            assert StepSimulator(job, plan).seconds(0) == pytest.approx(expected[i], rel=AGREES_TO), plan.key
     print(f"{name}: {inside} of {len(plans)} plans are inside the closed form's assumptions")
     assert inside
 
 
-@given(st.integers(2, 9), st.integers(0, 30), st.floats(0, 0.3), st.integers(0, 10**6))
+@given(st.integers(2, 9), st.integers(0, 30), st.sampled_from([0, 0.05, 0.3]), st.integers(0, 10**6))
 def test_uneven_pipelines_have_exact_forms(p, more, send, seed):
     rng, m = np.random.default_rng(seed), p + more
-    forward_s = rng.uniform(0.8, 1.2, p)
-    backward_s = 2 * forward_s * rng.uniform(0.9, 1.1, p)
+    forward_s, backward_s = rng.uniform(0.5, 1.5, p), rng.uniform(0.5, 3, p)
     times = PassTimes(
         forward_s=forward_s[:, None], backward_input_s=backward_s[:, None] / 2,
         backward_weight_s=backward_s[:, None] / 2, send_s=np.full(p, send),
@@ -72,7 +69,7 @@ def test_uneven_pipelines_have_exact_forms(p, more, send, seed):
 def test_pieces_that_share_nothing_are_the_passes(name):
     """Without an overlapped reduction, links shared or slow-down, finer tasks are the same seconds."""
     job = JOBS[name]
-    for plan in legal_plans(name, 40, seed=3):
+    for plan in legal_plans(name, 25, seed=3):
         if not plan.overlap_dp and not plan.overlap_pp:
             whole, pieces = simulate_step(job, plan), simulate_step(job, plan, FREE)
             assert pieces.step_s == pytest.approx(whole.step_s, rel=1e-6), plan.key
@@ -85,7 +82,7 @@ def test_pieces_that_share_nothing_are_the_passes(name):
 @pytest.mark.parametrize("name", JOBS)
 def test_slow_downs_and_shared_links_only_cost_a_fixed_order(name):
     job = JOBS[name]
-    for plan in legal_plans(name, 15, seed=4):
+    for plan in legal_plans(name, 8, seed=4):
         free, real = simulate_step(job, plan, FREE), simulate_step(job, plan, PIECES)
         assert real.step_s >= free.step_s * (1 - 1e-3), plan.key
         np.testing.assert_allclose(sum(real.parts_s.values()), real.makespan_s, rtol=1e-9)
@@ -218,7 +215,7 @@ def test_the_simulators_memory_is_the_frontier_log_with_one_constant():
 @pytest.mark.parametrize("name", JOBS)
 def test_peaks_are_the_closed_forms_and_memory_returns_to_its_start(name):
     job = JOBS[name]
-    for plan in legal_plans(name, 25, seed=6):
+    for plan in legal_plans(name, 15, seed=6):
         found, profile = simulate_step(job, plan), stage_profile(job, plan)
         np.testing.assert_allclose(found.memory.end_bytes, 0, atol=1e-6 * profile.activation_bytes.max())
         if plan.schedule in (Schedule.GPIPE, Schedule.ONE_F_ONE_B):
@@ -260,9 +257,8 @@ def test_half_of_the_activations_may_go_with_each_half_of_the_backward_pass():
 @settings(max_examples=20)
 @given(st.sampled_from(list(Schedule)), st.sampled_from(list(Detail)))
 def test_every_schedule_of_a_plan_is_simulated(schedule, detail):
-    vpp = 2 if schedule is Schedule.INTERLEAVED or "v" in schedule[-2:] or schedule == "dualpipe" else 1
-    plan = Plan(tp=2, pp=2, dp=4 if schedule != "dualpipe" else 2, cp=1 if schedule != "dualpipe" else 2,
-                micro_batch=1, schedule=schedule, vpp=vpp if schedule is Schedule.INTERLEAVED else 1)  # fmt: skip
+    vpp = 2 if schedule is Schedule.INTERLEAVED else 1
+    plan = Plan(tp=2, cp=2, pp=2, dp=2, micro_batch=1, schedule=schedule, vpp=vpp)
     found = simulate_step(LLAMA, plan, StepOptions(detail=detail))
     assert found.step_s > 0
     np.testing.assert_allclose(sum(found.parts_s.values()), found.makespan_s, rtol=1e-9)

@@ -148,7 +148,7 @@ def test_the_inner_clock_agrees_with_the_engine_and_with_its_memory(placement, v
         limit = costs.activation_bytes.sum(axis=1).max() * rng.uniform(1, 4)
         sync = list(OptimizerSync)[seed % 2]
         measure = bench(costs, m, limit, sync, Placement(placement))
-        turns = shuffled(next(measure.built()).turns, rng, 3 * v)
+        turns = shuffled(measure.built(measure.rules(rng)[0]).turns, rng, 3 * v)
         try:
             timeline = simulate(measure.problem.program(turns, m), costs.times)
             fits = np.all(peak_bytes(costs, timeline) <= limit)
@@ -217,6 +217,17 @@ def test_equal_costs_need_no_more_than_zero_bubble_theory_says(p):
     assert interlocked.figure_s == interlocked.floor_s
 
 
+@pytest.mark.parametrize("seed", [2, 3, 6, 7])
+def test_interlocking_steps_follow_each_other_within_the_span(seed):
+    costs, m, conditions = case(seed)
+    assert conditions["sync"] is POST_VALIDATION
+    result, n = synthesize(costs, m, **conditions, budget=200), 5
+    problem = bench(costs, m, placement=conditions["placement"]).problem
+    turns = problem.turns(result.program)
+    steps = simulate(problem.program(np.tile(turns, n), n * m), costs.times)
+    assert steps.makespan_s <= result.makespan_s + (n - 1) * result.figure_s * ROUNDING
+
+
 def test_local_improvement_goes_on_where_greedy_ends():
     budgets = dict.fromkeys((0, 2000), 0.0)
     for seed in range(0, 40, 5):
@@ -278,7 +289,7 @@ def test_a_long_step_repeats_the_middle_of_a_short_one(v):
     costs, placement = uneven(np.random.default_rng(5), p, v), list(Placement)[v - 1]
     limit = 300.0 * v * p
     short, long = (bench(costs, n, limit, placement=placement) for n in (few, m))
-    order = next(short.built())
+    order = short.built(short.rules(np.random.default_rng(0))[0])
     figures = [long.figure_s(turns) for turns in repeated(short, order, m)]
     assert np.isfinite(figures).sum() >= 5
     per_microbatch_s = costs.times.table()[:2].sum(axis=(0, 2)).max()

@@ -8,24 +8,12 @@ is first in, first out within a turn, and moving one turn re-times all micro-bat
 This module imports Numba, so it is itself imported only when something is synthesised.
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import NamedTuple
 
-import numba
 import numpy as np
 
+from objectives.simulator.compiled import compiled
 from search_spaces.plan import Floats, Ints
-
-_Function = TypeVar("_Function", bound=Callable[..., Any])
-
-
-def _compiled(function: _Function) -> _Function:
-    """Compiled once and kept beside the source, or in the user's cache; without a cache where none is."""
-    try:
-        compiled = cast("_Function", numba.njit(cache=True)(function))
-    except RuntimeError:  # no folder that Numba may write
-        compiled = cast("_Function", numba.njit(function))
-    return compiled
 
 
 class Tables(NamedTuple):
@@ -59,7 +47,7 @@ class Clock(NamedTuple):
     lacks: Ints
 
 
-@_compiled
+@compiled
 def run(tables: Tables, turns: Ints, clock: Clock) -> tuple[float, float]:
     """Makespan and longest span of a rank, seconds; both infinite where the order deadlocks.
 
@@ -103,7 +91,7 @@ def run(tables: Tables, turns: Ints, clock: Clock) -> tuple[float, float]:
     return float(free_s.max() - start_s[:, 0].min()), span_s
 
 
-@_compiled
+@compiled
 def fits(tables: Tables, turns: Ints, rank: int, m: int) -> bool:
     """Whether a rank's order is possible on its own: F before B_i before W, and within its memory."""
     n_chunks, held_bytes = tables.work_s.shape[1] // 3, 0.0
@@ -121,7 +109,7 @@ def fits(tables: Tables, turns: Ints, rank: int, m: int) -> bool:
     return True
 
 
-@_compiled
+@compiled
 def build(tables: Tables, rule: Floats, cap_bytes: Floats, m: int, turns: Ints, end_s: Floats) -> bool:
     """Write an order greedily, always the rank that can go on first; False: it got stuck.
 
@@ -155,7 +143,7 @@ def build(tables: Tables, rule: Floats, cap_bytes: Floats, m: int, turns: Ints, 
     return True
 
 
-@_compiled
+@compiled
 def _next(  # noqa: PLR0913, PLR0917
     tables: Tables, rule: Floats, cap_bytes: Floats, m: int, rank: int,
     count: Ints, held_bytes: Floats, end_s: Floats, free_s: float,
@@ -181,7 +169,7 @@ def _next(  # noqa: PLR0913, PLR0917
     return best_s, chosen
 
 
-@_compiled
+@compiled
 def _ready_s(  # noqa: PLR0913, PLR0917
     tables: Tables, m: int, rank: int, turn: int, count: Ints, end_s: Floats, free_s: float
 ) -> float:
@@ -195,7 +183,7 @@ def _ready_s(  # noqa: PLR0913, PLR0917
     return float(max(free_s, end_s[there, needed, j] + tables.delay_s[rank, turn]))
 
 
-@_compiled
+@compiled
 def _has_room(tables: Tables, cap_bytes: float, rank: int, chunk: int, held_bytes: Floats) -> bool:
     """Whether a forward pass may start.
 
@@ -207,7 +195,7 @@ def _has_room(tables: Tables, cap_bytes: float, rank: int, chunk: int, held_byte
     return bool(drains and held.sum() + taken[chunk] <= cap_bytes)
 
 
-@_compiled
+@compiled
 def improve(
     tables: Tables, turns: Ints, clock: Clock, draws: Floats, is_span: bool, floor_s: float
 ) -> float:  # fmt: skip
@@ -264,7 +252,7 @@ def improve(
     return best_s
 
 
-@_compiled
+@compiled
 def _move(turns: Ints, rank: int, source: int, target: int) -> None:
     """The turn at one place goes to another; those between close up."""
     turn, step = turns[rank, source], 1 if target > source else -1
@@ -275,7 +263,7 @@ def _move(turns: Ints, rank: int, source: int, target: int) -> None:
     turns[rank, target] = turn
 
 
-@_compiled
+@compiled
 def _cost(tables: Tables, clock: Clock, figure_s: float) -> float:
     """The figure, and a little of how late ranks are on average, which tells plateaus apart."""
     n_ranks, n_places = clock.start_s.shape
@@ -285,7 +273,7 @@ def _cost(tables: Tables, clock: Clock, figure_s: float) -> float:
     return float(figure_s + 0.01 * late_s / n_ranks)
 
 
-@_compiled
+@compiled
 def _critical(tables: Tables, turns: Ints, clock: Clock, is_span: bool, critical: Ints) -> int:
     """Passes on the longest chain that start when their rank's previous pass ends; returns how many."""
     n_ranks, n_places = turns.shape

@@ -21,6 +21,8 @@ from search_spaces.plan import Floats, Ints, OptimizerSync
 _N_STARTS = 4  # orders that local improvement begins with; the better half goes on, again and again
 _PATIENCE = (0.0, 0.5, 1.0)
 _SHARES_OF_MEMORY = (1.0, 0.75, 0.5)
+_N_DRAWN = 120
+_N_LONG = 6  # rules that did best on a short step go on to a long one
 LONG = 4  # more micro-batches a rank than this: the middle of a shorter order is repeated
 SHORT = 3
 
@@ -31,6 +33,14 @@ class Order:
 
     turns: Ints
     figure_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Rule:
+    """How a greedy order chooses (see `kernel.build`), and what a rank may hold; shape (n_ranks,)."""
+
+    numbers: Floats
+    cap_bytes: Floats
 
 
 @cache
@@ -82,41 +92,62 @@ class Bench:
         figure_s = kernel().improve(self.tables, turns, self.clock, draws, self.is_span, floor_s)
         return Order(turns=turns, figure_s=float(figure_s))
 
-    def built(self) -> Iterator[Order]:
-        """Orders by every priority rule, each within several caps on what a rank may hold."""
+    def built(self, rule: Rule) -> Order:
+        """An order by a priority rule; infinite where it got stuck."""
+        turns = np.zeros(self.clock.start_s.shape, np.int64)
+        if kernel().build(self.tables, rule.numbers, rule.cap_bytes, self.m, turns, self.clock.end_s):
+            return self.order(turns)
+        return Order(turns=turns, figure_s=float("inf"))
+
+    def rules(self, rng: np.random.Generator) -> list[Rule]:
+        """Every priority rule within several caps, and some rules drawn by chance."""
         deep = (0.0, 1.0) if self.problem.n_chunks > 1 else (1.0,)
-        for cap, forward, is_deep, patience in product(self._caps(), (0.0, 1.0), deep, _PATIENCE):
-            turns = np.zeros(self.clock.start_s.shape, np.int64)
-            rule = np.array([forward, is_deep, patience])
-            if kernel().build(self.tables, rule, cap, self.m, turns, self.clock.end_s):
-                yield self.order(turns)
+        drawn_s = zip(rng.integers(0, 2, (_N_DRAWN, 2)), rng.uniform(0, 1.5, _N_DRAWN), strict=True)
+        drawn = [np.array([*flags, patience], np.float64) for flags, patience in drawn_s]
+        numbers = [np.array(each) for each in product((0.0, 1.0), deep, _PATIENCE)]
+        return [
+            *(Rule(numbers=each, cap_bytes=cap) for cap in self._caps() for each in numbers),
+            *(Rule(numbers=each, cap_bytes=self._drawn_cap(rng)) for each in drawn),
+        ]
 
     def _caps(self) -> list[Floats]:
         """Shares of the memory, and 1F1B's triangle; shape (n_ranks,) each."""
         kept, limit = self.problem.costs.activation_bytes.sum(axis=1), self.tables.limit_bytes
         line = kept * np.arange(len(kept), 0, -1)
-        wanted = [share * limit for share in _SHARES_OF_MEMORY] + [line, 2 * line]
         return [
-            np.maximum(np.minimum(cap, limit), np.minimum(kept * (1 + ROUNDING / 2), limit)) for cap in wanted
+            self._within(cap) for cap in (*(share * limit for share in _SHARES_OF_MEMORY), line, 2 * line)
         ]
+
+    def _drawn_cap(self, rng: np.random.Generator) -> Floats:
+        """A share of the memory that changes evenly from the first rank to the last."""
+        first, last = rng.uniform(0.2, 1.2, 2)
+        shares = np.linspace(first, last, self.problem.n_ranks)
+        return self._within(shares * self.tables.limit_bytes)
+
+    def _within(self, cap_bytes: Floats) -> Floats:
+        """No more than the memory, and no less than one micro-batch."""
+        least = self.problem.costs.activation_bytes.sum(axis=1) * (1 + ROUNDING / 2)
+        within: Floats = np.minimum(np.maximum(cap_bytes, least), self.tables.limit_bytes)
+        return within
 
 
 def search(problem: Problem, starts: Iterable[Ints], budget: int, seed: int) -> Order | None:
-    """The best order found from these and from greedy ones, within `budget` evaluations.
+    """The best order found from these and from greedy ones, with `budget` moves tried.
 
     With many micro-batches half of the budget goes to a shorter step, whose middle is then repeated.
     """
     bench, rng = Bench(problem), np.random.default_rng(seed)
-    orders = [bench.order(turns) for turns in starts]
-    orders += bench.built()
+    rules, orders = bench.rules(rng), [bench.order(turns) for turns in starts]
     p, m = problem.n_ranks, problem.n_microbatches
     if m > LONG * p:
         short = Bench(replace(problem, n_microbatches=SHORT * p))
-        few = [short.order(turns) for turns in (_shortened(short, order) for order in orders)]
-        small = _improved(short, [*few, *short.built()], budget // 2, rng)
+        built = {rule: short.built(rule) for rule in rules}
+        few = [short.order(_shortened(short, order)) for order in orders]
+        small = _improved(short, [*few, *built.values()], budget // 2, rng)
         orders += [bench.order(turns) for each in small for turns in repeated(short, each, m)]
+        rules = sorted(rules, key=lambda rule: built[rule].figure_s)[:_N_LONG]
         budget = budget // 2 * SHORT * p // m
-    best = _improved(bench, orders, budget, rng)
+    best = _improved(bench, [*orders, *(bench.built(rule) for rule in rules)], budget, rng)
     return best[0] if best else None
 
 
