@@ -5,12 +5,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from search_spaces.errors import check
 from tuner.cli_flags import JobFlags, JsonFlag, job_flags
 from tuner.cli_output import check_writable, show, show_json, tell, write_page
 
 if TYPE_CHECKING:
+    from objectives.metrics import Job
     from objectives.simulator.randomness import Randomness
     from objectives.simulator.step import StepOptions
+    from search_spaces.plan import Plan
     from tuner.second_opinion import Simulation
 
 TIMELINE, CHANCE = "Timeline", "What differs from run to run"
@@ -22,6 +25,14 @@ ScheduleFlag = Annotated[
     typer.Option(
         "--schedule-file", metavar="FILE.csv", help="Run this order of passes (PyTorch's CSV) instead of the"
         " plan's own schedule.", rich_help_panel=TIMELINE,
+    ),
+]  # fmt: skip
+SynthesizeFlag = Annotated[
+    Path | None,
+    typer.Option(
+        "--synthesize", metavar="FILE.csv", help="Search an order of passes that beats the named schedules"
+        " in the memory that the plan leaves, write it as PyTorch's CSV, and run it.",
+        rich_help_panel=TIMELINE,
     ),
 ]  # fmt: skip
 DetailFlag = Annotated[
@@ -86,6 +97,7 @@ def simulate(  # noqa: PLR0913 - a verb's flags are its parameters
     *,
     plan: PlanFlag,
     schedule_file: ScheduleFlag = None,
+    synthesize: SynthesizeFlag = None,
     detail: DetailFlag = "passes",
     jitter: JitterFlag = 0.0,
     straggler: StragglerFlag = None,
@@ -101,11 +113,19 @@ def simulate(  # noqa: PLR0913 - a verb's flags are its parameters
     from tuner.cli_chance import chance_of
     from tuner.report import simulate_documents, simulate_page, simulate_screen
 
-    for target in (trace, html):
+    for target in (synthesize, trace, html):
         if target:
             check_writable(target)
+    check(
+        not (schedule_file and synthesize),
+        "--schedule-file and --synthesize each name the order to run: give one",
+        "both",
+    )
     job = cli_job.job_from(flags)
     chosen = api.read_plan(job, plan)
+    if synthesize:
+        _synthesize(synthesize, job, chosen)
+        schedule_file = synthesize
     chance = chance_of(jitter=jitter, stragglers=straggler, slow_links=slow_link, expert_load=expert_load)
     found = second_opinion.simulate(job, chosen, _options(detail, schedule_file, chance), n_seeds=seeds)
     if trace:
@@ -116,6 +136,20 @@ def simulate(  # noqa: PLR0913 - a verb's flags are its parameters
         show_json(simulate_documents.simulate_document(found))
     else:
         show(simulate_screen.simulate_screen(found))
+
+
+def _synthesize(target: Path, job: "Job", plan: "Plan") -> None:
+    from objectives.simulator.schedules.csv_file import write_csv
+    from objectives.simulator.synthesis.of_plan import synthesize_for_plan
+    from tuner.report.words import percent, seconds
+
+    made = synthesize_for_plan(job, plan)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_csv(made.program, target)
+    against = "no named schedule fits"
+    if made.best_named is not None and made.gain is not None:
+        against = f"{percent(made.gain)} below {made.best_named}, the best named schedule that fits"
+    tell(f"wrote {target}: {seconds(made.figure_s)} of passes, {against}")
 
 
 def _options(detail: str, schedule_file: Path | None, chance: "Randomness") -> "StepOptions":

@@ -177,3 +177,31 @@ def test_the_page_of_a_crowded_timeline_shows_its_ends_closer_and_needs_no_plotl
     assert page.read_text().count("<svg") == 2
     assert page.stat().st_size < 500_000
     assert "Plotly" not in page.read_text()
+
+
+def test_a_synthesized_order_fits_is_written_and_no_slower_than_the_schedules_with_names(tmp_path):
+    target = tmp_path / "order.csv"
+    answer = meshtune("simulate", *JOB, "--plan", PLAN, "--synthesize", target, "--json")
+    assert answer.code == 0, answer.err
+    assert f"wrote {target}: " in answer.err.replace("\n", "")
+    again = simulated("--schedule-file", target)
+    assert again["step_time_s"] == answer.document["step_time_s"]
+    named = simulated(plan=f"{PLAN} schedule=zb-h1")
+    assert again["step_time_s"] <= named["step_time_s"] * (1 + 1e-9)
+    assert answer.document["peak_memory_bytes"] <= answer.document["memory_limit_bytes"]
+
+
+@pytest.mark.parametrize(
+    ("plan", "more", "match"),
+    [
+        (PLAN, ["--schedule-file", "x.csv"], "give one"),
+        ("tp=2 pp=1 dp=8 micro_batch=1", [], "pp above 1"),
+        ("tp=1 pp=2 dp=8 micro_batch=1", [], "leave memory for activations"),
+    ],
+    ids=["two orders", "no pipeline", "no memory"],
+)
+def test_what_cannot_be_synthesized_is_refused_and_nothing_is_written(tmp_path, plan, more, match):
+    target = tmp_path / "order.csv"
+    said = complaint("simulate", *JOB, "--plan", plan, "--synthesize", target, *more)
+    assert match in said.replace("\n", " ")
+    assert not target.exists()
