@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from search_spaces.errors import check
 from tuner.cli_flags import JobFlags, JsonFlag, job_flags
 from tuner.cli_output import check_writable, show, show_json, tell, write_page
 
@@ -109,6 +108,7 @@ def simulate(  # noqa: PLR0913 - a verb's flags are its parameters
     json: JsonFlag = False,
 ) -> None:
     """Simulate one plan's step: times, bubble, communication and memory of every rank, trace and picture."""
+    from search_spaces.errors import check
     from tuner import api, cli_job, second_opinion
     from tuner.cli_chance import chance_of
     from tuner.report import simulate_documents, simulate_page, simulate_screen

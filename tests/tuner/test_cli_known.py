@@ -56,12 +56,14 @@ def test_version():
 
 
 VERBS = {
-    "rank": "job set space top metric json",
+    "rank": "job set space top metric simulate json",
     "estimate": "job set space plan explain json",
+    "simulate": "job set space plan schedule-file synthesize detail jitter straggler slow-link expert-load"
+    " seeds trace html json",
     "validate": "cluster all html json",
     "calibrate": "from out cluster all json",
     "tune": "job set space name trials hours parallel runner runner-option executor ray-address sampler seed"
-    " metric storage json",
+    " prior metric storage json",
     "resume": "trials hours parallel storage json",
     "studies": "storage json",
     "show": "storage json",
