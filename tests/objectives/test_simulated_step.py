@@ -295,7 +295,7 @@ def test_every_schedule_of_a_plan_is_simulated(schedule, detail):
         ),
         (lambda: simulate_steps(LLAMA, SMALL[0], PLAIN, []), "a distribution needs at least one seed"),
     ],
-    ids=str,
+    ids=["groups", "slow-down", "jitter", "straggler", "histogram", "seeds"],
 )
 def test_an_impossible_option_is_refused(wrong, match):
     with pytest.raises(InvalidSpec, match=match):
