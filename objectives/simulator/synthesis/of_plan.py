@@ -12,6 +12,7 @@ from objectives.simulator.synthesis.problem import Placement, StageCosts
 from objectives.simulator.timeline import PassTimes
 from search_spaces.errors import check
 from search_spaces.plan import Floats, Plan, Schedule
+from search_spaces.units import gib
 
 _V_SHAPED = (Schedule.ZB_V, Schedule.V_HALF, Schedule.V_MIN, Schedule.DUALPIPE_V)
 
@@ -39,7 +40,7 @@ def synthesize_for_plan(job: Job, plan: Plan, *, budget: int = BUDGET, seed: int
     check(
         limit[stage] > 0,
         "states and buffers of every stage must leave memory for activations",
-        f"stage {stage}, which lacks {-limit[stage] / 2**30:.1f} GiB",
+        f"stage {stage}, which lacks {gib(-float(limit[stage])):.1f} GiB",
     )
 
     def of_chunks(of_stage: Floats) -> Floats:
