@@ -43,6 +43,15 @@ def killed(n_steps, number):
     os.kill(os.getpid(), int(number))
 
 
+def preempted(attempts, attempt):
+    """Ended from outside at every try but the third."""
+    with Path(attempts).open("a") as diary:
+        diary.write(f"{attempt}\n")
+    if int(attempt) < 2:
+        killed(3, signal.SIGTERM)
+    train(8)
+
+
 def hang(n_steps):
     train(n_steps)
     time.sleep(600)
