@@ -35,8 +35,8 @@ class Habits:
     `expert_traffic` that of routed experts (permutations, activation); `logits_bytes` those of the loss per
     token and vocabulary entry, over all passes; `accumulation_bytes` what adding a micro-batch's gradients to
     the earlier ones moves per parameter.  `attention` is its attention kernel's rate over the device's.
-    `tp_overlap`, `cp_overlap`, `dp_overlap` and `ep_overlap` are the shares of communication that can hide
-    behind computation where it is overlapped.
+    `tp_overlap`, `cp_overlap`, `dp_overlap` and `ep_overlap` are the shares of communication that hide behind
+    computation where it is overlapped; the rest is what the two slow each other down by.
     """
 
     operations_per_layer: Constant = assumed(40.0, "Megatron-LM's layer with fused kernels, counted", 0.5)
@@ -73,14 +73,16 @@ MEGATRON_EXPERTS: Mapping[str, Constant] = MappingProxyType(
         "expert_traffic": fitted(3.1, 0.2),
     }
 )
+MEGATRON_LM = Habits(
+    traffic=fitted(1.0),
+    attention=fitted(1.15),
+    message_operations=fitted(14.0, 0.5),
+    **MEGATRON_EXPERTS,
+)
 HABITS: Mapping[str, Habits] = MappingProxyType(
     {
-        "megatron-lm": Habits(
-            traffic=fitted(1.0),
-            attention=fitted(1.15),
-            message_operations=fitted(14.0, 0.5),
-            **MEGATRON_EXPERTS,
-        ),
+        "megatron-lm": MEGATRON_LM,
+        "zero-bubble": MEGATRON_LM,
         "megatron-deepspeed": Habits(
             operations_per_layer=fitted(63.0),
             tp_operations=fitted(5.0),

@@ -80,6 +80,7 @@ ESTIMATE = document(
     **PRICED,
     memory_limit_bytes=FINITE,
     fits={"type": "boolean"},
+    peak_memory_interval_bytes=many(FINITE, 2),
     peak_stage=COUNT,
     stages=many(STAGE, 1),
     uncertainty=record(measured=SHARE, fitted=SHARE, datasheet=SHARE, assumed=SHARE, formulas=SHARE),

@@ -106,6 +106,11 @@ def test_the_fullest_stage_is_the_peak(estimated):
     assert stages.index(max(stages)) == estimated["peak_stage"]
 
 
+def test_the_peak_lies_in_its_interval(estimated):
+    low, high = estimated["peak_memory_interval_bytes"]
+    assert low < estimated["peak_memory_bytes"] < high
+
+
 def test_stages_hold_all_layers(estimated):
     assert sum(stage["layers"] for stage in estimated["stages"]) == 32
 
@@ -159,3 +164,4 @@ def test_a_plan_that_does_not_fit_is_still_estimated_and_says_so():
     answer = meshtune("estimate", *JOB, "--plan", "tp=1 pp=1 micro_batch=4")
     assert answer.code == 0
     assert "does not fit" in answer.out
+    assert "does not fit the device's" in answer.out

@@ -3,6 +3,7 @@
 from dataclasses import asdict
 from typing import Any
 
+from objectives.cost.reserve import memory_bounds_bytes
 from objectives.cost.result import Estimate, StageProfile
 from objectives.metrics import Job
 from objectives.ranking import Ledger, Ranking, memory_limit_bytes
@@ -94,6 +95,9 @@ def estimate_document(
         **priced_rows(job, plans, estimate, intervals, 1)[0],
         "memory_limit_bytes": limit,
         "fits": peak <= limit,
+        "peak_memory_interval_bytes": [
+            float(bound[0]) for bound in memory_bounds_bytes(job, estimate.memory)
+        ],
         "peak_stage": int(estimate.peak_stage[0]),
         "stages": [_stage(profile, i) for i in range(len(profile.n_layers))],
     }

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from objectives.cost.reserve import memory_bounds_bytes
 from objectives.cost.result import Estimate, StageProfile
 from objectives.metrics import Job
 from objectives.ranking import Ledger, Ranking, memory_limit_bytes
@@ -167,6 +168,7 @@ def estimate_screen(
             ("throughput", f"{tokens * job.cluster.n_devices:,.0f} tokens/s, {tokens:,.0f} tokens/s/device"),
             ("MFU", f"{percent(job.mfu(step_s)[0])} of the dense {job.workload.precision} peak"),
             ("peak memory", _memory_words(estimate, limit)),
+            ("its interval", _memory_interval_words(job, estimate)),
         ]),
         "",
         facts([*origin_lines(job, intervals), *more]),
@@ -178,6 +180,15 @@ def _memory_words(estimate: Estimate, limit_bytes: float) -> str:
     short = gibibytes(peak - limit_bytes)
     fits = "fits" if peak <= limit_bytes else f"does not fit, {short} too large"
     return f"{gibibytes(peak)} of {gibibytes(limit_bytes)} on stage {estimate.peak_stage[0]}: {fits}"
+
+
+def _memory_interval_words(job: Job, estimate: Estimate) -> str:
+    """What the context and the allocator's spare blocks may take, and whether the device has as much."""
+    low, high = (float(bound[0]) for bound in memory_bounds_bytes(job, estimate.memory))
+    device = job.cluster.device.memory_bytes
+    fits = "fits" if high <= device else "may not fit" if low <= device else "does not fit"
+    held = f"{gibibytes(low)} to {gibibytes(high)} with what the allocator keeps"
+    return f"{held}: {fits} the device's {gibibytes(device)}"
 
 
 def origin_lines(job: Job, intervals: Intervals) -> list[tuple[str, str]]:
