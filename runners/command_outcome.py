@@ -10,13 +10,11 @@ from runners.command_process import BoundedLog, Command
 from runners.logs.account import Account
 from runners.logs.figures import Expected, LogSummary
 from runners.logs.summary import summary_of
-from runners.logs.verdict import Case, EndedBy, Ending, verdict_of
+from runners.logs.verdict import STEPS_OF_NAN, Case, EndedBy, Ending, verdict_of
 from search_spaces.plan import Plan, Plans, RankOrder
 
 if TYPE_CHECKING:
     from runners.command import Watch
-
-_STEPS_OF_NAN = 2  # one may be a hiccup that the trainer skipped without saying so
 
 
 def expected_of(job: Job, plan: Plan | None = None) -> Expected:
@@ -41,7 +39,7 @@ def stage_of_rank(plan: Plan, rank: int) -> int:
 
 def is_nan(account: Account) -> bool:
     """Whether the loss was no number in the last steps."""
-    return account.n_nan_in_a_row >= _STEPS_OF_NAN
+    return account.n_nan_in_a_row >= STEPS_OF_NAN
 
 
 def outcome_of_run(

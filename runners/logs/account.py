@@ -67,8 +67,14 @@ class Account:
         if not line.is_whole:
             return  # a number that is cut off is another number
         rank, text = speaker(line.text)
-        for fact in self.reader.read(text):
+        for fact in self._facts(text):
             self._take(fact, rank, at_s)
+
+    def _facts(self, text: str) -> list[Fact]:
+        try:
+            return list(self.reader.read(text))
+        except (ValueError, OverflowError):
+            return []  # it only looked like a step: a date or a number in it cannot be
 
     def _take(self, fact: Fact, rank: int | None, at_s: float | None) -> None:
         match fact:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import IO
 
-MOST_LINE_BYTES = 64 * 1024  # no trainer's line is longer; a dump of binary data is
+MOST_LINE_BYTES = 16 * 1024  # no trainer's line is longer; a dump of binary data is
 _CHUNK_BYTES = 256 * 1024
 _COLOURS = re.compile(r"\x1b\[[0-9;:?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)")
 _ENDS = re.compile(rb"\r\n|\n|\r")

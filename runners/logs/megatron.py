@@ -46,7 +46,7 @@ _MEMORY = re.compile(
     r"\[Rank (?P<rank>\d+)\] .*memory \(MB\) \| allocated: [\d.]+ \| max allocated: (?P<allocated>[\d.]+)"
     r" \| reserved: [\d.]+ \| max reserved: (?P<reserved>[\d.]+)"
 )
-_VALIDATION = re.compile(r"\s*(?:-*\s*validation loss at |Evaluating on \d+ samples|Evaluating iter \d+/\d+)")
+_VALIDATION = re.compile(r"(?:validation loss at |Evaluating on \d+ samples|Evaluating iter \d+/\d+)")
 _CHECKPOINT = "saving checkpoint at iteration "
 # `_print_args`: two blanks, the name, dots up to column 48, the value.
 _ARGUMENT = re.compile(
@@ -92,7 +92,7 @@ def _facts(text: str) -> Iterator[Fact]:
         yield MemoryFact(peak_bytes=float(match["reserved"]) * MIB, kind="reserved", rank=int(match["rank"]))
     elif " ..." in text and (match := _ARGUMENT.match(text)):
         yield ClaimFact(source="launcher", name=_NAMES[match["name"]], value=int(match["value"]))
-    elif _VALIDATION.match(text):
+    elif _VALIDATION.match(text.lstrip()):
         yield DisturbanceFact(kind=Disturbance.VALIDATION)
     elif _CHECKPOINT in text:
         yield DisturbanceFact(kind=Disturbance.CHECKPOINT)

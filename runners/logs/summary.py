@@ -4,6 +4,7 @@ tokens/s = global_batch * seq_len / step_s
 share of the peak = TFLOP/s of a device / its dense peak        MFU or HFU, as the trainer counts
 """
 
+import math
 import statistics
 from collections.abc import Callable, Sequence
 
@@ -41,7 +42,11 @@ def summary_of(account: Account, expected: Expected, *, warmup_steps: int = WARM
         last_loss=account.last_loss,
         n_skipped=account.n_skipped,
         n_nan_in_a_row=account.n_nan_in_a_row,
-        settings={name: next(iter(said.values())) for name, said in account.claims.items()},
+        settings={
+            name: next(iter(said.values()))
+            for name, said in account.claims.items()
+            if len(set(said.values())) == 1
+        },
         notes=_notes(account, window),
     )
     refused = refusals_of(account, timed, summary, expected)
@@ -56,7 +61,7 @@ def timed_steps(account: Account, expected: Expected) -> list[TimedStep]:
     for record in account.records:
         step_s = _step_s(record, before, account, expected)
         n_steps = record.step - before.step if before else record.step
-        if step_s is not None and step_s > 0 and n_steps > 0:
+        if step_s is not None and 0 < step_s < math.inf and n_steps > 0:
             timed.append(
                 TimedStep(
                     step=record.step,
@@ -104,7 +109,7 @@ def _inside(records: Sequence[StepRecord], window: Window | None) -> list[StepFa
 
 
 def _median(facts: Sequence[StepFact], read: Callable[[StepFact], float | None]) -> float | None:
-    values = [value for fact in facts if (value := read(fact)) is not None]
+    values = [value for fact in facts if (value := read(fact)) is not None and math.isfinite(value)]
     return statistics.median(values) if values else None
 
 
@@ -137,7 +142,8 @@ def _peak(account: Account) -> tuple[float | None, str]:
     for kind in ("reserved", "allocated"):
         if kind in account.memory:
             return account.memory[kind].peak_bytes, kind
-    peaks = [record.fact.peak_bytes for record in account.records if record.fact.peak_bytes]
+    said = (record.fact.peak_bytes for record in account.records)
+    peaks = [peak for peak in said if peak is not None and 0 < peak < math.inf]
     kind = "allocated" if account.reader.name == "deepspeed" else "reserved"
     return (max(peaks), kind) if peaks else (None, "")
 
@@ -150,7 +156,7 @@ def _notes(account: Account, window: Window | None) -> tuple[str, ...]:
         )
     if window is not None and window.spikes:
         found.append(f"spikes at steps {', '.join(map(str, window.spikes))}")
-    if account.n_skipped:
+    if account.n_skipped and window is not None:
         found.append(f"{account.n_skipped} steps skipped by loss scaling, outside the window")
     if account.n_restarts:
         found.append(f"the run began again {account.n_restarts} times; the last run counts")

@@ -14,6 +14,8 @@ from runners.logs.clues import Clue, Clues
 from runners.logs.sentences import Kind
 from search_spaces.units import gib
 
+STEPS_OF_NAN = 2  # a loss that is no number once may be a step that the trainer skipped without a word
+
 
 class EndedBy(StrEnum):
     """What ended a run: itself, we after a limit, or we because its last step was done."""
