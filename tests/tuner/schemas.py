@@ -150,7 +150,7 @@ WINDOW = record(
     spikes=many(COUNT),
 )
 LOG = document(
-    "log",
+    "read-log",
     trainer=TEXT,
     n_lines=COUNT,
     n_steps=COUNT,

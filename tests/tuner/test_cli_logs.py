@@ -1,14 +1,19 @@
 """The verb read-log, and studies whose trials are commands."""
 
 import json
+import re
 import sys
+from inspect import signature
 from pathlib import Path
 
 import jsonschema
 import pytest
 
-from objectives.outcome import Measured
+from objectives.outcome import Cause, Measured
+from runners.command import CommandRunner
 from runners.in_process import InProcessExecutor
+from runners.logs import READERS
+from runners.placeholders import MEANINGS
 from search_spaces.errors import InvalidSpec
 from tests.runners import fake_trainer
 from tests.tuner import schemas
@@ -154,3 +159,19 @@ def test_options_are_refused_before_anything_is_written(options, match, tmp_path
     }
     with pytest.raises(InvalidSpec, match=match):
         check_runner(config_from_tables(tables, folder=tmp_path).inputs.recipe)
+
+
+def test_the_page_of_the_study_file_has_every_option_and_placeholder_of_a_command():
+    page = (Path(__file__).parents[2] / "docs/study-file.md").read_text()
+    section = page.split("## [runner] of your own command")[1].split("\n## ")[0]
+    cells = [line.split("|")[1] for line in section.splitlines() if line.startswith("|")]
+    options = {name for cell in cells for name in re.findall(r"`(\w+)`", cell)}
+    taken = signature(CommandRunner).parameters.values()
+    assert options == {each.name for each in taken if each.kind is each.KEYWORD_ONLY}
+    assert set(re.findall(r"`(\w+)`", section.split("Placeholders:")[1].split(";")[0])) == set(MEANINGS)
+
+
+def test_the_page_of_logs_has_every_trainer_and_every_cause():
+    page = (Path(__file__).parents[2] / "docs/logs.md").read_text()
+    cells = {line.split("|")[1].strip(" `") for line in page.splitlines() if line.startswith("|")}
+    assert {*READERS, *map(str, Cause)} <= cells

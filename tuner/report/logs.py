@@ -45,7 +45,7 @@ def log_document(reading: LogReading) -> dict[str, Any]:
     fields = asdict(summary)
     window = fields.pop("window")
     return document(
-        "log",
+        "read-log",
         {
             **{name: value for name, value in fields.items() if name != "most_tflops_per_device"},
             "notes": list(summary.notes),
