@@ -48,16 +48,14 @@ def outcome_of_run(
     """The outcome of a run that has ended."""
     summary = summary_of(watch.account, expected_of(job, plan))
     effective = _effective(command, summary, ending, log)
-    has_all = watch.is_done and not is_nan(watch.account)
-    finding = None
-    if not (has_all and ending.by in (EndedBy.ITSELF, EndedBy.ENOUGH)):
-        case = Case(
-            clues=watch.clues,
-            ending=ending,
-            is_nan=is_nan(watch.account),
-            stage_of=lambda rank: stage_of_rank(plan, rank),
-        )
-        finding = verdict_of(case)
+    case = Case(
+        clues=watch.clues,
+        ending=ending,
+        is_nan=is_nan(watch.account),
+        stage_of=lambda rank: stage_of_rank(plan, rank),
+    )
+    # However it ended after its last step (most hang or crash in a teardown): the steps were run.
+    finding = verdict_of(case) if case.is_nan or not watch.is_done else None
     if finding is not None:
         return Failed(
             cause=finding.cause,
@@ -92,6 +90,8 @@ def _effective(command: Command, summary: LogSummary, ending: Ending, log: Bound
     notes = [*summary.notes]
     if ending.by is EndedBy.ENOUGH:
         notes.append(f"ended {ending.limit_s:g} s after its last step")
+    elif ending.by is EndedBy.TIME_LIMIT:
+        notes.append(f"ended {ending.limit_s:g} s after its start")
     elif ending.status and summary.window is not None:
         notes.append(f"ended with exit status {ending.status}")
     if log.trouble:

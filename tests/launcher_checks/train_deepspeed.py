@@ -1,7 +1,7 @@
 """A small model really trained by DeepSpeed on CPUs, by the JSON that an export wrote.
 
 Takes the arguments of a launch and obeys those that a model of this size can: the engine's configuration
-decides the batch, ZeRO and the precision.  Its own lines are the engine's, at the level at which it prints steps.
+decides the batch, ZeRO and the precision.  It lets the engine print its steps.
 """
 
 import argparse

@@ -65,6 +65,11 @@ class TestARunThatEndsWell:
         assert isinstance(found, Measured)
         assert "ended 0.2 s after its last step" in found.effective["notes"]
 
+    def test_may_reach_its_time_limit_after_its_last_step(self):
+        found = outcome("stubborn", "10", time_limit_s=1.0)
+        assert isinstance(found, Measured)
+        assert "ended 1 s after its start" in found.effective["notes"]
+
     def test_may_print_100_000_lines(self, tmp_path):
         found = outcome("talks_a_lot", "10", "100000", trials_folder=str(tmp_path), most_log_bytes=200_000)
         (log,) = tmp_path.glob(f"*/{LOG_NAME}")

@@ -1,5 +1,7 @@
 """The command runner behind both executors: outcomes arrive, limits hold, and closing leaves nothing."""
 
+import os
+import signal
 import sys
 import time
 
@@ -77,6 +79,23 @@ def test_closing_leaves_nothing_of_a_command_that_runs(make, tmp_path):
         executor.wait(0.1)
     executor.close()
     assert gone([int(pid) for pid in diary.read_text().split()])
+
+
+def test_killing_the_trial_s_server_leaves_nothing_of_a_command(tmp_path):
+    diary = tmp_path / "diary"
+    executor = InProcessExecutor(
+        recipe("leaves_children_and_hangs", "3", str(diary)), n_slots=1, max_lost_retries=0
+    )
+    executor.submit(0, FITS)
+    deadline = time.monotonic() + 60
+    while len(diary.read_text().split() if diary.exists() else []) < 4:
+        assert time.monotonic() < deadline
+        executor.wait(0.1)
+    ((_, process),) = executor._slots
+    os.kill(process.pid, signal.SIGKILL)
+    assert collect(executor, 1)[0].cause is Cause.LOST_MACHINE
+    assert gone([int(pid) for pid in diary.read_text().split()])
+    executor.close()
 
 
 def test_a_preempted_command_is_tried_again(make, tmp_path):

@@ -3,7 +3,11 @@
 import pytest
 
 from runners.logs import READERS, load_reader
+from runners.logs.account import Account
 from runners.logs.facts import Convention
+from runners.logs.figures import Expected
+from runners.logs.lines import Line
+from runners.logs.summary import summary_of
 from search_spaces.errors import UnknownName
 from search_spaces.units import GIB, MIB
 from tests.runners.logs.reading import LOGS, read, read_text, trainer_of
@@ -172,6 +176,17 @@ def test_nanotron_s_hardware_tflops_are_hardware_flops():
     summary = read_text("nanotron", "".join(line.format(i) for i in range(1, 10)))
     assert (summary.window.step_s, summary.tflops_per_device) == (1.54, 390)
     assert summary.convention is Convention.HFU
+
+
+def test_a_log_read_as_it_is_written_needs_no_clock_of_its_own():
+    account = Account(load_reader("hf-trainer"))
+    for i in range(1, 11):
+        bar = f" {i}%|x  | {i}/99 [00:00<00:01,  9.00it/s]"
+        account.feed(Line(bar), at_s=100 + 0.25 * i)
+        account.feed(Line(f"{{'loss': '{9 - i}', 'epoch': '0.1'}}"), at_s=100 + 0.25 * i)
+    summary = summary_of(account, Expected())
+    assert summary.window.step_s == pytest.approx(0.25)
+    assert (summary.window.first, summary.window.last) == (4, 10)
 
 
 def test_a_second_run_in_the_same_log_replaces_the_first():
