@@ -55,7 +55,8 @@ class StepOptions:
 
     `n_groups` is the groups of layers of a pass in pieces; `slowdown` the factor by which computation and
     communication each take longer while both run on a device; `sync` None stands for the plan's own.
-    `release` says when split backward passes give activations back, None: when the trainer does.
+    `release` says when split backward passes give activations back, None: when the trainer does.  `program`
+    is run in place of the plan's own schedule.
     """
 
     detail: Detail = Detail.PIECES
@@ -67,6 +68,7 @@ class StepOptions:
     all_ranks: bool = False
     copy_factors: tuple[tuple[float, ...], ...] = ()
     randomness: Randomness = field(default_factory=Randomness)
+    program: Program | None = None
 
     def __post_init__(self) -> None:
         check(1 <= self.n_groups <= 64, "n_groups must be from 1 to 64", self.n_groups)
@@ -176,11 +178,24 @@ def simulate_steps(job: Job, plan: Plan, options: StepOptions, seeds: Sequence[i
 
 def program_of_plan(job: Job, plan: Plan) -> Program:
     """The schedule that the plan runs."""
-    n_microbatches = job.workload.global_batch // (plan.micro_batch * plan.dp)
     return program(
-        plan.schedule, plan.pp, n_microbatches, plan.vpp,
+        plan.schedule, plan.pp, _n_microbatches(job, plan), plan.vpp,
         extra_warmup=warmups_beyond(plan), limit=plan.pipeline_limit,
     )  # fmt: skip
+
+
+def _n_microbatches(job: Job, plan: Plan) -> int:
+    return job.workload.global_batch // (plan.micro_batch * plan.dp)
+
+
+def _program(job: Job, plan: Plan, options: StepOptions) -> Program:
+    given = options.program
+    if given is None:
+        return program_of_plan(job, plan)
+    needs = f"{plan.pp} ranks and {_n_microbatches(job, plan)} micro-batches"
+    has = f"{given.n_ranks} ranks and {given.n_microbatches} micro-batches"
+    check(has == needs, f"the schedule must have the plan's {needs}", has)
+    return given
 
 
 class StepSimulator:
@@ -188,7 +203,7 @@ class StepSimulator:
 
     def __init__(self, job: Job, plan: Plan, options: StepOptions = PLAIN) -> None:
         self._job, self._plan, self._options = job, plan, options
-        self._parts, self._wiring = stage_parts(job, plan), wire(program_of_plan(job, plan))
+        self._parts, self._wiring = stage_parts(job, plan), wire(_program(job, plan, options))
         self._is_fine = options.detail is Detail.PIECES
 
     def step(self, seed: int) -> SimulatedStep:
