@@ -16,6 +16,7 @@ RUNNERS: Mapping[str, str] = MappingProxyType(
         "analytic": "runners.analytic:AnalyticRunner",
         "simulated": "runners.simulated:SimulatedRunner",
         "replay": "runners.replay:ReplayRunner",
+        "command": "runners.command:CommandRunner",
     }
 )
 MAX_LOST_RETRIES = 2

@@ -12,7 +12,16 @@ from typing import Annotated
 
 import typer
 
-from tuner import cli_calibrate, cli_export, cli_known, cli_price, cli_simulate, cli_study, cli_validate
+from tuner import (
+    cli_calibrate,
+    cli_export,
+    cli_known,
+    cli_logs,
+    cli_price,
+    cli_simulate,
+    cli_study,
+    cli_validate,
+)
 from tuner.cli_output import ReaderLeft, tell
 
 DONE, ANSWER_IS_NO, BAD_INPUT, INTERRUPTED, BROKEN_PIPE = 0, 1, 2, 130, 141
@@ -25,7 +34,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-PRICE, STUDY, KNOWN = "Price plans", "Studies", "What is known"
+PRICE, STUDY, LOGS, KNOWN = "Price plans", "Studies", "Logs", "What is known"
 for _panel, _verbs in {
     PRICE: (
         cli_price.rank,
@@ -42,6 +51,7 @@ for _panel, _verbs in {
         cli_study.report,
         cli_export.export,
     ),
+    LOGS: (cli_logs.read_log,),
     KNOWN: (cli_known.models, cli_known.clusters, cli_known.launchers),
 }.items():
     for _verb in _verbs:

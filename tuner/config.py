@@ -194,11 +194,24 @@ def _inputs(tables: Mapping[str, Any], study: _StudyTable, folder: Path) -> Stud
         workload=build(Workload, _table(tables, "workload"), "[workload]"),
         space=SpaceSpec.of(_table(tables, "space")),
         objective=metrics_from_table(_table(tables, "objective")),
-        runner=RunnerChoice(kind=runner.kind, options=runner.options, time_limit_s=runner.time_limit_s),
+        runner=RunnerChoice(
+            kind=runner.kind, options=_located(runner, folder), time_limit_s=runner.time_limit_s
+        ),
         sampler=study.sampler,
         seed=study.seed,
         prior=study.prior,
     )
+
+
+def _located(runner: _RunnerTable, folder: Path) -> dict[str, Any]:
+    """The options, with a command's folders where any worker finds them: beside the study file."""
+    if runner.kind != "command":
+        return runner.options
+    given = {"working_folder": ".", **runner.options} if "command" in runner.options else runner.options
+    texts = {name: given[name] for name in ("working_folder", "trials_folder") if name in given}
+    for name, text in texts.items():
+        check(isinstance(text, str), f"[runner] options of command: {name} must be text", repr(text))
+    return {**given, **{name: str((folder / text).absolute()) for name, text in texts.items() if text}}
 
 
 def _machine(tables: Mapping[str, Any]) -> Machine:

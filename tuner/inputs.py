@@ -31,6 +31,9 @@ INPUTS_ATTRIBUTE = "meshtune_inputs"
 PARTS = ("model", "cluster", "workload", "space", "objective", "runner", "sampler", "seed", "prior")
 SINCE = {"prior": "analytic"}  # parts that came later, and what studies without them have
 MOST_CHANGES = 4
+# Runners that keep the time limit themselves, and the seconds they may need for it beyond their grace.
+TIME_KEEPERS = ("command",)
+TIME_KEEPER_S = 30.0
 PRIORS = ("analytic", "simulated")
 
 
@@ -47,6 +50,20 @@ class RunnerChoice:
             raise UnknownName("runner", self.kind, RUNNERS)
         must = "[runner] time_limit_s must be positive and finite"
         check(self.time_limit_s is None or 0 < self.time_limit_s < float("inf"), must, self.time_limit_s)
+
+    @property
+    def all_options(self) -> Mapping[str, Any]:
+        """The options, and for a runner that ends its trials itself the limit too."""
+        if self.kind in TIME_KEEPERS and self.time_limit_s is not None:
+            return {"time_limit_s": self.time_limit_s, **self.options}
+        return self.options
+
+    @property
+    def outer_limit_s(self) -> float | None:
+        """When an executor ends a trial: later than a runner that says itself what its trial did last."""
+        if self.kind in TIME_KEEPERS and self.time_limit_s is not None:
+            return self.time_limit_s + float(self.options.get("grace_s", 10.0)) + TIME_KEEPER_S
+        return self.time_limit_s
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,7 +104,7 @@ class StudyInputs:
     @property
     def recipe(self) -> RunnerRecipe:
         """How an executor builds the runner."""
-        return RunnerRecipe(kind=self.runner.kind, job=self.job, options=self.runner.options)
+        return RunnerRecipe(kind=self.runner.kind, job=self.job, options=self.runner.all_options)
 
 
 def plain(value: Any) -> Any:

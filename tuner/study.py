@@ -1,13 +1,13 @@
 """A study from its creation to its end: `tune` starts or goes on, `resume` needs nothing but the storage."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from inspect import signature
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import Any, get_type_hints
+from typing import Any, get_origin, get_type_hints
 
 import optuna
 from optuna.samplers import RandomSampler
@@ -50,7 +50,11 @@ from tuner.view import StudyView, load_study, require_study
 
 # A driver that creates a study writes its inputs next; another one that comes in between waits so long.
 CREATION_S = 5.0
-WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+WORDS = {
+    int: "a whole number", float: "a number", str: "text", bool: "true or false", Sequence: "a list",
+    Mapping: "a table",
+}  # fmt: skip
+ACCEPTED: dict[type, tuple[type, ...]] = {float: (int, float), Sequence: (list, tuple)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,7 +174,7 @@ def open_book(config: StudyConfig, storage: BaseStorage, owner: Owner) -> Book:
 
 def make_executor(inputs: StudyInputs, machine: Machine) -> Executor:
     """The executor that the machine asks for; Ray is imported only for its own."""
-    limit = inputs.runner.time_limit_s
+    limit = inputs.runner.outer_limit_s
     if machine.executor is ExecutorKind.IN_PROCESS:
         from runners.in_process import InProcessExecutor  # noqa: PLC0415
 
@@ -203,9 +207,9 @@ def check_runner(recipe: RunnerRecipe) -> None:
         needed = each.default is each.empty
         check(not needed or each.name in recipe.options, f"{where} must have the key {each.name}", "none")
     for name, value in recipe.options.items():
-        accepted = {float: (int, float)}.get(kinds[name], kinds[name])
-        fits = isinstance(value, accepted) and (kinds[name] is bool or not isinstance(value, bool))
-        check(fits, f"{where}: {name} must be {WORDS.get(kinds[name], 'a value')}", repr(value))
+        kind = get_origin(kinds[name]) or kinds[name]
+        fits = isinstance(value, ACCEPTED.get(kind, kind)) and (kind is bool or not isinstance(value, bool))
+        check(fits, f"{where}: {name} must be {WORDS.get(kind, 'a value')}", repr(value))
     recipe.build()
 
 

@@ -3,7 +3,9 @@
     Measured                       COMPLETE, values by metric, constraint memory = (peak - limit) / limit
     Failed, out of memory          PRUNED,   constraint memory = shortfall / limit > 0
     Failed otherwise by the plan   PRUNED,   constraint runs = 1 > 0
-    Failed by the machine          FAIL: says nothing about the plan
+    Failed, unmeasured             PRUNED,   no constraint: it ran, nobody knows how fast
+    Failed by the machine, or      FAIL: says nothing about the plan
+    without a launcher
 
 Why PRUNED with a violated constraint.  A failed plan has no values and none is made up for it, so it cannot
 be COMPLETE.  Measured with Optuna 5.0.0: a 16 x 16 space whose objective improves towards a quarter in which
@@ -64,14 +66,14 @@ def constraints_of(outcome: Outcome, job: Job) -> Mapping[str, float]:
         case Failed(cause=Cause.OUT_OF_MEMORY, short_bytes=short):
             return {"memory": short / limit if short > 0 else UNKNOWN_SHORTFALL}
         case _:
-            return {} if outcome.cause.is_machine_fault else {"runs": 1.0}
+            return {"runs": 1.0} if outcome.cause.blames_plan else {}
 
 
 def state_of(outcome: Outcome) -> TrialState:
     """The state an outcome is told as."""
     if isinstance(outcome, Measured):
         return TrialState.COMPLETE
-    return TrialState.FAIL if outcome.cause.is_machine_fault else TrialState.PRUNED
+    return TrialState.PRUNED if outcome.cause.is_counted else TrialState.FAIL
 
 
 def outcome_of(attributes: Mapping[str, Any]) -> Outcome | None:

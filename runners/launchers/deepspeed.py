@@ -78,7 +78,7 @@ class DeepSpeed:
             environment={"CUDA_DEVICE_MAX_CONNECTIONS": "1"} if needs_one else {},
             files={CONFIG: json.dumps(config, indent=2) + "\n"},
             fill_in=_fill_in(options),
-            notes=_notes(job),
+            notes=_notes(job, plan),
         )
 
 
@@ -94,7 +94,8 @@ def engine_config(job: Job, plan: Plan) -> dict[str, Any]:
     }
     if job.workload.precision is Precision.BF16:
         config["bf16"] = {"enabled": True}
-        wide = job.workload.training_state.gradient_bytes == 4.0
+        # Without ZeRO the engine refuses to add bf16 gradients up in 32 bits (`_do_optimizer_sanity_check`).
+        wide = plan.zero > 0 and job.workload.training_state.gradient_bytes == 4.0
         config["data_types"] = {"grad_accum_dtype": "fp32" if wide else "bf16"}
     if job.workload.precision is Precision.FP16:
         config["fp16"] = {"enabled": True, "loss_scale": 0, "initial_scale_power": 16}
@@ -252,7 +253,9 @@ def _fill_in(options: Options) -> list[str]:
     return [*found, "--lr and --train-iters in train.sh: placeholders that do not change a step's cost"]
 
 
-def _notes(job: Job) -> list[str]:
+def _notes(job: Job, plan: Plan) -> list[str]:
+    if job.workload.precision is Precision.BF16 and plan.zero == 0:
+        return ["Without ZeRO DeepSpeed adds bf16 gradients up in 16 bits, whatever was modelled."]
     if job.workload.precision is not Precision.FP16:
         return []
     return ["The first steps search the loss scale and skip the optimizer: leave them out of any timing."]

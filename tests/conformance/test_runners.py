@@ -1,6 +1,7 @@
 """What every runner owes: an answer for every plan, in order, the same every time, and nothing raised."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from runners.cached import Cached
 from runners.protocol import RUNNERS, RunnerRecipe
 from search_spaces.errors import UnknownName
 from search_spaces.plan import Plans
+from tests.runners import fake_trainer
 from tests.runners.jobs import PLANS, WRONG_WORLD, llama_job, write_recording
 
 
@@ -17,8 +19,15 @@ from tests.runners.jobs import PLANS, WRONG_WORLD, llama_job, write_recording
 def recipe(request, tmp_path):
     """A recipe for each row of the table; `cached` wraps the simulated one."""
     kind = "simulated" if request.param == "cached" else request.param
-    options = {"path": write_recording(tmp_path)} if kind == "replay" else {}
-    return RunnerRecipe(kind=kind, job=llama_job(), options=options)
+    return RunnerRecipe(kind=kind, job=llama_job(), options=options_of(kind, tmp_path))
+
+
+def options_of(kind, folder):
+    """Options that a runner cannot do without."""
+    if kind == "replay":
+        return {"path": write_recording(folder)}
+    trainer = [sys.executable, fake_trainer.__file__, "measured", "{n_steps}"]
+    return {"command": trainer, "reader": "json-lines", "n_steps": 8} if kind == "command" else {}
 
 
 @pytest.fixture

@@ -183,3 +183,34 @@ CLUSTERS = document(
     "clusters", clusters=many(record(name=TEXT, source={"type": "string", "minLength": 8}, spec=SPEC), 1)
 )
 LAUNCHERS = document("launchers", launchers=many(record(name=TEXT, title=TEXT, source=TEXT), 1))
+WINDOW = record(
+    first=COUNT,
+    last=COUNT,
+    n_steps=COUNT,
+    n_lines=COUNT,
+    step_s=FINITE,
+    spread_s=FINITE,
+    spikes=many(COUNT),
+)
+LOG = document(
+    "read-log",
+    trainer=TEXT,
+    n_lines=COUNT,
+    n_steps=COUNT,
+    last_step=COUNT,
+    window=maybe(WINDOW),
+    tokens_per_s=maybe(FINITE),
+    tokens_per_s_per_device=maybe(FINITE),
+    tflops_per_device=maybe(FINITE),
+    convention=maybe({"enum": ["MFU", "HFU"]}),
+    peak_memory_bytes=maybe(FINITE),
+    memory_kind=TEXT,
+    first_loss=maybe(NUMBER),
+    last_loss=maybe(NUMBER),
+    n_skipped=COUNT,
+    n_nan_in_a_row=COUNT,
+    settings={"type": "object", "additionalProperties": COUNT},
+    notes=many(TEXT),
+    refused=many(TEXT),
+    failure=maybe(record(cause=TEXT, message=TEXT, short_bytes=FINITE)),
+)

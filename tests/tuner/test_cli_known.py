@@ -69,6 +69,7 @@ VERBS = {
     "show": "storage json",
     "report": "html storage json",
     "export": "job set space to plan trial scheduler out option storage json",
+    "read-log": "trainer global-batch seq-len devices cluster precision warmup status json",
     "models": "json",
     "clusters": "json",
     "launchers": "json",

@@ -102,7 +102,7 @@ class LessonReader:
                 needed = self.job.cluster.device.memory_bytes + max(outcome.short_bytes, 0.0)
                 bound = _sane(needed / self.peak_bytes[row])
                 return Lesson(row=row, log_memory=bound, memory_is_bound=bound is not None)
-        return None if outcome.cause.is_machine_fault else Lesson(row=row, ran=False)
+        return Lesson(row=row, ran=False) if outcome.cause.blames_plan else None
 
     def _from_values(self, trial: FrozenTrial, row: int) -> Lesson | None:
         """Every metric but the peak is a constant times the step time or its inverse."""
