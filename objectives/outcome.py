@@ -1,6 +1,7 @@
 """What came of trying a plan: a measurement, or a failure with its cause."""
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 
@@ -20,25 +21,40 @@ class OutcomeOrigin(StrEnum):
 class Cause(StrEnum):
     """Why a plan has no step time.
 
-    The plan's own fault: out of memory, hang, crash, timeout, invalid.  The machine's: lost machine.
+    The plan's own fault: out of memory, hang, collective timeout, crash, nan loss, timeout, invalid.
+    The machine's, so that the plan is tried again: lost machine, preempted.
+    Nobody's: launcher missing, and unmeasured, for a plan that ran but whose log gives no figure to trust.
     """
 
     OUT_OF_MEMORY = "out of memory"
     TIMEOUT = "timeout"
     HANG = "hang"
+    COLLECTIVE_TIMEOUT = "collective timeout"
     CRASH = "crash"
+    NAN_LOSS = "nan loss"
     INVALID = "invalid"
     LOST_MACHINE = "lost machine"
+    PREEMPTED = "preempted"
+    LAUNCHER_MISSING = "launcher missing"
+    UNMEASURED = "unmeasured"
 
     @property
     def is_machine_fault(self) -> bool:
         """Whether trying the same plan again may succeed."""
-        return self is Cause.LOST_MACHINE
+        return self in (Cause.LOST_MACHINE, Cause.PREEMPTED)
+
+    @property
+    def blames_plan(self) -> bool:
+        """Whether the failure says something about the plan, so that a sampler may learn from it."""
+        return not self.is_machine_fault and self not in (Cause.LAUNCHER_MISSING, Cause.UNMEASURED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
-    """A plan that ran: median step seconds, their standard deviation, and the worst device's peak."""
+    """A plan that ran: median step seconds, their standard deviation, and the worst device's peak.
+
+    `effective` is what really ran and how it was measured, as names and values, where a runner knows it.
+    """
 
     step_s: float
     step_spread_s: float
@@ -46,6 +62,7 @@ class Measured:
     origin: OutcomeOrigin
     n_steps: int = 1
     log_tail: str = ""
+    effective: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in ("step_s", "peak_memory_bytes"):
@@ -63,6 +80,7 @@ class Failed:
     """A plan that did not run, why, and the log's last lines.
 
     `short_bytes` is, for an out-of-memory plan, by how much the memory fell short (0: unknown).
+    `effective` is what really ran, as names and values, where a runner knows it.
     """
 
     cause: Cause
@@ -70,6 +88,7 @@ class Failed:
     origin: OutcomeOrigin
     short_bytes: float = 0.0
     log_tail: str = ""
+    effective: Mapping[str, Any] = field(default_factory=dict)
 
 
 Outcome = Measured | Failed

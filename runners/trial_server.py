@@ -26,7 +26,7 @@ from typing import IO, NoReturn
 import psutil
 
 from objectives.outcome import Cause, Failed, Outcome, tail
-from runners.protocol import Runner, RunnerRecipe, RunnerSource
+from runners.protocol import Runner, RunnerRecipe, RunnerSource, WarmRunner
 from search_spaces.errors import MeshtuneError
 from search_spaces.plan import Plan, Plans
 
@@ -92,6 +92,8 @@ def _build(link: Connection) -> Runner:
     try:
         source: RunnerSource = link.recv()
         runner = source.build() if isinstance(source, RunnerRecipe) else source
+        if isinstance(runner, WarmRunner):
+            runner.warm_up()
     except MeshtuneError as error:
         link.send(error)
         sys.exit(2)
