@@ -28,7 +28,7 @@ Trials = Annotated[
 Hours = Annotated[float | None, typer.Option("--hours", metavar="H", help="Wall-clock hours of this call.")]
 Parallel = Annotated[int | None, typer.Option("--parallel", metavar="N", help="Trials side by side.")]
 RunnerFlag = Annotated[
-    str | None, typer.Option("--runner", metavar="KIND", help="simulated, analytic or replay.")
+    str | None, typer.Option("--runner", metavar="KIND", help="simulated, analytic, replay or torch.")
 ]
 RunnerOptions = Annotated[
     list[str] | None,

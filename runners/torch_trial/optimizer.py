@@ -8,8 +8,6 @@ import torch
 from runners.torch_trial.collectives import Group, all_gather, reduce_scatter
 from runners.torch_trial.data import Copies, local
 
-LEARNING_RATE = 1e-3
-
 
 class Optimizer(Protocol):
     """One update."""
@@ -23,24 +21,25 @@ class Optimizer(Protocol):
         ...
 
 
-def make_optimizer(copies: Copies) -> Optimizer:
+def make_optimizer(copies: Copies, learning_rate: float) -> Optimizer:
     """The one that the plan asks for."""
-    return ShardedAdam(copies) if copies.layout.plan.zero == 1 else WholeAdam(copies)
+    kind = ShardedAdam if copies.layout.plan.zero == 1 else WholeAdam
+    return kind(copies, learning_rate)
 
 
-def _adam(parameters: Sequence[Any]) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(parameters, lr=LEARNING_RATE, fused=True)
+def _adam(parameters: Sequence[Any], learning_rate: float) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(parameters, lr=learning_rate, fused=True)
 
 
 class WholeAdam:
     """Every rank updates what it holds; 16-bit parameters have a copy in fp32."""
 
-    def __init__(self, copies: Copies) -> None:
+    def __init__(self, copies: Copies, learning_rate: float) -> None:
         self.parameters = [parameter for parameter, _ in copies.parameters()]
         self.masters = [
             p if p.dtype == torch.float32 else p.detach().float().requires_grad_() for p in self.parameters
         ]
-        self.adam = _adam(self.masters)
+        self.adam = _adam(self.masters, learning_rate)
 
     def collect(self) -> None:
         """Nothing is left to do."""
@@ -60,13 +59,13 @@ class WholeAdam:
 class ShardedAdam:
     """Each copy of the model updates its part of all parameters, laid end to end."""
 
-    def __init__(self, copies: Copies) -> None:
+    def __init__(self, copies: Copies, learning_rate: float) -> None:
         layout = copies.layout
         self.parts = [
             _Part([p for p, w in copies.parameters() if w.is_expert is is_expert], group)
             for is_expert, group in ((False, layout.data), (True, layout.expert_data))
         ]
-        self.adam = _adam([part.master for part in self.parts if part.parameters])
+        self.adam = _adam([part.master for part in self.parts if part.parameters], learning_rate)
 
     def collect(self) -> None:
         """Reduce-scatter the gradients."""

@@ -7,6 +7,7 @@ Built in a process of its own it tries plans through a server of its own; inside
 
 import math
 import os
+import signal
 import statistics
 import tempfile
 import time
@@ -24,7 +25,7 @@ from objectives.metrics import Job
 from objectives.outcome import Cause, Failed, Measured, Outcome, OutcomeOrigin
 from runners.torch_trial.ranks import Fate, Rank, run_ranks
 from runners.torch_trial.supported import refusals
-from runners.torch_trial.twin import Limits, Twin, most_ranks, same, too_large, twin
+from runners.torch_trial.twin import Limits, Twin, most_ranks, same, too_large, too_many, twin
 from runners.trial_process import TrialProcess
 from runners.verdicts import why_illegal
 from search_spaces.errors import InvalidSpec, RunnerError, check
@@ -51,6 +52,7 @@ class Options:
     n_threads: int = 0
     step_limit_s: float = 60.0
     memory_limit_bytes: float = 0.0
+    learning_rate: float = 1e-3
     compile: bool = False
     schedule_class: str = ""
     schedule_file: str = ""
@@ -60,7 +62,7 @@ class Options:
 
     def __post_init__(self) -> None:
         check(self.n_steps >= 1, "the torch runner's n_steps must be at least 1", self.n_steps)
-        for name in ("n_warmup", "seed", "n_threads", "memory_limit_bytes"):
+        for name in ("n_warmup", "seed", "n_threads", "memory_limit_bytes", "learning_rate"):
             check(
                 getattr(self, name) >= 0,
                 f"the torch runner's {name} must not be negative",
@@ -102,6 +104,7 @@ class TorchRunner:
         n_threads: int = 0,
         step_limit_s: float = 60.0,
         memory_limit_bytes: float = 0.0,
+        learning_rate: float = 1e-3,
         compile: bool = False,  # noqa: A002 - the option's name in a study file
         schedule_class: str = "",
         schedule_file: str = "",
@@ -118,6 +121,7 @@ class TorchRunner:
             n_threads=n_threads,
             step_limit_s=step_limit_s,
             memory_limit_bytes=memory_limit_bytes,
+            learning_rate=learning_rate,
             compile=compile,
             schedule_class=schedule_class,
             schedule_file=schedule_file,
@@ -157,17 +161,22 @@ class TorchRunner:
         if illegal := why_illegal(self._job, plan, self.origin):
             return illegal
         for reason in refusals(self._job.model, self._job.workload, plan):
-            return Failed(cause=Cause.INVALID, message=reason, origin=self.origin)
+            return self._invalid(reason)
+        if self._options.device == "cpu" and not self._options.proxy and plan.world_size > most_ranks():
+            return self._invalid(str(_does_not_fit(too_many(plan, most_ranks()))))
         return None
+
+    def _invalid(self, reason: str) -> Failed:
+        return Failed(cause=Cause.INVALID, message=reason, origin=self.origin)
 
     def _try(self, plan: Plan) -> Outcome:
         device = self._device(plan)
         try:
             ran = self._within_limits(plan, device)
         except InvalidSpec as error:
-            return Failed(cause=Cause.INVALID, message=str(error), origin=self.origin)
+            return self._invalid(str(error))
         for reason in refusals(ran.job.model, ran.job.workload, ran.plan):
-            return Failed(cause=Cause.INVALID, message=reason, origin=self.origin)
+            return self._invalid(reason)
         begun_s = time.perf_counter()
         orders = self._orders(ran, device)
         outcome = self._launch(orders, ran)
@@ -197,8 +206,8 @@ class TorchRunner:
         words = too_large(plan, n_ranks=n_ranks, needed_bytes=needed_bytes, host_bytes=host_bytes)
         if not words:
             return same(job, plan)
-        hint = "the runner's option proxy=true tries a smaller twin"
-        check(options.proxy, "a plan must fit this machine", words, hint=hint)
+        if not options.proxy:
+            raise _does_not_fit(words)
         limits = Limits(n_ranks=n_ranks, parameters=options.proxy_parameters, tokens=options.proxy_tokens)
         return twin(job, plan, limits)
 
@@ -210,6 +219,7 @@ class TorchRunner:
             plan=ran.plan,
             seed=options.seed,
             device=device,
+            learning_rate=options.learning_rate,
             compiles=options.compile,
             schedule_class=options.schedule_class,
             schedule_file=options.schedule_file,
@@ -272,6 +282,11 @@ class TorchRunner:
         )
 
 
+def _does_not_fit(words: str) -> InvalidSpec:
+    hint = "the runner's option proxy=true tries a smaller twin"
+    return InvalidSpec("a plan must fit this machine", words, hint=hint)
+
+
 def _train(worker: Any, orders: Any, folder: Path, rank: int, tell: Any) -> Any:
     return worker.train(orders, rank, tell, folder=folder)
 
@@ -283,5 +298,7 @@ def _verdict(culprit: Rank, fate: Fate, limit_s: float) -> tuple[Cause, str]:
     if culprit.broken is not None:
         return _CAUSES[culprit.broken.kind], f"{who} at {culprit.at.place}: {culprit.broken.message}"
     status = culprit.status or 0
-    how = f"was killed by signal {-status}" if status < 0 else f"ended with exit status {status}"
+    how = (
+        f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with exit status {status}"
+    )
     return Cause.CRASH, f"{who} {how} at {culprit.at.place}"

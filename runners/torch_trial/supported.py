@@ -44,13 +44,10 @@ _PLANS: tuple[Refusal, ...] = (
      lambda q: q.plan.optimizer_sync is not OptimizerSync.BARRIER),
     ("keeps the optimizer on the device (offload_optimizer)", lambda q: q.plan.offload_optimizer),
     ("waits for tensor parallelism's exchanges (overlap_tp)", lambda q: q.plan.overlap_tp),
-    ("has one way to send between stages (overlap_pp)", lambda q: q.plan.overlap_pp),
     ("waits for the experts' exchanges (overlap_ep)", lambda q: q.plan.overlap_ep),
     ("sends a token once for each of its experts (deduplicate_ep)", lambda q: q.plan.deduplicate_ep),
     ("recomputes no single products (recompute_modules=moe_act, mla_up_proj)",
      lambda q: any(word in ("moe_act", "mla_up_proj") for word in str(q.plan.recompute_modules).split("+"))),
-    ("recomputes nothing beside a backward pass in two halves",
-     lambda q: _splits_backward(q.plan) and _recomputes(q.plan)),
     ("runs zero=3 beside whole backward passes only: torch's FSDP loses gradients in halves",
      lambda q: _splits_backward(q.plan) and q.plan.zero == 3),
     ("overlaps gradients at zero=0; from zero=2 on FSDP decides (overlap_dp)",
@@ -66,10 +63,6 @@ _HALVES = (
 
 def _splits_backward(plan: Plan) -> bool:
     return plan.pp > 1 and plan.schedule in _HALVES
-
-
-def _recomputes(plan: Plan) -> bool:
-    return plan.recompute.value != "none" or str(plan.recompute_modules) != "none"
 
 
 def refusals(model: ModelSpec, workload: Workload, plan: Plan) -> Iterator[str]:

@@ -36,6 +36,7 @@ class Setting:
     plan: Plan
     seed: int = 0
     device: str = "cpu"
+    learning_rate: float = 1e-3
     compiles: bool = False
     schedule_class: str = ""
     schedule_file: str = ""
@@ -60,7 +61,7 @@ class Trainer:
             for chunk in chunks:
                 for layer in chunk.layers:
                     layer.compile()
-        self.optimizer = make_optimizer(self.copies)
+        self.optimizer = make_optimizer(self.copies, setting.learning_rate)
         self.pipeline = self._pipeline(scratch) if plan.pp > 1 else None
 
     def _chunks(self) -> list[Chunk]:

@@ -220,7 +220,12 @@ def _sizes(job: Job, plan: Plan) -> dict[str, int]:
 def too_large(plan: Plan, *, n_ranks: int, needed_bytes: float, host_bytes: float) -> str:
     """In what a plan exceeds this machine; empty if it may be started."""
     if plan.world_size > n_ranks:
-        return f"{plan.world_size} processes where {n_ranks} may run"
+        return too_many(plan, n_ranks)
     if needed_bytes > host_bytes:
         return f"{gib(needed_bytes):.1f} GiB predicted for all processes of {gib(host_bytes):.1f} GiB"
     return ""
+
+
+def too_many(plan: Plan, n_ranks: int) -> str:
+    """That a plan has more ranks than may run."""
+    return f"{plan.world_size} processes where {n_ranks} may run"

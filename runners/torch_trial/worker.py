@@ -28,14 +28,11 @@ from runners.torch_trial.train import Setting, Trainer
 from search_spaces.units import KIB
 
 BACKENDS = {"cpu": "gloo", "cuda": "nccl"}
-# What allocators say, on the host and on devices.
+# What allocators say, on the host and on devices; the last is a thread that found no room for its stack.
 _OUT_OF_MEMORY = (
-    "can't allocate memory",
-    "out of memory",
-    "Cannot allocate memory",
-    "bad_alloc",
-    "not enough memory",
-)
+    "can't allocate memory", "out of memory", "Cannot allocate memory", "bad_alloc", "not enough memory",
+    "Resource temporarily unavailable",
+)  # fmt: skip
 _COLLECTIVE = (
     "Connection closed by peer",
     "Connection reset by peer",
@@ -89,8 +86,8 @@ def train(orders: Orders, rank: int, tell: Tell, *, folder: Path) -> Findings:
     started_s = time.perf_counter()
     setting = orders.setting
     torch.set_num_threads(orders.n_threads)
-    _limit_memory(orders.memory_limit_bytes)
     _join(setting, rank, folder, timeout_s=1.5 * orders.silence_s)
+    _limit_memory(orders.memory_limit_bytes)
     tell(At(place="build"))
     trainer = Trainer(setting, rank, scratch=folder)
     build_s = time.perf_counter() - started_s

@@ -235,7 +235,13 @@ def compare(case, rank, folder):
         / max(float(wanted[name][0].abs().max()), floor)
         for name, (gradient, weight) in gradients.items()
     }
-    return {"worst": worst, "losses": losses, "wanted_losses": wanted_losses, "names": sorted(wanted)}
+    return {
+        "worst": worst,
+        "losses": losses,
+        "wanted_losses": wanted_losses,
+        "names": sorted(wanted),
+        "n_parameters": sum(g.numel() for g, _ in wanted.values()),
+    }
 
 
 def run_all(world, chosen, folder):
