@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.runners.torch_cases import BF16, FAST, SLOW, TORCH_CLASSES
+from search_spaces.parameters import total_parameters
+from tests.runners.torch_cases import BF16, FAST, MODELS, SLOW, TORCH_CLASSES
 
 pytestmark = [pytest.mark.torch, pytest.mark.timeout(600)]
 ROOT = Path(__file__).parents[2]
@@ -60,6 +61,7 @@ def test_a_plan_trains_as_one_process_does(case, findings):
     trained = {name for rank in ranks for name in rank["worst"]}
     worst = max((error, name) for rank in ranks for name, error in rank["worst"].items())
     assert trained == set(ranks[0]["names"])
+    assert ranks[0]["n_parameters"] == total_parameters(MODELS[case.model])
     assert worst[0] <= TOLERANCE[case.precision], worst
     for rank in ranks:
         assert rank["losses"] == pytest.approx(rank["wanted_losses"], rel=LOSS_TOLERANCE[case.precision])

@@ -162,6 +162,7 @@ def test_a_schedule_file_is_run(server, tmp_path):
     assert isinstance(outcome, Measured), outcome
 
 
+@pytest.mark.slow
 def test_a_schedule_file_that_leaves_passes_out_is_no_measurement(server, tmp_path):
     path = tmp_path / "schedule.csv"
     path.write_text("0F0,0B0\n1F0,1B0\n")
