@@ -6,6 +6,7 @@ import signal
 import statistics
 import threading
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -69,6 +70,13 @@ class Running:
         return self.outcome
 
 
+def open_folders(pid):
+    """The folders of the files that a process holds open."""
+    folders = [Path(each.path).parent for each in psutil.Process(pid).open_files() if "rank-" in each.path]
+    assert folders
+    return folders
+
+
 @pytest.fixture(scope="module")
 def measured():
     runner = TorchRunner(tiny_job(), **{**QUICK, "n_steps": 3})
@@ -128,8 +136,10 @@ def test_a_device_that_is_full_is_out_of_memory(server):
 
 def test_a_trial_over_its_time_limit_leaves_nothing(server):
     running = Running(server(**LONG), Plan(dp=2), time_limit_s=6.0)
+    folders = open_folders(running.ranks[0])
     assert running.end().cause is Cause.TIMEOUT
     assert gone(running.ranks)
+    assert [folder for folder in folders if folder.exists()] == []
 
 
 def test_ranks_die_with_their_server(server):
@@ -141,9 +151,11 @@ def test_ranks_die_with_their_server(server):
 
 def test_a_closed_server_leaves_no_process(server):
     running = Running(server(**LONG), Plan(dp=2))
+    folders = open_folders(running.ranks[0])
     running.server.kill()
     running.end()
     assert gone(running.ranks)
+    assert [folder for folder in folders if folder.exists()] == []
 
 
 def test_an_error_in_a_rank_comes_with_its_traceback(server, tmp_path):
