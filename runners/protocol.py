@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from objectives.metrics import Job
 from objectives.outcome import Failed, Outcome, OutcomeOrigin
@@ -17,6 +17,7 @@ RUNNERS: Mapping[str, str] = MappingProxyType(
         "simulated": "runners.simulated:SimulatedRunner",
         "replay": "runners.replay:ReplayRunner",
         "command": "runners.command:CommandRunner",
+        "torch": "runners.torch_trial.runner:TorchRunner",
     }
 )
 MAX_LOST_RETRIES = 2
@@ -35,6 +36,15 @@ class Runner(Protocol):
 
         `attempt` counts the tries that a lost machine cost these plans before.
         """
+        ...
+
+
+@runtime_checkable
+class WarmRunner(Protocol):
+    """A runner that loads something large; a trial server has it do so once, before it forks trials."""
+
+    def warm_up(self) -> None:
+        """Load it."""
         ...
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from typing import IO
 
 from objectives.outcome import Cause, Failed, Outcome, tail
 from runners.protocol import RunnerSource
-from runners.trial_server import Request, kill_descendants
+from runners.trial_server import SCRATCH, Request, kill_descendants
 from search_spaces.errors import MeshtuneError, RunnerError
 from search_spaces.plan import Plan
 
@@ -74,6 +75,7 @@ class TrialProcess:
     def __init__(self, source: RunnerSource) -> None:
         self._source = source
         self._child: Child | None = None
+        self._folder: str | None = None
 
     @property
     def pid(self) -> int | None:
@@ -123,6 +125,9 @@ class TrialProcess:
         child, self._child = self._child, None
         if child:
             child.close()
+        folder, self._folder = self._folder, None
+        if folder:
+            shutil.rmtree(folder, ignore_errors=True)
 
     def kill(self) -> None:
         """Kill the process and its trial from another thread: the one inside `run` finds it lost."""
@@ -130,7 +135,10 @@ class TrialProcess:
             child.kill()
 
     def _start(self) -> Child:
-        child = self._child = Child("runners.trial_server", environment={"OPENBLAS_NUM_THREADS": "1"})
+        # Trials keep their files here; killed, they cannot remove them.
+        self._folder = tempfile.mkdtemp(prefix="meshtune-trials-")
+        environment = {"OPENBLAS_NUM_THREADS": "1", SCRATCH: self._folder}
+        child = self._child = Child("runners.trial_server", environment=environment)
         try:
             child.link.send(self._source)
             answer = child.link.recv() if child.link.poll(_START_S) else TimeoutError("no answer")

@@ -13,6 +13,7 @@ Over its pipe come a runner and then requests; for each it answers the child's p
 import contextlib
 import ctypes
 import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -26,13 +27,14 @@ from typing import IO, NoReturn
 import psutil
 
 from objectives.outcome import Cause, Failed, Outcome, tail
-from runners.protocol import Runner, RunnerRecipe, RunnerSource
+from runners.protocol import Runner, RunnerRecipe, RunnerSource, WarmRunner
 from search_spaces.errors import MeshtuneError
 from search_spaces.plan import Plan, Plans
 
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
 _REAP_S = 5.0
 _MOST_LOG_BYTES = 64 * 1024
+SCRATCH = "MESHTUNE_SCRATCH"  # names the folder for all that trials of a server write; the client removes it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,6 +94,8 @@ def _build(link: Connection) -> Runner:
     try:
         source: RunnerSource = link.recv()
         runner = source.build() if isinstance(source, RunnerRecipe) else source
+        if isinstance(runner, WarmRunner):
+            runner.warm_up()
     except MeshtuneError as error:
         link.send(error)
         sys.exit(2)
@@ -101,11 +105,12 @@ def _build(link: Connection) -> Runner:
 
 def _try(runner: Runner, request: Request, link: Connection) -> Outcome:
     outcomes, answer = Pipe(duplex=False)
-    with tempfile.TemporaryFile() as log:
+    with tempfile.TemporaryFile() as log, tempfile.TemporaryDirectory(dir=os.environ.get(SCRATCH)) as folder:
         pid = os.fork()
         if pid == 0:
             link.close()
             outcomes.close()
+            tempfile.tempdir = folder
             _run_child(runner, request, answer, log)
         answer.close()
         try:
@@ -184,8 +189,12 @@ def _kill_group(pid: int) -> None:
 
 def main() -> None:
     """Entry point: the number of the inherited pipe is the only argument."""
-    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):  # the client is gone
-        serve(Connection(int(sys.argv[1])))
+    try:
+        with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):  # the client is gone
+            serve(Connection(int(sys.argv[1])))
+    finally:
+        if folder := os.environ.get(SCRATCH):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 if __name__ == "__main__":

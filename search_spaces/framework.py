@@ -279,6 +279,23 @@ FRAMEWORKS: Mapping[str, FrameworkProfile] = MappingProxyType(
                 overlaps_tp=False,
             ),
             FrameworkProfile(
+                name="meshtune",
+                source="the built-in trainer, runners/torch_trial/supported.py, on torch 2.13.0",
+                # DualPipe holds the model twice, which torch's pipelines do not.
+                schedules=tuple(schedule for schedule in Schedule if schedule is not Schedule.DUALPIPE),
+                # From zero=2 on FSDP decides when it reduces; with zero=3 it splits no backward pass rightly.
+                zero_stages_with_pipeline=(0, 1, 2),
+                zero_stages_with_overlap=(0,),
+                zero_stages_with_offload=(),
+                waits_from_pp=10_000,  # transfers between chunks never wait
+                experts=ExpertAbilities(dispatcher=False),
+                overlaps_tp=False,
+                warms_up_longer=True,
+                bucket_parameters=12.5e6,  # DistributedDataParallel: 25 MB of bf16
+                logits_bytes_per_entry=12.0,  # 16-bit logits, their fp32 copy and its softmax, a gradient
+                state=TrainingState(gradient_bytes=2.0),
+            ),
+            FrameworkProfile(
                 name="internevo",
                 recompute_modules=False,
                 source="github.com/InternLM/InternEvo, doc/en/train_performance.md and "

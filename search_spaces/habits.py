@@ -109,6 +109,7 @@ HABITS: Mapping[str, Habits] = MappingProxyType(
         ),
         "torchtitan": PLAIN_PYTORCH,
         "deepspeed": PLAIN_PYTORCH,
+        "meshtune": PLAIN_PYTORCH,
         "fsdp": Habits(traffic=fitted(2.1), attention=fitted(0.5)),
         "internevo": Habits(traffic=fitted(2.2), dp_overlap=fitted(0.35)),
     }

@@ -28,7 +28,8 @@ Trials = Annotated[
 Hours = Annotated[float | None, typer.Option("--hours", metavar="H", help="Wall-clock hours of this call.")]
 Parallel = Annotated[int | None, typer.Option("--parallel", metavar="N", help="Trials side by side.")]
 RunnerFlag = Annotated[
-    str | None, typer.Option("--runner", metavar="KIND", help="simulated, command, analytic or replay.")
+    str | None,
+    typer.Option("--runner", metavar="KIND", help="torch, command, simulated, analytic or replay."),
 ]
 RunnerOptions = Annotated[
     list[str] | None,

@@ -10,12 +10,15 @@ from objectives.outcome import Cause, Failed, Measured, OutcomeOrigin, outcome_f
 from runners.cached import Cached
 from runners.protocol import RUNNERS, RunnerRecipe
 from search_spaces.errors import UnknownName
-from search_spaces.plan import Plans
+from search_spaces.plan import Plan, Plans
 from tests.runners import fake_trainer
-from tests.runners.jobs import PLANS, WRONG_WORLD, llama_job, write_recording
+from tests.runners.jobs import PLANS, WRONG_WORLD, llama_job, tiny_job, write_recording
+
+# Trials on real processes: its own class below.
+REAL = {"torch"}
 
 
-@pytest.fixture(params=[*RUNNERS, "cached"])
+@pytest.fixture(params=[*(name for name in RUNNERS if name not in REAL), "cached"])
 def recipe(request, tmp_path):
     """A recipe for each row of the table; `cached` wraps the simulated one."""
     kind = "simulated" if request.param == "cached" else request.param
@@ -68,6 +71,46 @@ class TestEveryRunner:
 
     def test_outcomes_survive_json(self, runner):
         for outcome in runner.run(PLANS):
+            assert outcome_from_dict(json.loads(json.dumps(outcome_to_dict(outcome)))) == outcome
+
+
+REAL_PLANS = Plans.of(
+    [Plan(dp=2), WRONG_WORLD, Plan(tp=2, offload_optimizer=True), Plan(pp=2, micro_batch=4)]
+)
+
+
+@pytest.fixture(scope="module", params=sorted(REAL))
+def real(request):
+    """A recipe for each row of the table whose trials are real."""
+    options = {"n_steps": 1, "n_warmup": 0, "device": "cpu"}
+    return RunnerRecipe(kind=request.param, job=tiny_job(), options=options)
+
+
+@pytest.fixture(scope="module")
+def outcomes(real):
+    return list(real.build().run(REAL_PLANS))
+
+
+@pytest.mark.torch
+class TestEveryRealRunner:
+    """What can be asked of trials whose seconds differ each time."""
+
+    def test_answers_every_plan_in_order(self, outcomes):
+        kinds = [getattr(outcome, "cause", None) for outcome in outcomes]
+        assert kinds == [None, Cause.INVALID, Cause.INVALID, None]
+
+    def test_says_what_it_ran(self, outcomes):
+        plans = [outcome.effective.get("plan") for outcome in outcomes if isinstance(outcome, Measured)]
+        assert plans == [REAL_PLANS.row(0).key, REAL_PLANS.row(3).key]
+
+    def test_no_plan_needs_no_answer(self, real):
+        assert list(real.build().run(Plans.of([]))) == []
+
+    def test_knows_its_origin_before_it_is_built(self, real, outcomes):
+        assert {outcome.origin for outcome in outcomes} == {real.origin} == {OutcomeOrigin.MEASURED}
+
+    def test_outcomes_survive_json(self, outcomes):
+        for outcome in outcomes:
             assert outcome_from_dict(json.loads(json.dumps(outcome_to_dict(outcome)))) == outcome
 
 

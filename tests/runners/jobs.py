@@ -2,9 +2,10 @@
 
 from objectives.metrics import Job
 from search_spaces.cluster_presets import load_cluster
+from search_spaces.model import AttentionSpec, EmbeddingSpec, MlpSpec, ModelSpec
 from search_spaces.model_presets import load_model
 from search_spaces.plan import Plan, Plans, Schedule
-from search_spaces.workload import Workload
+from search_spaces.workload import Precision, Workload
 
 
 def llama_job(n_devices=64, global_batch=256):
@@ -13,6 +14,21 @@ def llama_job(n_devices=64, global_batch=256):
         cluster=load_cluster("dgx-h100", n_devices),
         workload=Workload(seq_len=8192, global_batch=global_batch),
     )
+
+
+def tiny_job(n_devices=2, **workload):
+    """A model of 70 thousand parameters on this machine's CPUs."""
+    model = ModelSpec(
+        name="tiny",
+        source="made up",
+        n_layers=4,
+        d_model=32,
+        attention=AttentionSpec(n_heads=4, n_kv_heads=2, head_dim=8),
+        mlp=MlpSpec(width=48),
+        embedding=EmbeddingSpec(vocab_size=64),
+    )
+    asked = {"seq_len": 32, "global_batch": 8, "precision": Precision.FP32, **workload}
+    return Job(model=model, cluster=load_cluster("local", n_devices), workload=Workload(**asked))
 
 
 FITS = Plan(tp=4, pp=2, dp=8, sequence_parallel=True)

@@ -1,0 +1,73 @@
+"""Which plans the built-in trainer runs; what it would run otherwise than named is refused, with a reason."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from search_spaces.model import ModelSpec
+from search_spaces.plan import CpKind, OptimizerSync, Plan, Schedule
+from search_spaces.workload import CudaGraphs, Precision, Workload
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """A plan for a model and a workload."""
+
+    model: ModelSpec
+    workload: Workload
+    plan: Plan
+
+
+Refusal = tuple[str, Callable[[Question], bool]]
+
+_MODELS: tuple[Refusal, ...] = (
+    ("has no latent attention", lambda q: q.model.attention.latent is not None),
+    ("predicts one token ahead only", lambda q: q.model.n_predict_layers > 0),
+    ("takes embeddings of the model's own width", lambda q: q.model.embedding.width is not None),
+    ("normalises queries and keys by heads only", lambda q: q.model.attention.qk_norm.value == "full"),
+    ("drops no tokens (moe.capacity_factor)",
+     lambda q: q.model.moe is not None and q.model.moe.capacity_factor is not None),
+    ("needs two norms a layer, or four, or a parallel block",
+     lambda q: not q.model.parallel_block and q.model.norms_per_layer not in (2, 4)),
+    ("needs as many learned positions as tokens in a sequence",
+     lambda q: 0 < q.model.embedding.n_positions < q.workload.seq_len),
+    ("rotates heads of an even width", lambda q: q.model.attention.head_dim % 2 == 1),
+)  # fmt: skip
+_WORKLOADS: tuple[Refusal, ...] = (
+    ("computes in bf16 or fp32", lambda q: q.workload.precision not in (Precision.BF16, Precision.FP32)),
+    ("records no graphs (cuda_graphs)", lambda q: q.workload.cuda_graphs is not CudaGraphs.NONE),
+    ("sends tokens to experts in their own precision", lambda q: q.workload.fp8_dispatch),
+)
+_PLANS: tuple[Refusal, ...] = (
+    ("runs no schedule that holds the model twice (dualpipe)",
+     lambda q: q.plan.schedule is Schedule.DUALPIPE),
+    ("waits for all stages before an update (optimizer_sync)",
+     lambda q: q.plan.optimizer_sync is not OptimizerSync.BARRIER),
+    ("keeps the optimizer on the device (offload_optimizer)", lambda q: q.plan.offload_optimizer),
+    ("waits for tensor parallelism's exchanges (overlap_tp)", lambda q: q.plan.overlap_tp),
+    ("waits for the experts' exchanges (overlap_ep)", lambda q: q.plan.overlap_ep),
+    ("sends a token once for each of its experts (deduplicate_ep)", lambda q: q.plan.deduplicate_ep),
+    ("recomputes no single products (recompute_modules=moe_act, mla_up_proj)",
+     lambda q: any(word in ("moe_act", "mla_up_proj") for word in str(q.plan.recompute_modules).split("+"))),
+    ("runs zero=3 beside whole backward passes only: torch's FSDP loses gradients in halves",
+     lambda q: _splits_backward(q.plan) and q.plan.zero == 3),
+    ("overlaps gradients at zero=0; from zero=2 on FSDP decides (overlap_dp)",
+     lambda q: q.plan.overlap_dp and q.plan.zero > 0),
+    ("runs no ring over a sliding window; cp_kind=ulysses or all-gather do",
+     lambda q: q.plan.cp > 1 and q.plan.cp_kind is CpKind.RING and q.model.attention.window is not None),
+    ("has no more pipeline stages than layers", lambda q: q.plan.pp * q.plan.vpp > q.model.n_layers),
+)  # fmt: skip
+_HALVES = (
+    Schedule.ZB_H1, Schedule.ZB_H2, Schedule.ZB_V, Schedule.V_HALF, Schedule.V_MIN, Schedule.DUALPIPE_V,
+)  # fmt: skip
+
+
+def _splits_backward(plan: Plan) -> bool:
+    return plan.pp > 1 and plan.schedule in _HALVES
+
+
+def refusals(model: ModelSpec, workload: Workload, plan: Plan) -> Iterator[str]:
+    """Every reason why the built-in trainer does not run this, as `the built-in trainer ...`."""
+    question = Question(model=model, workload=workload, plan=plan)
+    for words, is_so in (*_MODELS, *_WORKLOADS, *_PLANS):
+        if is_so(question):
+            yield f"the built-in trainer {words}"
