@@ -59,7 +59,7 @@ VERBS = {
     "rank": "job set space top metric json",
     "estimate": "job set space plan explain json",
     "validate": "cluster all html json",
-    "calibrate": "from out cluster all json",
+    "calibrate": "from out cluster all budget-s devices on fresh json",
     "tune": "job set space name trials hours parallel runner runner-option executor ray-address sampler seed"
     " metric storage json",
     "resume": "trials hours parallel storage json",
