@@ -12,21 +12,30 @@ from runners.probes.record import Result
 from runners.probes.session import OnStep, Step
 from tuner.report.words import duration, gibibytes, percent, seconds
 
+STARTING = "starting a process for each device"
+
 
 @contextmanager
 def showing_probes(console: Console) -> Iterator[OnStep]:
     """Give a listener for a session that draws on the console while the block lasts."""
+    told: list[str] = []
     if not console.is_terminal:
-        yield lambda step: _print_line(console, step)
-        return
-    with Live(console=console, refresh_per_second=4, transient=True) as live:
 
-        def hear(step: Step) -> None:
+        def tell_all(step: Step) -> None:
+            _announce(console, step, told)
+            _print_line(console, step)
+
+        yield tell_all
+        return
+    with Live(STARTING, console=console, refresh_per_second=4, transient=True) as live:
+
+        def draw(step: Step) -> None:
+            _announce(live.console, step, told)
             live.update(picture(step))
             if step.why:
                 _print_line(live.console, step)
 
-        yield hear
+        yield draw
 
 
 def picture(step: Step) -> RenderableType:
@@ -58,6 +67,15 @@ def readings_words(result: Result) -> str:
 
 def _value(result: Result, name: str) -> str:
     return f"{seconds(result.median(name))} ± {percent(result.spread(name))}"
+
+
+def _announce(console: Console, step: Step, told: list[str]) -> None:
+    """Before the first probe, how long it will take at most and what Ctrl-C does."""
+    if not told:
+        told.append(
+            f"{step.n_all - step.n_done} probes in {duration(step.left_s)} at most; Ctrl-C keeps them"
+        )
+        console.print(told[0], highlight=False, markup=False, soft_wrap=True)
 
 
 def _print_line(console: Console, step: Step) -> None:

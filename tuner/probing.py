@@ -16,6 +16,7 @@ from runners.probes.layout import groups_of
 from runners.probes.predictions import Comparison, compare
 from runners.probes.record import ProbesFile, beside
 from runners.probes.session import Ended, OnStep, Session
+from search_spaces.cluster_presets import load_cluster
 from search_spaces.errors import RunnerError, check
 
 DEFAULT_BUDGET_S = 120.0
@@ -62,7 +63,7 @@ class ProbeReport:
 
 
 def probe(wanted: Wanted, *, stopped: Callable[[], bool], on_step: OnStep) -> ProbeReport | None:
-    """Measure for the budget and fit; None in an allocation's other ranks, which only take part.
+    """Measure for the budget, once all ranks have met, and fit; None in an allocation's other ranks.
 
     Raises
     ------
@@ -74,10 +75,11 @@ def probe(wanted: Wanted, *, stopped: Callable[[], bool], on_step: OnStep) -> Pr
         The user stopped it; what was measured is kept.
     """
     check_torch()
-    start_s = time.monotonic()
     place = place_in(os.environ, wanted.out)
     must = "in an allocation every rank is a device; --devices must be left out"
     check(place is None or wanted.n_devices is None, must, wanted.n_devices)
+    if wanted.cluster is not None:
+        load_cluster(wanted.cluster, 1)  # a slip in its name is told before anything starts
     leads = place is None or place.leads
     file = ProbesFile.at(beside(wanted.out), fresh=wanted.fresh) if leads else None
     with Crew(kind=wanted.kind, place=place, stopped=stopped, n_expected=wanted.n_devices or 1) as crew:
@@ -96,7 +98,12 @@ def probe(wanted: Wanted, *, stopped: Callable[[], bool], on_step: OnStep) -> Pr
             crew.join(n_ranks)
             day = date.today().isoformat()
             session = Session(
-                ranks=crew, file=file, budget_s=wanted.budget_s, start_s=start_s, on_step=on_step, date=day
+                ranks=crew,
+                file=file,
+                budget_s=wanted.budget_s,
+                start_s=time.monotonic(),
+                on_step=on_step,
+                date=day,
             )
             ended = session.run(cases)
     if ended is Ended.INTERRUPTED:

@@ -84,7 +84,11 @@ def _processors(facts: Facts, *, n_ranks: int, n_local: int) -> ClusterSpec:
     tiers = (tier,) if n_ranks <= n_local else (*((tier,) if n_local > 1 else ()), _fabric())
     return replace(
         local,
-        device=replace(local.device, name="cpu", memory_bytes=facts.memory_bytes / n_local),
+        device=replace(
+            local.device,
+            source="memory as the operating system reports it, an equal share each; power assumed",
+            memory_bytes=facts.memory_bytes / n_local,
+        ),
         devices_per_node=n_local,
         max_devices=n_ranks,
         tiers=tiers,

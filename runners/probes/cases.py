@@ -90,10 +90,10 @@ def cases_for(facts: Facts, groups: Sequence[Group]) -> list[Case]:
 
 def _alone(facts: Facts) -> Iterator[Case]:
     yield Case(kind="reserve", what={})
+    yield Case(kind="launch", what={"of": "layer"})
     yield from _memory_cases(facts)
     yield from _product_cases(facts)
     yield from _attention_cases(facts)
-    yield Case(kind="launch", what={"of": "layer"})
     yield Case(kind="launch", what={"of": "operation"}, need=1)
     for direction in ("to_host", "from_host") if not facts.on_cpu else ("memory",):
         n_bytes = (CPU_BYTES if facts.on_cpu else GPU_BYTES)[0]

@@ -154,11 +154,19 @@ class Crew:
         return True
 
     def wait(self) -> None:
-        """Until this rank's child ends by itself: what all but the leader do in an allocation."""
+        """Until this rank's child ends by itself: what all but the leader do in an allocation.
+
+        Raises
+        ------
+        CrewLost
+            It did not end well.
+        """
         while self._children[0].process.poll() is None:
             if self._stopped():
                 raise Interrupted
             time.sleep(GLANCE_S)
+        if self._children[0].process.returncode:
+            raise self._lost(self._children[0])
 
     def close(self) -> None:
         """End every rank; may be called twice."""
@@ -170,6 +178,8 @@ class Crew:
                 pass
         self._end_children()
         shutil.rmtree(self._folder, ignore_errors=True)
+        if self._place and self._place.leads and self._place.store:
+            Path(self._place.store).unlink(missing_ok=True)
 
     def _start(self) -> Child:
         # One thread each until `join` says how many: pools that never start need not be stopped.

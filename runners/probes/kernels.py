@@ -54,7 +54,7 @@ def _product(what: What, device: Device) -> Measure:
 def _sustained(what: What, device: Device) -> Measure:
     """The product alone and between kernels that move memory, as in a training step."""
     call = product(what, device)
-    moved = device.random(SWEPT_BYTES // device.main_format.itemsize)
+    moved = torch.ones(SWEPT_BYTES // 4, device=device.where)
     other = torch.empty_like(moved)
 
     def measure(watch: Stopwatch) -> Readings:
@@ -107,7 +107,7 @@ def _attention(what: What, device: Device) -> Measure:
 def _memory(what: What, device: Device) -> Measure:
     """Kernels that write into what is there: on processors fresh pages would cost more than the kernel."""
     entries = int(what["bytes"]) // device.main_format.itemsize
-    a = device.random(entries // NORM_WIDTH, NORM_WIDTH)
+    a = torch.full((entries // NORM_WIDTH, NORM_WIDTH), 0.5, device=device.where, dtype=device.main_format)
     b, c = torch.ones_like(a), torch.empty_like(a)
     calls: dict[str, Callable[[], object]] = {
         "copy": lambda: c.copy_(a),

@@ -32,6 +32,8 @@ from runners.trial_server import die_with_parent
 SILENCE_S = 120.0
 TOGETHER = ("collective", "overlap")
 MOST_READINGS = 240
+# What torch raises where a device lacks a kernel or memory; of several ranks each says so by itself.
+TROUBLE = (RuntimeError, TypeError, ValueError, NotImplementedError)
 
 
 def serve(link: Connection) -> None:
@@ -113,7 +115,11 @@ def _measure(world: World, told: Mapping[str, Any]) -> list[dict[str, Any]]:
         return _collect(world, {"error": prepared} if failed else {"readings": {}})
     if isinstance(prepared, str):
         return [{"error": prepared}]
-    return _collect(world, {"readings": prepared(_stopwatch(world, told))})
+    try:
+        answer: dict[str, Any] = {"readings": prepared(_stopwatch(world, told))}
+    except TROUBLE as error:
+        answer = {"error": _sentence(error)}
+    return _collect(world, answer)
 
 
 def _prepared(world: World, told: Mapping[str, Any]) -> Measure | str:
@@ -121,8 +127,12 @@ def _prepared(world: World, told: Mapping[str, Any]) -> Measure | str:
         if told["kind"] in TOGETHER:
             return together.prepare(told["kind"], told["what"], world)
         return kernels.prepare(told["kind"], told["what"], world.device)
-    except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
-        return tail(str(error)).splitlines()[0] if str(error) else type(error).__name__
+    except TROUBLE as error:
+        return _sentence(error)
+
+
+def _sentence(error: Exception) -> str:
+    return tail(str(error)).splitlines()[0] if str(error) else type(error).__name__
 
 
 def _stopwatch(world: World, told: Mapping[str, Any]) -> Stopwatch:
