@@ -176,9 +176,9 @@ def _outermost_tier_alone(old: Any, cluster: Any, members: Floats) -> Iterator[A
         done |= is_outermost
 
 
-def _equal_stages(old: Any, plans: Any, passes: Any, *more: Any) -> Floats:
+def _equal_stages(old: Any, plans: Any, n_microbatches: Any, passes: Any) -> Floats:
     everywhere = replace(passes, all_stages_s=plans.pp * passes.worst_s)
-    bubble: Floats = old(plans, everywhere, *more)
+    bubble: Floats = old(plans, n_microbatches, everywhere)
     return bubble
 
 

@@ -12,7 +12,7 @@ from benchmarks.calibrated import Calibrated
 from benchmarks.fitting import fit, prior
 from benchmarks.rows import Key, Rows
 from objectives.validation import Prediction, accuracy, ordered_pairs
-from search_spaces.plan import Schedule
+from search_spaces.plan import OptimizerSync, Schedule
 
 TABLE = Path(__file__).with_name("targets.toml")
 # One factor per operation class: products, attention, what only moves bytes, communication.
@@ -124,7 +124,14 @@ def schedule_order(predictions: Sequence[Prediction]) -> float | None:
     groups: dict[tuple[object, ...], list[Prediction]] = {}
     for each in predictions:
         if each.run.step_s is not None:
-            plan = replace(each.run.plan, schedule=Schedule.ONE_F_ONE_B, vpp=1, first_layers=0, last_layers=0)
+            plan = replace(
+                each.run.plan,
+                schedule=Schedule.ONE_F_ONE_B,
+                optimizer_sync=OptimizerSync.BARRIER,
+                vpp=1,
+                first_layers=0,
+                last_layers=0,
+            )
             groups.setdefault((id(each.run.job), plan), []).append(each)
     counts = [
         ordered_pairs(

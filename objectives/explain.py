@@ -15,8 +15,8 @@ from objectives.cost.layers import tokens_per_device
 from objectives.cost.parts import PARTS
 from objectives.cost.passes import PassTable, pass_table
 from objectives.cost.result import Estimate, StageProfile, StepMemory, StepTime
-from objectives.cost.stages import rank_parameters, representatives, stages_of
-from objectives.cost.states import StateTable, state_bytes, state_table
+from objectives.cost.stages import representatives, stages_of
+from objectives.cost.states import StateTable, held_parameters, state_bytes, state_table
 from objectives.cost.step import estimate, microbatches, stage_profile
 from objectives.metrics import Job
 from objectives.uncertainty import TIMELESS, bounds, constants, formula_spread, with_constant
@@ -186,7 +186,7 @@ def _pipeline_terms(job: Job, one: Plans, passes: PassTable, m: int) -> Terms:
     sent_s = float(pipeline.send_s(one, microbatches(job, one), passes)[0])
     return {
         "other_stage_s": waiting_s / max(others, 1),
-        "filled_s": waiting_s / vpp - float(pipeline.bubble_s(one, passes)[0]),
+        "filled_s": waiting_s / vpp - float(pipeline.bubble_s(one, microbatches(job, one), passes)[0]),
         "send_s": send_s,
         "shown_send_s": max(sent_s - 2 * others * send_s, 0.0) / (2 * m * vpp),
     }
@@ -209,7 +209,7 @@ def _update_terms(job: Job, plan: Plan) -> Terms:
         return {}
     one = Plans.of([plan])
     stages = stages_of(job, one, representatives(job, one).index)
-    held = state_bytes(job, one, rank_parameters(job, one, stages), stages)
+    held = state_bytes(job, one, held_parameters(job, one, stages), stages)
     copied = plan.dp * int(stages.n_layers.max()) if plan.zero >= 1 and plan.dp > 1 else 0
     return {
         "updated_parameters": float(held.optimizer_bytes.max()) / state.optimizer_bytes,

@@ -1,6 +1,6 @@
 """The whole legal space priced, what fits kept: the candidates a study chooses from."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -51,11 +51,39 @@ class Ledger:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class SecondOpinion:
+    """What the engine says of the best candidates; columns have shape (n_candidates,).
+
+    `step_s` is not a number where a candidate was not simulated; `reasons` says why it differs from the
+    closed form, where it does.  Of `n_close` candidates that the engine could put first, `n_simulated` were
+    within `budget_s`; it took `seconds`, and `load_s` to load it, the first time on a machine to compile it.
+    """
+
+    step_s: Floats
+    reasons: tuple[tuple[str, ...], ...]
+    n_close: int
+    n_simulated: int
+    budget_s: float
+    load_s: float
+    seconds: float
+
+    def first(self, n: int) -> "SecondOpinion":
+        """That of the first n candidates."""
+        return replace(self, step_s=self.step_s[:n], reasons=self.reasons[:n])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Ranking:
-    """What `rank` answers: the ledger and the best candidates."""
+    """What `rank` answers: the ledger, the best candidates, and what the engine says of them, if asked."""
 
     ledger: Ledger
     candidates: Candidates
+    second: SecondOpinion | None = None
+
+    def first(self, n: int) -> "Ranking":
+        """The ranking with its first n candidates."""
+        second = None if self.second is None else self.second.first(n)
+        return replace(self, candidates=self.candidates.take(slice(0, n)), second=second)
 
 
 def rank(job: Job, space: SpaceSpec, *, metric: str = "step_time", keep: int = DEFAULT_KEEP) -> Ranking:

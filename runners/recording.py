@@ -23,8 +23,7 @@ _FAILURES = ("oom", "failed_or_oom")
 _MOST_NAMED = 3
 
 _SCHEDULES = {
-    "gpipe": Schedule.GPIPE,
-    "1f1b": Schedule.ONE_F_ONE_B,
+    **{str(schedule): schedule for schedule in Schedule},
     "1f1b-interleaved": Schedule.INTERLEAVED,
     "zb-1p": Schedule.ZB_H1,
     "zb-2p": Schedule.ZB_H2,

@@ -1,4 +1,4 @@
-"""Plans tried on a machine that does not exist: a pipeline timeline with noise, stragglers and failures.
+"""Plans tried on a machine that does not exist: simulated steps with noise, stragglers and failures.
 
 Whatever is random depends on (seed, plan, attempt) alone: a plan's outcome is the same in every process and
 order.  The machine itself differs from the job's description by a hidden factor per constant.
@@ -15,8 +15,8 @@ from objectives.cost.result import StageProfile
 from objectives.cost.step import stage_profile
 from objectives.metrics import Job
 from objectives.outcome import Cause, Failed, Measured, Outcome, OutcomeOrigin, tail
-from objectives.simulator.schedules import program
-from objectives.simulator.timeline import PassTimes, clock, pass_s, wire
+from objectives.simulator.randomness import Randomness
+from objectives.simulator.step import PLAIN, StepSimulator
 from runners.hidden import hidden_machine
 from runners.verdicts import out_of_memory, why_illegal
 from search_spaces.errors import InvalidSpec, check
@@ -45,7 +45,7 @@ class Faults:
 
 
 class SimulatedRunner:
-    """Runs each plan's pipeline on the clock, on a machine with hidden constants, noise and faults.
+    """Runs each plan's steps on the engine, on a machine with hidden constants, noise and faults.
 
     `noise` is the standard deviation of the logarithm of each pass's seconds; `seconds_per_trial` sleeps
     really.  A hang is reported as one that reached `time_limit_s`; nobody waits for it.
@@ -120,29 +120,22 @@ class SimulatedRunner:
             return self._crash(plan, rng, log)
         if hang < self._faults.hang:
             return self._fail(Cause.HANG, f"no step ended within {self._time_limit_s:g} s", log)
-        steps_s = self._steps_s(plan, profile, rng, slow=bool(straggler < self._faults.straggler))
+        steps_s = self._steps_s(plan, rng, slow=bool(straggler < self._faults.straggler))
         return self._measured(steps_s, float(bytes_of_stage[fullest]), log)
 
     def _bytes_of_stage(self, profile: StageProfile) -> Floats:
         growth = self._machine.activation_growth - 1
         return np.asarray(profile.memory.total_bytes + growth * profile.memory.activations_bytes)
 
-    def _steps_s(self, plan: Plan, profile: StageProfile, rng: np.random.Generator, *, slow: bool) -> Floats:
-        """Seconds of each step: makespan of the timeline and the step's end, the slowest rank last."""
-        job = self._machine.job
-        n_microbatches = job.workload.global_batch // (plan.micro_batch * plan.dp)
-        wiring = wire(program(plan.schedule, plan.pp, n_microbatches, plan.vpp))
-        times = pass_times(profile, plan.vpp)
-        slowdown = np.full(plan.pp, 1 + _pace(job))
+    def _steps_s(self, plan: Plan, rng: np.random.Generator, *, slow: bool) -> Floats:
+        """Seconds of each step, its passes jittering; with a straggler on one stage."""
+        slow_ranks: tuple[tuple[int, float], ...] = ()
         if slow:
-            slowdown[rng.integers(plan.pp)] *= rng.uniform(*_STRAGGLER_SLOWDOWN)
-        duration_s = pass_s(wiring.program, times) * slowdown[wiring.rank]
-        steps = []
-        for _ in range(self._n_steps):
-            noisy_s = duration_s * rng.lognormal(0, self._noise, len(duration_s))
-            timeline = clock(wiring, noisy_s, times.send_s, sends_block=not plan.overlap_pp)
-            steps.append(float(np.max(timeline.rank_finish_s + profile.step_end_s)))
-        return np.array(steps)
+            slow_ranks = ((int(rng.integers(plan.pp)), float(rng.uniform(*_STRAGGLER_SLOWDOWN))),)
+        randomness = Randomness(jitter=self._noise, slow_ranks=slow_ranks)
+        simulator = StepSimulator(self._machine.job, plan, replace(PLAIN, randomness=randomness))
+        seeds = rng.integers(np.iinfo(np.int64).max, size=self._n_steps)
+        return np.array([simulator.seconds(int(seed)) for seed in seeds])
 
     def _measured(self, steps_s: Floats, peak_bytes: float, log: list[str]) -> Measured:
         n_steps = len(steps_s)
@@ -165,25 +158,6 @@ class SimulatedRunner:
         return Failed(
             cause=cause, message=message, origin=self.origin, log_tail=tail("\n".join([*log, message]))
         )
-
-
-def pass_times(profile: StageProfile, n_chunks: int) -> PassTimes:
-    """A profile as the clock wants it: every chunk of a stage takes its even share."""
-
-    def per_chunk(seconds: Floats) -> Floats:
-        return np.repeat(seconds[:, None] / n_chunks, n_chunks, axis=1)
-
-    return PassTimes(
-        forward_s=per_chunk(profile.forward_s),
-        backward_input_s=per_chunk(profile.backward_input_s),
-        backward_weight_s=per_chunk(profile.backward_weight_s),
-        send_s=profile.send_s,
-    )
-
-
-def _pace(job: Job) -> float:
-    """By what fraction the slowest of n nodes is slower than the usual one."""
-    return job.cluster.straggler_per_log2.value * float(np.log2(max(job.cluster.n_nodes, 1)))
 
 
 def _head(plan: Plan, profile: StageProfile) -> list[str]:

@@ -75,8 +75,9 @@ class FrameworkProfile:
     `state_in_fp16`: its state where it trains in fp16, if another (Megatron-LM sums gradients in fp32 for
     bf16 alone, unless told).
     `recompute_modules`: it redoes modules by name.  `fills_pipeline`: 1f1b needs pp - 1 micro-batches.
-    `post_validates`: its stages can update before they agree, and take a bad step back.
-    `warms_up_longer`: the warm-up of its 1f1b can be lengthened.
+    `post_validates_in`: precisions in which its stages update before they agree, and take a bad step back.
+    `warms_up_longer`: the warm-up of its 1f1b can be lengthened.  `overlaps_tp_beside_split`: also where the
+    schedule splits the backward pass.  `splits_layers`: it has tensor parallelism.
     """
 
     name: str
@@ -98,8 +99,10 @@ class FrameworkProfile:
     overlaps_tp: bool = True
     keeps_stage_input: bool = False
     fills_pipeline: bool = False
-    post_validates: bool = False
+    post_validates_in: tuple[str, ...] = ()
     warms_up_longer: bool = False
+    overlaps_tp_beside_split: bool = True
+    splits_layers: bool = True
     splits_messages: bool = False
     dropout: bool = False
     logits_bytes_per_entry: float = 6.0
@@ -130,7 +133,7 @@ FRAMEWORKS: Mapping[str, FrameworkProfile] = MappingProxyType(
             FrameworkProfile(
                 name="any",
                 source="every plan that the cost model knows, whichever trainer runs it",
-                post_validates=True,
+                post_validates_in=("bf16", "fp16", "fp8", "mxfp8", "nvfp4", "fp32"),
                 warms_up_longer=True,
             ),
             MEGATRON_LM,
@@ -163,7 +166,14 @@ FRAMEWORKS: Mapping[str, FrameworkProfile] = MappingProxyType(
             FrameworkProfile(
                 name="torchtitan",
                 source="torchtitan 0.3.0, torchtitan/config and distributed/parallel_dims.py",
-                schedules=(Schedule.GPIPE, Schedule.ONE_F_ONE_B, Schedule.INTERLEAVED),
+                # Five by name; ZB-H1, ZB-H2, V-Half, V-Min and a longer warm-up as a file of passes.
+                schedules=tuple(
+                    schedule
+                    for schedule in Schedule
+                    if schedule not in (Schedule.DUALPIPE, Schedule.MESSAGE_DRIVEN)
+                ),
+                warms_up_longer=True,
+                overlaps_tp_beside_split=False,  # torch.compile, which overlaps, refuses the split
                 recompute_every=False,
                 recompute_modules=False,
                 end_stages=EndStages.LIGHTER,
@@ -182,6 +192,40 @@ FRAMEWORKS: Mapping[str, FrameworkProfile] = MappingProxyType(
                 name="nemo",
                 source="NVIDIA NeMo and Megatron-Bridge, which train through Megatron-LM core; their recipes "
                 "reduce gradients in 16 bits (grad_reduce_in_fp32 = false)",
+                state=TrainingState(gradient_bytes=2.0),
+            ),
+            replace(
+                MEGATRON_LM,
+                name="zero-bubble",
+                source="github.com/sail-sg/zero-bubble-pipeline-parallelism, a fork of Megatron-LM, README: "
+                "--zero-bubble-max-pending-backward p (ZB-H1) or 2 p (ZB-H2), --zero-bubble-v-schedule with "
+                "--zero-bubble-v-schedule-mem-setup zb, half or min; in fp16 "
+                "--enable-optimizer-post-validation",
+                schedules=(
+                    Schedule.ONE_F_ONE_B,
+                    Schedule.INTERLEAVED,
+                    Schedule.ZB_H1,
+                    Schedule.ZB_H2,
+                    Schedule.ZB_V,
+                    Schedule.V_HALF,
+                    Schedule.V_MIN,
+                ),
+                post_validates_in=("fp16",),
+                zero_stages_with_overlap=(),  # asserted off beside its schedules
+            ),
+            FrameworkProfile(
+                name="axonn",
+                source="Singh and Bhatele (2021), arXiv:2110.13005; github.com/axonn-ai/axonn, run_batch",
+                schedules=(Schedule.MESSAGE_DRIVEN,),
+                splits_layers=False,
+                zero_stages=(0,),
+                zero_stages_with_pipeline=(0,),
+                zero_stages_with_offload=(0,),
+                cp_kinds=(),
+                recompute_every=False,
+                recompute_modules=False,
+                overlaps_tp=False,
+                experts=ExpertAbilities(in_pipeline=False, ranks=ExpertRanks.DP, dispatcher=False),
                 state=TrainingState(gradient_bytes=2.0),
             ),
             FrameworkProfile(

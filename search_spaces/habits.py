@@ -73,14 +73,16 @@ MEGATRON_EXPERTS: Mapping[str, Constant] = MappingProxyType(
         "expert_traffic": fitted(3.1, 0.2),
     }
 )
+MEGATRON_LM = Habits(
+    traffic=fitted(1.0),
+    attention=fitted(1.15),
+    message_operations=fitted(14.0, 0.5),
+    **MEGATRON_EXPERTS,
+)
 HABITS: Mapping[str, Habits] = MappingProxyType(
     {
-        "megatron-lm": Habits(
-            traffic=fitted(1.0),
-            attention=fitted(1.15),
-            message_operations=fitted(14.0, 0.5),
-            **MEGATRON_EXPERTS,
-        ),
+        "megatron-lm": MEGATRON_LM,
+        "zero-bubble": MEGATRON_LM,
         "megatron-deepspeed": Habits(
             operations_per_layer=fitted(63.0),
             tp_operations=fitted(5.0),

@@ -1,8 +1,21 @@
 """What a trainer's code keeps in memory beside the arithmetic's least: buffers, copies, 16-bit gradients."""
 
 from dataclasses import dataclass
+from enum import StrEnum
 
 from search_spaces.errors import check
+
+
+class Release(StrEnum):
+    """When a schedule that splits the backward pass gives back a micro-batch's activations.
+
+    With the gradient of the input, half of them then and half with the gradient of the weights, or all with
+    the gradient of the weights.  A whole backward pass gives back all.
+    """
+
+    AT_BACKWARD_INPUT = "at-backward-input"
+    HALF_AND_HALF = "half-and-half"
+    AT_WEIGHT = "at-weight"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,6 +29,8 @@ class MemoryHabits:
     output layer.  `step_bytes` a parameter, sharded as the optimizer's state is, live during the update.
     `kept_share` is what autograd keeps of a layer over the operands of its products and kernels.
     `keeps_cast_operands`: with fp8, a product keeps the cast copy of its input and not the 16-bit one.
+    `release`: when activations go where the backward pass is split; of a layer's 34 bytes an entry the
+    zero-bubble fork of Megatron-LM counts 32 as freed with the gradient of the weights.
     `fixed_bucket`: gradients pass through a bucket even where their reduction is not overlapped.
     """
 
@@ -27,6 +42,7 @@ class MemoryHabits:
     step_bytes: float = 0.0
     keeps_cast_operands: bool = False
     fixed_bucket: bool = False
+    release: Release = Release.AT_WEIGHT
 
     def __post_init__(self) -> None:
         for name in ("kept_share", "passing_gradient_bytes", "layer_gradient_bytes", "step_bytes"):

@@ -331,10 +331,22 @@ class Plans:
 
     def is_any_schedule(self, schedules: Iterable[Schedule]) -> Bools:
         """Where the plan runs one of these schedules."""
-        wanted = np.zeros(len(Schedule), dtype=np.bool_)
-        wanted[[code(schedule) for schedule in schedules]] = True
-        found: Bools = wanted[self.schedule]
+        highest = self.schedule.max(initial=0)
+        found: Bools = np.zeros(len(self), dtype=np.bool_)
+        for wanted in map(code, schedules):
+            if wanted <= highest:
+                found |= self.schedule == wanted
         return found
+
+    @property
+    def folds(self) -> Bools:
+        """Where a stage holds two chunks of the model from opposite ends: the first one the head too."""
+        return self.is_any_schedule(V_SHAPED)
+
+    @property
+    def mirrors(self) -> Bools:
+        """Where stage i holds stage p - 1 - i as well, of a second copy of the model."""
+        return self.is_schedule(Schedule.DUALPIPE)
 
     def is_sync(self, sync: OptimizerSync) -> Bools:
         """Where the optimizer step is synchronised in this way."""

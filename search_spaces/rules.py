@@ -135,6 +135,8 @@ def _end_stages_fit(c: Context, p: Columns) -> Bools | bool:
     first, middle, last = _layers_of_stages(c, p)
     most = np.where(p["pp"] > 2, middle, np.maximum(first, last))
     fewest = most - most // p["vpp"]
+    # A V has its first and its last chunk on one stage, which no one lightens twice.
+    fewest = np.where(_runs(p, *V_SHAPED), most, fewest)
     held: Bools = (np.maximum(first, last) <= most) & (np.minimum(first, last) >= fewest)
     return held
 
@@ -244,6 +246,7 @@ def _recompute_every(c: Context, p: Columns) -> Bools:
 RULES: tuple[Rule, ...] = (
     _rule("tp divides n_heads", "tp", lambda c, p: c.model.attention.n_heads % p["tp"] == 0),
     _rule("tp divides n_kv_heads or is a multiple of it", "tp", _kv_heads_fit),
+    _rule("the framework splits layers", "tp", lambda c, p: (p["tp"] == 1) | c.framework.splits_layers),
     _rule("tp divides d_model", "tp", lambda c, p: c.model.d_model % p["tp"] == 0),
     _rule("tp divides the mlp width", "tp", _mlp_width),
     _rule("pp is at most n_layers", "pp", lambda c, p: p["pp"] <= c.model.n_layers),
@@ -253,8 +256,8 @@ RULES: tuple[Rule, ...] = (
     _rule("the framework sets the layers of the first and the last stage", "first_layers last_layers",
           lambda c, p: ((p["first_layers"] == 0) & (p["last_layers"] == 0))
           | (c.framework.end_stages not in (EndStages.EVEN, EndStages.BALANCED))),
-    _rule("the framework takes so many layers off an end stage", "pp vpp first_layers last_layers",
-          _end_stages_fit),
+    _rule("the framework takes so many layers off an end stage",
+          "pp vpp schedule first_layers last_layers", _end_stages_fit),
     _rule("the framework lays tied embeddings on two stages", "pp",
           lambda c, p: (p["pp"] == 1) | c.framework.ties_over_stages | (not c.model.embedding.tied)),
     _rule("the framework trains experts in a pipeline", "pp",
@@ -301,8 +304,9 @@ RULES: tuple[Rule, ...] = (
           "schedule optimizer_sync",
           lambda c, p: _is(p, OptimizerSync.BARRIER, "optimizer_sync")
           | _runs(p, Schedule.ZB_H2, Schedule.ZB_V)),
-    _rule("the framework can take an optimizer step back", "optimizer_sync",
-          lambda c, p: _is(p, OptimizerSync.BARRIER, "optimizer_sync") | c.framework.post_validates),
+    _rule("the framework can take an optimizer step back in this precision", "optimizer_sync",
+          lambda c, p: _is(p, OptimizerSync.BARRIER, "optimizer_sync")
+          | (c.workload.precision in c.framework.post_validates_in)),
     _rule("pipeline_limit is set only with the message-driven schedule", "schedule pipeline_limit",
           lambda c, p: (p["pipeline_limit"] == 0) | _runs(p, Schedule.MESSAGE_DRIVEN)),
     _rule("pipeline_limit is at most the micro-batches, and 0 where it would be pp",
@@ -347,6 +351,9 @@ RULES: tuple[Rule, ...] = (
           lambda c, p: ~p["overlap_tp"].astype(bool) | p["sequence_parallel"].astype(bool)),
     _rule("the framework overlaps tensor parallelism", "overlap_tp",
           lambda c, p: ~p["overlap_tp"].astype(bool) | c.framework.overlaps_tp),
+    _rule("the framework overlaps tensor parallelism beside a split backward pass", "schedule overlap_tp",
+          lambda c, p: ~p["overlap_tp"].astype(bool) | c.framework.overlaps_tp_beside_split
+          | ~_runs(p, *SPLIT_BACKWARD)),
     _rule("overlap_pp needs two chunks a rank, or dualpipe's two stages", "schedule overlap_pp",
           lambda c, p: ~p["overlap_pp"].astype(bool)
           | _runs(p, Schedule.INTERLEAVED, Schedule.DUALPIPE, *V_SHAPED)),

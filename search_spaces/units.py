@@ -5,7 +5,7 @@ Inside Meshtune every quantity is in bytes, seconds, FLOPs or tokens; these cons
 
 KB, MB, GB, TB = 1e3, 1e6, 1e9, 1e12
 KIB, MIB, GIB, TIB = 2**10, 2**20, 2**30, 2**40
-US, MS = 1e-6, 1e-3
+NS, US, MS = 1e-9, 1e-6, 1e-3
 TFLOPS = 1e12
 KILO, MILLION, BILLION = 1e3, 1e6, 1e9
 MINUTE_S, HOUR_S, DAY_S = 60.0, 3600.0, 86400.0

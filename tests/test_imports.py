@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 LAYERS = ["search_spaces", "objectives", "runners", "tuner"]  # lowest first
 MODULES = sorted(path for layer in LAYERS for path in (ROOT / layer).rglob("*.py"))
-HEAVY = {"torch", "ray", "pandas", "plotly", "sklearn"}
+HEAVY = {"torch", "ray", "pandas", "plotly", "sklearn", "numba"}
 
 # Who is allowed the packages that cost seconds to import or that not everybody has.
 HOMES = {
@@ -23,6 +23,7 @@ HOMES = {
     "ray": re.compile(r"runners/on_ray\w*\.py"),
     "optuna": re.compile(r"tuner/"),
     "sklearn": re.compile(r"tuner/|objectives/calibration"),
+    "numba": re.compile(r"objectives/simulator/kernel\.py"),
 }
 
 
@@ -108,7 +109,9 @@ def test_importing_loads_nothing_heavy(code):
     assert loaded_by(code).isdisjoint(HEAVY)
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["rank", "--help"], ["tune", "--help"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["rank", "--help"], ["tune", "--help"], ["simulate", "--help"]], ids=" ".join
+)
 def test_asking_for_help_loads_nothing_heavy(arguments):
     code = f"""
 import runpy, sys

@@ -78,9 +78,17 @@ def read_plan(job: Job, text: str) -> Plan:
 
 
 def rank(
-    job: Job, space: SpaceSpec | None = None, *, metric: str = "step_time", keep: int = 100
+    job: Job,
+    space: SpaceSpec | None = None,
+    *,
+    metric: str = "step_time",
+    keep: int = 100,
+    simulate: bool = False,
 ) -> ranking.Ranking:
     """Every legal plan priced; the ledger, and the `keep` best that fit in memory.
+
+    With `simulate` the engine times those again that it could put first, and orders them (`tuner.rescore`);
+    not where the metric is peak memory.
 
     Raises
     ------
@@ -93,7 +101,13 @@ def rank(
     """
     from tuner.exportable import exportable  # noqa: PLC0415 - loads the launchers
 
-    return exportable(job, ranking.rank(job, space or SpaceSpec(), metric=metric, keep=keep))
+    space = space or SpaceSpec()
+    if not simulate or metric == "peak_memory":
+        return exportable(job, ranking.rank(job, space, metric=metric, keep=keep))
+    from tuner.rescore import MOST_CLOSE, rescored  # noqa: PLC0415 - loads the engine
+
+    found = exportable(job, ranking.rank(job, space, metric=metric, keep=max(keep, MOST_CLOSE)))
+    return rescored(job, found).first(keep)
 
 
 def estimate(job: Job, plans: str | Plan | Plans) -> Estimate:

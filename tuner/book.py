@@ -56,7 +56,7 @@ class Book:
                 raise
             return number, trial.params
 
-    def declare(self, number: int, plan: str, predicted: Mapping[str, float]) -> bool:
+    def declare(self, number: int, plan: str, predicted: Mapping[str, float | str]) -> bool:
         """Say which plan the trial has, and what was predicted of it; false if it was reaped meanwhile."""
         return self._write(number, "predicted", dict(predicted)) and self._write(number, "plan", plan)
 

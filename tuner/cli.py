@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from tuner import cli_calibrate, cli_export, cli_known, cli_price, cli_study, cli_validate
+from tuner import cli_calibrate, cli_export, cli_known, cli_price, cli_simulate, cli_study, cli_validate
 from tuner.cli_output import ReaderLeft, tell
 
 DONE, ANSWER_IS_NO, BAD_INPUT, INTERRUPTED, BROKEN_PIPE = 0, 1, 2, 130, 141
@@ -27,7 +27,13 @@ app = typer.Typer(
 )
 PRICE, STUDY, KNOWN = "Price plans", "Studies", "What is known"
 for _panel, _verbs in {
-    PRICE: (cli_price.rank, cli_price.estimate, cli_validate.validate, cli_calibrate.calibrate),
+    PRICE: (
+        cli_price.rank,
+        cli_price.estimate,
+        cli_simulate.simulate,
+        cli_validate.validate,
+        cli_calibrate.calibrate,
+    ),
     STUDY: (
         cli_study.tune,
         cli_study.resume,

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from tuner.cli_flags import JobFlags, JsonFlag, job_flags
-from tuner.cli_output import show, show_json
+from tuner.cli_output import show, show_json, tell
 
 TopFlag = Annotated[
     int, typer.Option("--top", metavar="N", min=1, help="How many of the best plans to show.")
@@ -14,6 +14,12 @@ PlanFlag = Annotated[
     str, typer.Option("--plan", metavar='"tp=8 pp=4 ..."', help="The plan as knob=value words.")
 ]
 MetricFlag = Annotated[str, typer.Option("--metric", metavar="NAME", help="What best means.")]
+SimulateFlag = Annotated[
+    bool,
+    typer.Option(
+        "--simulate/--no-simulate", help="Let the engine time the plans again that it could put first."
+    ),
+]
 ExplainFlag = Annotated[
     bool, typer.Option("--explain", help="Every part with its formula, source and constants; every stage.")
 ]
@@ -21,14 +27,22 @@ ExplainFlag = Annotated[
 
 @job_flags
 def rank(
-    flags: JobFlags, *, top: TopFlag = 10, metric: MetricFlag = "step_time", json: JsonFlag = False
+    flags: JobFlags,
+    *,
+    top: TopFlag = 10,
+    metric: MetricFlag = "step_time",
+    simulate: SimulateFlag = True,
+    json: JsonFlag = False,
 ) -> None:
-    """Price every legal plan; show the ledger and the best ones with their breakdown."""
+    """Price every legal plan, simulate the closest; show the ledger and the best with their breakdown."""
     from tuner import api, cli_job
     from tuner.report import documents, rank_screen
+    from tuner.report.rescored import cost_words
 
     job = cli_job.job_from(flags)
-    ranking = api.rank(job, cli_job.space_from(flags), metric=metric, keep=top)
+    ranking = api.rank(job, cli_job.space_from(flags), metric=metric, keep=top, simulate=simulate)
+    if ranking.second:
+        tell(cost_words(ranking.second))
     intervals = api.step_interval_s(job, ranking.candidates.plans)
     if json:
         show_json(documents.rank_document(job, ranking, top, intervals))

@@ -46,6 +46,14 @@ SamplerFlag = Annotated[
     typer.Option("--sampler", metavar="NAME", help="meshtune (if not given), best_first, tpe, gp or random."),
 ]
 SeedFlag = Annotated[int | None, typer.Option("--seed", metavar="N", help="Seed of the sampler.")]
+PriorFlag = Annotated[
+    str | None,
+    typer.Option(
+        "--prior",
+        metavar="NAME",
+        help="What the sampler starts from: analytic (if not given), or simulated, once before any trial.",
+    ),
+]
 MetricFlag = Annotated[
     list[str] | None,
     typer.Option("--metric", metavar="NAME", help="What to optimise; given twice or more: a Pareto front."),
@@ -70,6 +78,7 @@ def tune(  # noqa: PLR0913 - a verb's flags are its parameters
     ray_address: AddressFlag = None,
     sampler: SamplerFlag = None,
     seed: SeedFlag = None,
+    prior: PriorFlag = None,
     metric: MetricFlag = None,
     storage: StorageFlag = None,
     json: JsonFlag = False,
@@ -80,7 +89,7 @@ def tune(  # noqa: PLR0913 - a verb's flags are its parameters
     from tuner.study import tune as run
 
     asked = cli_tables.Asked(
-        study=dict(name=name, storage=storage, sampler=sampler, seed=seed),
+        study=dict(name=name, storage=storage, sampler=sampler, seed=seed, prior=prior),
         objective=dict(metric=metric),
         runner=dict(
             kind=runner,

@@ -1,6 +1,6 @@
 """The study file: one TOML document that says what to tune, on what, and for how long.
 
-    [study]      name, storage, sampler, seed
+    [study]      name, storage, sampler, seed, prior
     [model]      preset | hf_config | the fields of ModelSpec
     [cluster]    preset | file | the fields of a cluster file; devices
     [workload]   seq_len, global_batch, and the other fields of Workload
@@ -88,6 +88,7 @@ class _StudyTable:
     storage: str = DEFAULT_STORAGE
     sampler: str = "meshtune"
     seed: int = 0
+    prior: str = "analytic"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,6 +197,7 @@ def _inputs(tables: Mapping[str, Any], study: _StudyTable, folder: Path) -> Stud
         runner=RunnerChoice(kind=runner.kind, options=runner.options, time_limit_s=runner.time_limit_s),
         sampler=study.sampler,
         seed=study.seed,
+        prior=study.prior,
     )
 
 

@@ -5,7 +5,7 @@ The study's trials are the only state; `tuner.ledger` says what they mean and wh
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from optuna.trial import FrozenTrial
@@ -17,6 +17,7 @@ from search_spaces.plan import Plan
 from tuner.book import Book
 from tuner.budget import Budget, Stop
 from tuner.events import OnEvent, Progress, TrialFinished, TrialsReaped, TrialStarted
+from tuner.fidelity import PredictedBy
 from tuner.inputs import StudyInputs
 from tuner.leases import RENEW_S
 from tuner.ledger import Ended, Verdict, admission, n_counted, n_running, waiting_plans
@@ -31,7 +32,10 @@ MOST_MACHINE_FAULTS = 10
 
 @dataclass(kw_only=True, eq=False)
 class Driver:
-    """Keeps `n_slots` trials in flight; `lost` are those that another driver took over meanwhile."""
+    """Keeps `n_slots` trials in flight; `lost` are those that another driver took over meanwhile.
+
+    `predicted_by` says where a plan's prediction comes from; those it does not name are closed forms.
+    """
 
     book: Book
     table: CandidateTable
@@ -41,6 +45,7 @@ class Driver:
     get_executor: Callable[[], Executor]
     is_interrupted: Callable[[], bool]
     on_event: OnEvent
+    predicted_by: Mapping[str, PredictedBy] = field(default_factory=dict)
     in_flight: set[int] = field(default_factory=set)
     n_finished_here: int = 0
     n_machine_faults: int = 0
@@ -159,13 +164,15 @@ class Driver:
             if not self.book.renew(number):
                 self.in_flight.discard(number)
 
-    def _predicted(self, params: dict[str, object]) -> dict[str, float]:
+    def _predicted(self, params: dict[str, object]) -> dict[str, float | str]:
         row = self.table.row_of(params)
         assert row is not None, "a sampler proposed a plan that is no candidate"
-        estimate = self.table.candidates.take(slice(row, row + 1)).estimate
+        one = self.table.candidates.take(slice(row, row + 1))
+        origin = self.predicted_by.get(one.plans.row(0).key)
         return {
-            "step_s": float(estimate.step_s[0]),
-            "peak_memory_bytes": float(estimate.peak_memory_bytes[0]),
+            "step_s": float(one.estimate.step_s[0]),
+            "peak_memory_bytes": float(one.estimate.peak_memory_bytes[0]),
+            **({} if origin is None else {"origin": str(origin)}),
         }
 
     def _n_untried(self, trials: list[FrozenTrial]) -> int:

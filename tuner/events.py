@@ -18,6 +18,14 @@ class Ranked:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Simulated:
+    """The engine timed so many candidates for the sampler; `seconds` None: an earlier driver had it done."""
+
+    n_plans: int
+    seconds: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TrialStarted:
     """A plan goes to the executor; `attempt` above 1 is a plan re-queued."""
 
@@ -60,7 +68,7 @@ class Stopped:
     why: Stop
 
 
-Event = Ranked | TrialStarted | TrialFinished | TrialsReaped | Progress | Stopped
+Event = Ranked | Simulated | TrialStarted | TrialFinished | TrialsReaped | Progress | Stopped
 OnEvent = Callable[[Event], None]
 
 

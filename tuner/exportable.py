@@ -44,7 +44,7 @@ def exportable(job: Job, ranking: Ranking) -> Ranking:
     logger.warning("%s cannot express %d of %d candidates", framework, n_refused, len(accepted))
     removed = {**ranking.ledger.removed, RULE: n_refused}
     ledger = replace(ranking.ledger, removed=removed, feasible=ranking.ledger.feasible - n_refused)
-    return Ranking(ledger=ledger, candidates=ranking.candidates.take(np.flatnonzero(accepted)))
+    return replace(ranking, ledger=ledger, candidates=ranking.candidates.take(np.flatnonzero(accepted)))
 
 
 def _nothing_left(framework: str, reasons: list[list[str]]) -> CannotExport:

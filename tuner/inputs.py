@@ -28,8 +28,10 @@ from search_spaces.workload import Workload
 SCHEMA = "meshtune.study"
 SCHEMA_VERSION = 1
 INPUTS_ATTRIBUTE = "meshtune_inputs"
-PARTS = ("model", "cluster", "workload", "space", "objective", "runner", "sampler", "seed")
+PARTS = ("model", "cluster", "workload", "space", "objective", "runner", "sampler", "seed", "prior")
+SINCE = {"prior": "analytic"}  # parts that came later, and what studies without them have
 MOST_CHANGES = 4
+PRIORS = ("analytic", "simulated")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +51,10 @@ class RunnerChoice:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StudyInputs:
-    """All that decides what a study's figures mean; `objective` names a metric, or several (Pareto)."""
+    """All that decides what a study's figures mean; `objective` names a metric, or several (Pareto).
+
+    `prior` is what the sampler expects before any trial: closed forms, or the engine's times.
+    """
 
     model: ModelSpec
     cluster: ClusterSpec
@@ -59,8 +64,11 @@ class StudyInputs:
     runner: RunnerChoice = field(default_factory=RunnerChoice)
     sampler: str = "meshtune"
     seed: int = 0
+    prior: str = "analytic"
 
     def __post_init__(self) -> None:
+        if self.prior not in PRIORS:
+            raise UnknownName("prior", self.prior, PRIORS)
         check(bool(self.objective), "[objective] metric must name at least one metric", "none")
         for name in self.objective:
             metric_named(name)
@@ -146,14 +154,17 @@ def inputs_from_document(document: Any, name: str) -> StudyInputs:
 
 def refuse_changes(stored: Mapping[str, Any], given: StudyInputs, name: str) -> None:
     """Raise `StudyChanged` if the given inputs are not those of the stored document."""
-    now, before = inputs_to_document(given), stored.get("fingerprints", {})
+    older = {part: fingerprint(value) for part, value in SINCE.items()}
+    now, before = inputs_to_document(given), {**older, **stored.get("fingerprints", {})}
     parts = [part for part in PARTS if before.get(part) != now["fingerprints"][part]]
     if not parts:
         return
     changes = [
         change
         for part in parts
-        for change in differences(stored.get("inputs", {}).get(part), now["inputs"][part], part)
+        for change in differences(
+            stored.get("inputs", {}).get(part, SINCE.get(part)), now["inputs"][part], part
+        )
     ]
     listed = "; ".join(changes[:MOST_CHANGES])
     more = f"; and {len(changes) - MOST_CHANGES} more" if len(changes) > MOST_CHANGES else ""

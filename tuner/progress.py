@@ -10,7 +10,7 @@ from rich.table import Table
 
 from objectives.metrics import metric_named
 from objectives.outcome import Failed, Measured
-from tuner.events import Event, OnEvent, Progress, Ranked, Stopped, TrialFinished, TrialsReaped
+from tuner.events import Event, OnEvent, Progress, Ranked, Simulated, Stopped, TrialFinished, TrialsReaped
 from tuner.report.words import count, duration, gibibytes, plan_words, seconds, signed_percent
 from tuner.view import State, TrialRecord
 
@@ -49,6 +49,9 @@ def lines(event: Event) -> list[str]:
         case Ranked(ledger=ledger, n_candidates=n_candidates):
             fits = f"{count(ledger.feasible)} of {count(ledger.enumerated)} plans are legal and fit"
             return [f"{fits}; the best {count(n_candidates)} are candidates"]
+        case Simulated(n_plans=n_plans, seconds=took_s):
+            when = "by an earlier driver" if took_s is None else f"in {duration(took_s)}"
+            return [f"the engine timed {count(n_plans)} of them {when}"]
         case TrialFinished(trial=trial):
             return [trial_line(trial)]
         case TrialsReaped(numbers=numbers):

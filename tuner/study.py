@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from inspect import signature
 from pathlib import Path
 from pkgutil import resolve_name
@@ -22,7 +22,15 @@ from tuner.book import Book
 from tuner.budget import Budget, Stop
 from tuner.config import ExecutorKind, Machine, StudyConfig
 from tuner.driver import Driver
-from tuner.events import OnEvent, Ranked, Stopped, ignore
+from tuner.events import OnEvent, Ranked, Simulated, Stopped, ignore
+from tuner.fidelity import (
+    PRIOR_ATTRIBUTE,
+    PredictedBy,
+    predicted_again,
+    prior_document,
+    simulated_prior,
+    stored_prior,
+)
 from tuner.inputs import (
     INPUTS_ATTRIBUTE,
     StudyInputs,
@@ -77,12 +85,13 @@ def tune(config: StudyConfig, *, executor: Executor | None = None, on_event: OnE
     _refuse_other(config.name, storage, inputs)
     ranking = shortlist(inputs)
     on_event(Ranked(ledger=ranking.ledger, n_candidates=len(ranking.candidates)))
-    sampler = _sampler(inputs, ranking.candidates)
+    expected = _expected(config, storage, ranking.candidates, on_event)
+    sampler = _sampler(inputs, expected.candidates)
     book = open_book(config, storage, Owner.this_process())
     with storage_trouble(book.shown):
-        _remember(book.study, config)
+        _remember(book.study, config, expected)
     book.study.sampler = sampler
-    stop = _drive(config, book, sampler.table, executor, on_event)
+    stop = _drive(config, book, sampler.table, expected, executor, on_event)
     on_event(Stopped(why=stop))
     return StudyResult(view=load_study(config.name, storage), stop=stop, ledger=ranking.ledger)
 
@@ -200,6 +209,36 @@ def check_runner(recipe: RunnerRecipe) -> None:
     recipe.build()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Expected:
+    """What the sampler starts from; `to_keep` is what was simulated for it just now."""
+
+    candidates: Candidates
+    predicted_by: Mapping[str, PredictedBy] = field(default_factory=dict)
+    to_keep: Mapping[str, float] | None = None
+
+
+def _expected(
+    config: StudyConfig, storage: BaseStorage, candidates: Candidates, on_event: OnEvent
+) -> _Expected:
+    """The candidates as the study's prior has them: simulated once, and then kept in the study."""
+    inputs = config.inputs
+    if inputs.prior != PredictedBy.SIMULATED:
+        return _Expected(candidates=candidates)
+    kept = _kept_prior(config.name, storage)
+    began = time.monotonic()
+    step_s = simulated_prior(inputs.job, candidates) if kept is None else kept
+    took_s = time.monotonic() - began if kept is None else None
+    on_event(Simulated(n_plans=len(step_s), seconds=took_s))
+    again, by = predicted_again(inputs.job, candidates, step_s, inputs.objective)
+    return _Expected(candidates=again, predicted_by=by, to_keep=step_s if kept is None else None)
+
+
+def _kept_prior(name: str, storage: BaseStorage) -> dict[str, float] | None:
+    known = name in list_studies(storage)
+    return stored_prior(_load(name, storage).user_attrs) if known else None
+
+
 def _sampler(inputs: StudyInputs, candidates: Candidates) -> CandidateSampler:
     return make_sampler(
         inputs.sampler, candidates=candidates, metrics=inputs.objective, seed=inputs.seed, job=inputs.job
@@ -207,7 +246,12 @@ def _sampler(inputs: StudyInputs, candidates: Candidates) -> CandidateSampler:
 
 
 def _drive(
-    config: StudyConfig, book: Book, table: CandidateTable, executor: Executor | None, on_event: OnEvent
+    config: StudyConfig,
+    book: Book,
+    table: CandidateTable,
+    expected: _Expected,
+    executor: Executor | None,
+    on_event: OnEvent,
 ) -> Stop:
     with interruptible() as is_interrupted, _executor(config, executor) as get_executor:
         driver = Driver(
@@ -219,6 +263,7 @@ def _drive(
             is_interrupted=is_interrupted,
             on_event=on_event,
             inputs=config.inputs,
+            predicted_by=expected.predicted_by,
         )
         return driver.run()
 
@@ -269,7 +314,9 @@ def _wait_for_inputs(study: Study) -> bool:
     return False
 
 
-def _remember(study: Study, config: StudyConfig) -> None:
+def _remember(study: Study, config: StudyConfig, expected: _Expected) -> None:
     """What the next `resume` goes on with; the latest driver's wins."""
+    if expected.to_keep is not None:
+        study.set_user_attr(PRIOR_ATTRIBUTE, prior_document(expected.to_keep))
     study.set_user_attr("settings", {"machine": asdict(config.machine), "budget": asdict(config.budget)})
     study.set_user_attr("budget_trials", config.budget.trials)

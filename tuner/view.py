@@ -40,10 +40,11 @@ class State(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Predicted:
-    """What the cost model said of the plan when the trial began."""
+    """What was expected of the plan when the trial began; `origin` is a word of `PredictedBy`."""
 
     step_s: float
     peak_memory_bytes: float
+    origin: str = "analytic"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

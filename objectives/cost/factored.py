@@ -21,8 +21,10 @@ def setting_codes(plans: Plans, knobs: Sequence[str]) -> Ints:
     code = np.zeros(len(plans), dtype=np.int64)
     radix = 1
     for name in knobs:
-        values = getattr(plans, name).astype(np.int64)
+        values = getattr(plans, name)
         top = int(values.max(initial=0)) + 1
+        if top == 1:  # nothing to tell apart
+            continue
         if radix > np.iinfo(np.int64).max // top:
             code, radix = _compact(code)
         code *= top

@@ -72,9 +72,11 @@ PARTS: Mapping[str, PartFormula] = MappingProxyType({
         source="arXiv:2104.04473, sections 2.2 and 4.1",
     ),
     "bubble_s": PartFormula(
-        formula="(p - 1) / v x (F + B) of the other stages; ZB-H1 and ZB-H2 fill some of it",
+        formula="(p - 1) / v x (F + B) of the other stages; schedules that split the backward pass, or feed "
+        "both ends, fill some of it",
         worked="{others} / {vpp} × {other_stage_s} − {filled_s}",
-        source="arXiv:2104.04473, section 2.2; arXiv:2401.10241, table 1",
+        source="arXiv:2104.04473, section 2.2; arXiv:2401.10241, table 1; arXiv:2405.15362; "
+        "arXiv:2412.19437, table 2",
     ),
     "dp_comm_s": PartFormula(
         formula="reductions of gradients + gathers of weights (as many as the ZeRO stage asks) + tied "

@@ -15,7 +15,14 @@ from objectives.cost.collectives import all_gather_s, send_s
 from objectives.cost.factored import factored
 from objectives.cost.kernels import BLOCK_SCALED, activation_precision, entry_bytes, gemm_s, memory_bound_s
 from objectives.cost.layers import LayerCost, layer_cost, sequence_shards, tokens_per_device
-from objectives.cost.stages import Stages, held_stages, rank_parameters, representatives, stages_of
+from objectives.cost.stages import (
+    Stages,
+    held_stages,
+    mirrored,
+    rank_parameters,
+    representatives,
+    stages_of,
+)
 from objectives.metrics import Job
 from search_spaces.framework import framework_named
 from search_spaces.plan import Floats, Ints, Plans, Recompute
@@ -25,7 +32,7 @@ TIE = 1e-9
 PASS_KNOBS = (
     "tp", "pp", "dp", "cp", "ep", "etp", "vpp", "micro_batch", "first_layers", "last_layers",
     "recompute_every", "cp_kind", "recompute", "recompute_modules", "rank_order", "sequence_parallel",
-    "overlap_tp", "overlap_ep", "deduplicate_ep",
+    "overlap_tp", "overlap_ep", "deduplicate_ep", "folds", "mirrors",
 )  # fmt: skip
 LAYER_KNOBS = (
     "tp", "pp", "dp", "cp", "ep", "etp", "micro_batch", "cp_kind", "rank_order", "sequence_parallel",
@@ -265,8 +272,9 @@ class PassTable:
     """What a pipeline needs of its passes; times are (n_plans,), bytes (n_representatives, n_plans).
 
     The worst stage is the one with the longest F + B; its parts are those a step is made of.  `all_stages_s`
-    sums F + B over the stages; `fillable_s` sums W + min(F, W) over all but the worst, `fillable_h2_s`
-    min(3 W, F + B): what ZB-H1 and ZB-H2 fill of their bubbles.
+    sums F + B over the stages, `others_forward_s` F over all but the worst; `fillable_s` sums W + min(F, W)
+    over all but the worst, `fillable_h2_s` min(3 W, 2 F + W, F + B): what ZB-H1 and ZB-H2 fill of their
+    bubbles.  Of two copies of the model (DualPipe) a device runs each with half of the micro-batches.
     """
 
     compute_s: Floats
@@ -278,7 +286,9 @@ class PassTable:
     worst_s: Floats
     forward_s: Floats
     backward_s: Floats
+    weight_s: Floats
     all_stages_s: Floats
+    others_forward_s: Floats
     fillable_s: Floats
     fillable_h2_s: Floats
     send_s: Floats
@@ -292,7 +302,8 @@ def pass_table(job: Job, plans: Plans) -> PassTable:
     """Passes of the representative stages, reduced to what the pipeline's closed forms use."""
     bounds = representatives(job, plans)
     stages = stages_of(job, plans, bounds.index)
-    passes = stage_pass(job, plans, stages)
+    alone = stage_pass(job, plans, stages)
+    passes = _with_mirrored(job, plans, stages, alone)
     total = passes.total_s
     # Of stages that tie, as waiting for the host makes them, the first: rounding must not choose.
     worst = np.argmax(total >= total.max(axis=0) * (1 - TIE), axis=0)[None]
@@ -301,10 +312,14 @@ def pass_table(job: Job, plans: Plans) -> PassTable:
         picked: Floats = np.take_along_axis(part, worst, axis=0)[0]
         return picked
 
+    def of_others(part: Floats) -> Floats:
+        summed: Floats = np.sum(bounds.weight * part, axis=0) - of_worst(part)
+        return summed
+
     activations = stage_activations(job, plans, held_stages(job, plans, bounds.index))
-    weight_pass = passes.full_backward_weight_s
-    fillable = weight_pass + np.minimum(weight_pass, passes.full_forward_s)
-    fillable_h2 = np.minimum(3 * weight_pass, total)
+    weight_pass, forward = passes.full_backward_weight_s, passes.full_forward_s
+    fillable = weight_pass + np.minimum(weight_pass, forward)
+    fillable_h2 = np.minimum(weight_pass + 2 * np.minimum(weight_pass, forward), total)
     return PassTable(
         compute_s=of_worst(passes.compute_s),
         recompute_s=of_worst(passes.recompute_s),
@@ -315,12 +330,28 @@ def pass_table(job: Job, plans: Plans) -> PassTable:
         worst_s=of_worst(total),
         forward_s=of_worst(passes.full_forward_s),
         backward_s=of_worst(passes.full_backward_input_s + passes.full_backward_weight_s),
+        weight_s=of_worst(weight_pass),
         all_stages_s=np.sum(bounds.weight * total, axis=0),
-        fillable_s=np.sum(bounds.weight * fillable, axis=0) - of_worst(fillable),
-        fillable_h2_s=np.sum(bounds.weight * fillable_h2, axis=0) - of_worst(fillable_h2),
+        others_forward_s=of_others(forward),
+        fillable_s=of_others(fillable),
+        fillable_h2_s=of_others(fillable_h2),
         send_s=send_message_s(job, plans),
         kept_bytes=activations.kept_bytes,
         transient_bytes=activations.transient_bytes,
         logits_bytes=activations.logits_bytes,
         boundary_bytes=boundary_bytes(job, plans),
     )
+
+
+def _with_mirrored(job: Job, plans: Plans, stages: Stages, alone: StagePass) -> StagePass:
+    """Mean passes of a device: half of its micro-batches run stage p - 1 - i where a plan has two copies."""
+    if not plans.mirrors.any():
+        return alone
+    other = stage_pass(job, plans, stages_of(job, plans, mirrored(plans, stages.index)))
+    share = 0.5 * plans.mirrors
+
+    def mean(name: str) -> Floats:
+        both: Floats = (1 - share) * getattr(alone, name) + share * getattr(other, name)
+        return both
+
+    return StagePass(**{field.name: mean(field.name) for field in fields(StagePass)})

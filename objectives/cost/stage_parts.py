@@ -9,8 +9,8 @@ import numpy as np
 
 from objectives.cost import mesh
 from objectives.cost.passes import StagePass, send_message_s, stage_pass
-from objectives.cost.stages import RankParameters, rank_parameters, stages_of
-from objectives.cost.states import stage_sharing, tie_s
+from objectives.cost.stages import RankParameters, stages_of
+from objectives.cost.states import held_parameters, stage_sharing, tie_s
 from objectives.metrics import Job
 from search_spaces.cluster import assumed
 from search_spaces.framework import framework_named
@@ -28,9 +28,9 @@ class StageParts:
     `forward_s`, `backward_input_s` and `backward_weight_s` are the exposed seconds of one micro-batch through
     the whole share, by `PARTS`: shape (6, pp).  `forward_hidden_s` and `backward_hidden_s` are what the
     plan's overlap hides, by `COLLECTIVES`: (3, pp).  `reduce_s` and `gather_s` are one reduction of all
-    gradients and one gather of all weights, `n_buckets` the pieces they come in; `tie_s` the reduction of tied
-    embeddings between the first and the last stage.  `tier` is the outermost tier that each kind of
-    communication crosses.
+    gradients and one gather of all weights, `n_buckets` the pieces they come in; `tie_s` adds up what stage i
+    and stage p - 1 - i both hold: tied embeddings, or the second copy of DualPipe.  `tier` is the outermost
+    tier that each kind of communication crosses.
     """
 
     forward_s: Floats
@@ -44,7 +44,7 @@ class StageParts:
     n_buckets: Ints
     optimizer_s: Floats
     offload_s: Floats
-    tie_s: float
+    tie_s: Floats
     tier: dict[str, int]
 
 
@@ -62,7 +62,7 @@ def stage_parts(job: Job, plan: Plan) -> StageParts:
     bare_forward, bare_backward, _ = _parts(bare)
     rows = one.take(np.zeros(plan.pp, np.int64))
     of_rows = stages_of(job, rows, np.arange(plan.pp)[None])
-    held = rank_parameters(job, rows, of_rows)
+    held = held_parameters(job, rows, of_rows)
     parameters = RankParameters(dense=held.dense[0], expert=held.expert[0])
     sharing = stage_sharing(job, rows, parameters, of_rows.n_layers[0])
     per_bucket = framework_named(job.workload.framework).bucket_parameters
@@ -78,7 +78,7 @@ def stage_parts(job: Job, plan: Plan) -> StageParts:
         n_buckets=np.maximum(np.ceil(parameters.total / per_bucket), 1).astype(np.int64),
         optimizer_s=sharing.optimizer_s,
         offload_s=sharing.offload_s,
-        tie_s=float(tie_s(job, one)[0]),
+        tie_s=sharing.copies_s + tie_s(job, one)[0] * np.isin(np.arange(plan.pp), (0, plan.pp - 1)),
         tier=_tiers(job, one),
     )
 

@@ -9,6 +9,7 @@ that fit into its share of them all:
     layers up to stage i    min(floor((L + H) (i + 1) / p), L)       H = V h / (entries of a layer's matrices)
 
 With v chunks, chunk c of stage i follows chunk c of stage i - 1, and chunk c + 1 of stage 0 follows them all.
+In a V, the second chunk of stage i follows that of stage i + 1: stage 0 has the model's beginning and end.
 Arrays over stages have shape (n_stages, n_plans).
 """
 
@@ -31,7 +32,7 @@ from search_spaces.parameters import (
 from search_spaces.plan import Bools, Floats, Ints, Plans
 
 ROUNDING = 1e-9  # of a layer: shares that are whole stay so
-LAYOUT_KNOBS = ("pp", "vpp", "first_layers", "last_layers")
+LAYOUT_KNOBS = ("pp", "vpp", "folds", "first_layers", "last_layers")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -123,8 +124,14 @@ def stages_of(job: Job, plans: Plans, index: Ints) -> Stages:
         n_layers=n_layers,
         n_moe=_moe_layers(model, plans, before, n_layers),
         is_first=index == 0,
-        is_last=index == last,
+        is_last=index == np.where(plans.folds, 0, last),
     )
+
+
+def mirrored(plans: Plans, index: Ints) -> Ints:
+    """The stage of the second copy that a device holds beside its own: p - 1 - i."""
+    held: Ints = plans.pp - 1 - index
+    return held
 
 
 def _balances(job: Job) -> bool:
@@ -182,7 +189,9 @@ def _moe_layers(model: ModelSpec, plans: Plans, before: Ints, n_layers: Ints) ->
     so_far = np.concatenate(([0], np.cumsum(model.is_moe_layer)))
     total = np.zeros_like(n_layers)
     for chunk in range(int(plans.vpp.max(initial=1))):
-        start = np.minimum((chunk * model.n_layers + before) // plans.vpp, model.n_layers)
+        start = (chunk * model.n_layers + before) // plans.vpp
+        up_again = model.n_layers - (before + n_layers) // plans.vpp
+        start = np.minimum(np.where(plans.folds & (chunk == 1), up_again, start), model.n_layers)
         end = np.minimum(start + n_layers // plans.vpp, model.n_layers)
         total += np.where(chunk < plans.vpp, so_far[end] - so_far[start], 0)
     return total
@@ -219,5 +228,7 @@ def rank_parameters(job: Job, plans: Plans, stages: Stages) -> RankParameters:
     dense += stages.is_last * predict_rank_parameters(model, tp)
     dense += stages.is_first * embedding_rank_parameters(model, tp)
     copies = framework_named(job.workload.framework).keeps_stage_input
-    dense += stages.is_last * head_rank_parameters(model, tp, plans.pp, copies_positions=copies)
+    # In a V the first stage has the embedding at hand: tied weights need no copy.
+    apart = np.where(plans.folds, 1, plans.pp)
+    dense += stages.is_last * head_rank_parameters(model, tp, apart, copies_positions=copies)
     return RankParameters(dense=dense, expert=expert)

@@ -7,7 +7,10 @@
         stage 0    phi (w + g + o)          stage 2    phi (w + (g + o) / D)
         stage 1    phi (w + g + o / D)      stage 3    phi (w + g + o) / D
 
-Source: Rajbhandari et al. (2020), arXiv:1910.02054, section 5; expert groups: Singh et al. (2023),
+DualPipe holds the model twice, on stages i and p - 1 - i: phi is that of both, D counts the devices of both.
+
+Source: Rajbhandari et al. (2020), arXiv:1910.02054, section 5; two copies: DeepSeek-AI (2024),
+arXiv:2412.19437, section 3.2.1; expert groups: Singh et al. (2023),
 arXiv:2303.06318.
 """
 
@@ -22,6 +25,7 @@ from objectives.cost.stages import (
     RankParameters,
     Stages,
     held_stages,
+    mirrored,
     rank_parameters,
     representatives,
     stages_of,
@@ -35,7 +39,7 @@ from search_spaces.units import GB
 
 STATE_KNOBS = (
     "tp", "pp", "dp", "cp", "ep", "etp", "vpp", "first_layers", "last_layers", "zero", "offload_optimizer",
-    "rank_order",
+    "rank_order", "folds", "mirrors",
 )  # fmt: skip
 
 HOST_OPTIMIZER_BYTES_PER_S = assumed(
@@ -89,7 +93,7 @@ def state_bytes(job: Job, plans: Plans, parameters: RankParameters, stages: Stag
     weights = np.where(zero >= 3, sharded, parameters.total) * state.weight_bytes
     gradients = np.where(zero >= 2, sharded, parameters.total) * state.gradient_bytes
     optimizer = np.where(zero >= 1, sharded, parameters.total) * state.optimizer_bytes
-    per_layer = parameters.total / np.maximum(stages.n_layers, 1)
+    per_layer = parameters.total / np.maximum(stages.n_layers, 1) / (1 + plans.mirrors)
     profile = framework_named(job.workload.framework)
     bucket_parameters = np.minimum(profile.bucket_parameters, parameters.total)
     one_bucket = bucket_parameters * state.gradient_bytes
@@ -124,15 +128,27 @@ def _running_parameters(job: Job, plans: Plans, stages: Stages) -> Floats:
 
 def _sharded(plans: Plans, parameters: RankParameters) -> Floats:
     """Parameters on one device once split over the devices that share them."""
-    return parameters.dense / (plans.dp * plans.cp) + parameters.expert / plans.edp
+    copies = 1 + plans.mirrors
+    return parameters.dense / (copies * plans.dp * plans.cp) + parameters.expert / (copies * plans.edp)
+
+
+def held_parameters(job: Job, plans: Plans, stages: Stages) -> RankParameters:
+    """Parameters on one device of each stage, those of the second copy included where a plan has one."""
+    own = rank_parameters(job, plans, stages)
+    if not plans.mirrors.any():
+        return own
+    other = rank_parameters(job, plans, stages_of(job, plans, mirrored(plans, stages.index)))
+    return RankParameters(
+        dense=own.dense + plans.mirrors * other.dense, expert=own.expert + plans.mirrors * other.expert
+    )
 
 
 def state_table(job: Job, plans: Plans) -> StateTable:
     """State of the representative stages and the seconds of moving and updating it."""
     stages = stages_of(job, plans, representatives(job, plans).index)
-    parameters = rank_parameters(job, plans, stages)
+    parameters = held_parameters(job, plans, stages)
     held = held_stages(job, plans, stages.index)
-    table = state_bytes(job, plans, rank_parameters(job, plans, held), held)
+    table = state_bytes(job, plans, held_parameters(job, plans, held), held)
     fullest = np.argmax(parameters.total, axis=0)[None]
     dense = np.take_along_axis(parameters.dense, fullest, axis=0)[0]
     expert = np.take_along_axis(parameters.expert, fullest, axis=0)[0]
@@ -149,7 +165,7 @@ def state_table(job: Job, plans: Plans) -> StateTable:
         update_bytes=table.update_bytes,
         reduce_s=reduce_s,
         gather_s=gather_s,
-        tie_s=tie_s(job, plans),
+        tie_s=tie_s(job, plans) + _copies_s(job, plans, one),
         optimizer_s=optimizer_s,
         offload_s=offload_s,
     )
@@ -157,12 +173,16 @@ def state_table(job: Job, plans: Plans) -> StateTable:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class StageSharing:
-    """Seconds in which each device of a stage shares and updates its state once; shape (n_stages,)."""
+    """Seconds in which each device of a stage shares and updates its state once; shape (n_stages,).
+
+    `copies_s` adds up the gradients of two copies of the model.
+    """
 
     reduce_s: Floats
     gather_s: Floats
     optimizer_s: Floats
     offload_s: Floats
+    copies_s: Floats
 
 
 def stage_sharing(job: Job, plans: Plans, parameters: RankParameters, n_layers: Ints) -> StageSharing:
@@ -170,7 +190,10 @@ def stage_sharing(job: Job, plans: Plans, parameters: RankParameters, n_layers: 
     reduce_s, gather_s = _sharing_s(job, plans, parameters)
     owned = np.where(plans.zero >= 1, _sharded(plans, parameters), parameters.total)
     optimizer_s, offload_s = _update_s(job, plans, owned, n_layers)
-    return StageSharing(reduce_s=reduce_s, gather_s=gather_s, optimizer_s=optimizer_s, offload_s=offload_s)
+    return StageSharing(
+        reduce_s=reduce_s, gather_s=gather_s, optimizer_s=optimizer_s, offload_s=offload_s,
+        copies_s=_copies_s(job, plans, parameters),
+    )  # fmt: skip
 
 
 def _sharing_s(job: Job, plans: Plans, parameters: RankParameters) -> tuple[Floats, Floats]:
@@ -205,10 +228,27 @@ def tie_s(job: Job, plans: Plans) -> Floats:
     if not embedding.tied:
         return np.zeros(len(plans))
     width = embedding.width or job.model.d_model
-    entries = np.ceil(embedding.vocab_size / plans.tp) * width * (plans.pp > 1)
+    apart = (plans.pp > 1) & ~plans.folds
+    entries = np.ceil(embedding.vocab_size / plans.tp) * width * apart
     return send_s(
         job.cluster, mesh.pp_tier(job.cluster, plans), entries * job.workload.training_state.gradient_bytes
     )
+
+
+def _copies_s(job: Job, plans: Plans, parameters: RankParameters) -> Floats:
+    """Seconds of adding up the gradients of two copies: what a device reduced, with its mirror image.
+
+    Source
+    ------
+    DeepSeek-AI (2024), arXiv:2412.19437, section 3.2.1: rank i and rank p - 1 - i hold the same parameters.
+    """
+    if not plans.mirrors.any():
+        return np.zeros(len(plans))
+    replicas = np.where(plans.zero >= 1, plans.dp * plans.cp, 1)
+    expert_replicas = np.where(plans.zero >= 1, plans.edp, 1)
+    entries = parameters.dense / replicas + parameters.expert / expert_replicas
+    gradients = plans.mirrors * entries * job.workload.training_state.gradient_bytes
+    return send_s(job.cluster, mesh.pp_tier(job.cluster, plans), gradients)
 
 
 def _update_s(job: Job, plans: Plans, owned: Floats, n_layers: Ints) -> tuple[Floats, Floats]:

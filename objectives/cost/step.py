@@ -9,9 +9,18 @@ from objectives.cost.activations import StageActivations, boundary_bytes, stage_
 from objectives.cost.factored import factored
 from objectives.cost.passes import PASS_KNOBS, PassTable, pass_table, stage_pass
 from objectives.cost.result import Estimate, StageProfile, StepMemory, StepTime
-from objectives.cost.stages import Stages, held_stages, rank_parameters, representatives, stages_of
-from objectives.cost.states import STATE_KNOBS, StateBytes, StateTable, state_bytes, state_table
+from objectives.cost.stages import Stages, held_stages, representatives, stages_of
+from objectives.cost.states import (
+    STATE_KNOBS,
+    StateBytes,
+    StateTable,
+    held_parameters,
+    state_bytes,
+    state_table,
+)
 from objectives.metrics import Job
+from search_spaces.framework import framework_named
+from search_spaces.memory_habits import Release
 from search_spaces.plan import Floats, Ints, Plan, Plans
 
 CHUNK_PLANS = 32_768  # a chunk's columns stay in the processor's cache
@@ -75,7 +84,7 @@ def _time(job: Job, plans: Plans, passes: PassTable, states: StateTable, m: Ints
     Stragglers stretch all of it: the slowest of n nodes sets the pace, a little more with every doubling.
     """
     cluster = job.cluster
-    bubble = pipeline.bubble_s(plans, passes)
+    bubble = pipeline.bubble_s(plans, m, passes)
     send = pipeline.send_s(plans, m, passes)
     dp_comm = exposed_dp_comm_s(job, plans, passes, states, m)
     slow = cluster.straggler_per_log2.value * np.log2(max(cluster.n_nodes, 1))
@@ -127,7 +136,7 @@ def _memory(
 ) -> tuple[StepMemory, Ints]:
     """Bytes of the fullest of the representative stages, by part."""
     index = representatives(job, plans).index
-    activations = pipeline.in_flight(plans, m, index) * passes.kept_bytes
+    activations = pipeline.in_flight(plans, m, index, release_of(job)) * passes.kept_bytes
     buffers = buffer_bytes(plans, passes.boundary_bytes, passes.transient_bytes, states)
     total = states.weights_bytes + states.gradients_bytes
     total += states.optimizer_bytes
@@ -152,6 +161,11 @@ def _memory(
         reserve_bytes=np.full(len(plans), job.cluster.memory_reserve_bytes.value),
     )
     return memory, index.ravel()[flat]
+
+
+def release_of(job: Job) -> Release:
+    """When the trainer gives back activations where it splits the backward pass."""
+    return framework_named(job.workload.framework).memory.release
 
 
 def buffer_bytes(plans: Plans, boundary: Floats, transient: Floats, held: StateTable | StateBytes) -> Floats:
@@ -185,7 +199,7 @@ def stage_profile(job: Job, plan: Plan) -> StageProfile:
     held = stage_activations(job, one, in_memory)
     time = estimate_chunk(job, one).time
     step_end = time.dp_comm_s + time.optimizer_s + time.offload_s + job.cluster.step_fixed_s.value
-    flights = pipeline.in_flight(one, microbatches(job, one), index)
+    flights = pipeline.in_flight(one, microbatches(job, one), index, release_of(job))
     ones = np.ones(plan.pp)
     return StageProfile(
         n_layers=stages.n_layers[:, 0],
@@ -205,7 +219,7 @@ def _stage_memory(
 ) -> StepMemory:
     """Bytes of every stage of one plan, by part."""
     index = stages.index
-    held = state_bytes(job, one, rank_parameters(job, one, stages), stages)
+    held = state_bytes(job, one, held_parameters(job, one, stages), stages)
     kept = flights * activations.kept_bytes
     buffers = buffer_bytes(one, boundary_bytes(job, one), activations.transient_bytes, held)
     buffers = _through_update(buffers, held.update_bytes, kept + activations.logits_bytes)

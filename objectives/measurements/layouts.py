@@ -10,9 +10,11 @@ from objectives.metrics import Job
 from search_spaces.framework import EndStages, framework_named
 from search_spaces.plan import (
     NO_MODULES,
+    V_SHAPED,
     CpKind,
     Module,
     ModuleSet,
+    OptimizerSync,
     Plan,
     Recompute,
     Schedule,
@@ -20,21 +22,14 @@ from search_spaces.plan import (
 )
 
 SCHEDULES = MappingProxyType({
-    "gpipe": Schedule.GPIPE,
+    **{str(schedule): schedule for schedule in Schedule},
     "none": Schedule.ONE_F_ONE_B,
-    "1f1b": Schedule.ONE_F_ONE_B,
     "1f1b-interleaved": Schedule.INTERLEAVED,
-    "interleaved": Schedule.INTERLEAVED,
     "zb-1p": Schedule.ZB_H1,
-    "zb-h1": Schedule.ZB_H1,
     "zb-2p": Schedule.ZB_H2,
-    "zb-h2": Schedule.ZB_H2,
 })  # fmt: skip
-# Schedules that Meshtune lacks, and the nearest that it has.
-NEAREST_SCHEDULES = MappingProxyType({
-    "zb-v": Schedule.ZB_H1,
-    "dualpipe": Schedule.ZB_H1,
-})  # fmt: skip
+# Published as without bubbles, which they are where stages update before they agree.
+INTERLOCKING = (Schedule.ZB_H2, Schedule.ZB_V)
 CORE_ATTENTION = "core_attn"
 MODULES = MappingProxyType({
     **{str(module): module for module in Module},
@@ -78,6 +73,7 @@ def plan_of(cells: Cells, n_layers: int) -> tuple[Plan, list[str]]:
         last_layers=last,
         cp_kind=cp_kind(cells),
         schedule=schedule,
+        optimizer_sync=_sync(schedule),
         recompute=recompute,
         recompute_modules=modules,
         sequence_parallel=cells.is_set("seq_parallel") and degrees["tp"] > 1,
@@ -135,20 +131,22 @@ def _schedule(cells: Cells, pp: int, notes: list[str]) -> tuple[Schedule, int]:
     word, vpp = cells.text("schedule").lower(), cells.count("vpp") or 1
     if pp == 1:
         return Schedule.ONE_F_ONE_B, 1
+    if SCHEDULES.get(word) in V_SHAPED:
+        return SCHEDULES[word], 2
     if vpp > 1:
         return Schedule.INTERLEAVED, vpp
     if not word:
         notes.append("schedule not stated: 1f1b")
         return Schedule.ONE_F_ONE_B, 1
-    if word in NEAREST_SCHEDULES:
-        notes.append(f"schedule {word}: the nearest is {NEAREST_SCHEDULES[word]}")
-        return NEAREST_SCHEDULES[word], 1
     if word not in SCHEDULES:
-        known = ", ".join([*SCHEDULES, *NEAREST_SCHEDULES])
-        raise BadRow(f"schedule must be one of {known}; got {word!r}")
+        raise BadRow(f"schedule must be one of {', '.join(SCHEDULES)}; got {word!r}")
     # One chunk a stage leaves nothing to interleave.
     schedule = SCHEDULES[word]
     return (Schedule.ONE_F_ONE_B if schedule is Schedule.INTERLEAVED else schedule), 1
+
+
+def _sync(schedule: Schedule) -> OptimizerSync:
+    return OptimizerSync.POST_VALIDATION if schedule in INTERLOCKING else OptimizerSync.BARRIER
 
 
 def _uneven(n_layers: int, pp: int, vpp: int, notes: list[str]) -> tuple[int, int]:

@@ -6,7 +6,7 @@ from itertools import product
 
 from objectives.measurements.cells import Cells
 from objectives.metrics import Job
-from search_spaces.plan import Plan, Recompute, Schedule
+from search_spaces.plan import SPLIT_BACKWARD, Plan, Recompute, Schedule
 from search_spaces.workload import Workload
 
 _GUESSES = ("assum", "inferred")  # words in `recompute_source` that make it a guess
@@ -54,7 +54,7 @@ def _with(plans: Iterable[Plan], changes: Iterable[Change]) -> list[Plan]:
 
 def _recomputes(plan: Plan) -> list[Change]:
     kinds = [Recompute.NONE, Recompute.SELECTIVE]
-    if plan.schedule is not Schedule.ZB_H1:  # it splits the backward pass and does not recompute whole layers
+    if plan.schedule not in SPLIT_BACKWARD:  # those do not recompute whole layers
         kinds.append(Recompute.FULL)
     return [{"recompute": kind} for kind in kinds]
 

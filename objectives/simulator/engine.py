@@ -124,6 +124,15 @@ def execute(
     return Run(start_s=start_s, finish_s=finish_s, turn=turn)
 
 
+def load() -> None:
+    """Load the compiled event loop now; the first time on a machine it is compiled."""
+    none, no_time = np.zeros(0, np.int64), np.zeros(0)
+    nothing = Tasks(
+        work_s=no_time, stream=none, before_first=np.zeros(1, np.int64), before=none, delay_s=no_time
+    )
+    execute(nothing, Resources(n_streams=1), by_events=True)
+
+
 @cache
 def _kernel() -> ModuleType:
     """The compiled loops; Numba is loaded by whoever simulates first."""

@@ -7,28 +7,17 @@ The event loop is one function: a compiled call counts references to every array
 costs more than the work.  Its tables have a row a task, so that an event touches few lines of memory.
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import NamedTuple
 
-import numba
 import numpy as np
 
+from objectives.simulator.compiled import compiled
 from search_spaces.plan import Bools, Floats, Ints
 
 WAITING, ARRIVING, READY, RUNNING, HOLDING, DONE = range(6)
 # Columns of the tables of tasks: seconds, speeds and weights; and whole numbers.
 READY_S, KEY_S, LEFT_S, SINCE_S, SHARE, OVERLAP, N_FLOATS = range(7)
 PHASE, MISSING, AT, QUEUE_NEXT, QUEUE_BACK, LINK_NEXT, LINK_BACK, N_INTS = range(8)
-_Function = TypeVar("_Function", bound=Callable[..., Any])
-
-
-def _compiled(function: _Function) -> _Function:
-    """Compiled once and kept beside the source, or in the user's cache; without a cache where none is."""
-    try:
-        compiled = cast("_Function", numba.njit(cache=True)(function))
-    except RuntimeError:  # no folder that Numba may write
-        compiled = cast("_Function", numba.njit(function))
-    return compiled
 
 
 class Work(NamedTuple):
@@ -59,7 +48,7 @@ class Place(NamedTuple):
     rate_overlapped: Floats
 
 
-@_compiled
+@compiled
 def sweep(work: Work, start_s: Floats, finish_s: Floats) -> int:
     """Start and end of tasks on streams in order: each stream runs on until a task's needs are not there.
 
@@ -98,7 +87,7 @@ def sweep(work: Work, start_s: Floats, finish_s: Floats) -> int:
     return n_ran
 
 
-@_compiled
+@compiled
 def run_events(work: Work, place: Place, start_s: Floats, finish_s: Floats, turn: Ints) -> int:  # noqa: C901, PLR0912, PLR0915
     """Start, end and turn of every task, event by event; returns the number of tasks that ran.
 
@@ -245,7 +234,7 @@ def run_events(work: Work, place: Place, start_s: Floats, finish_s: Floats, turn
         now_s = floats[heap[0], KEY_S]
 
 
-@_compiled
+@compiled
 def _successors(n: int, before_first: Ints, before: Ints) -> tuple[Ints, Ints, Ints]:
     """Edges by the task that they leave: where each task's begin, the tasks they lead to, their numbers."""
     first = np.zeros(n + 1, np.int64)
@@ -262,7 +251,7 @@ def _successors(n: int, before_first: Ints, before: Ints) -> tuple[Ints, Ints, I
     return first, ends, edges
 
 
-@_compiled
+@compiled
 def _queue(head: Ints, tail: Ints, floats: Floats, ints: Ints, stream: int, task: int) -> None:
     """Queues by (moment, task)."""
     back = tail[stream]
@@ -283,7 +272,7 @@ def _queue(head: Ints, tail: Ints, floats: Floats, ints: Ints, stream: int, task
         tail[stream] = task
 
 
-@_compiled
+@compiled
 def _take(head: Ints, tail: Ints, ints: Ints, stream: int) -> int:
     task = int(head[stream])
     if task >= 0:
@@ -296,7 +285,7 @@ def _take(head: Ints, tail: Ints, ints: Ints, stream: int) -> int:
     return task
 
 
-@_compiled
+@compiled
 def _unlink(head: Ints, ints: Ints, link: int, task: int) -> None:
     front, back = ints[task, LINK_NEXT], ints[task, LINK_BACK]
     if back >= 0:
@@ -307,7 +296,7 @@ def _unlink(head: Ints, ints: Ints, link: int, task: int) -> None:
         ints[front, LINK_BACK] = back
 
 
-@_compiled
+@compiled
 def _share(  # noqa: PLR0913, PLR0917
     heap: Ints,
     n_heap: int,
@@ -330,7 +319,7 @@ def _share(  # noqa: PLR0913, PLR0917
         task = ints[task, LINK_NEXT]
 
 
-@_compiled
+@compiled
 def _retime(  # noqa: PLR0913, PLR0917
     heap: Ints, n_heap: int, floats: Floats, ints: Ints, task: int, share: float, overlap: float, now_s: float
 ) -> None:
@@ -345,7 +334,7 @@ def _retime(  # noqa: PLR0913, PLR0917
     _down(heap, n_heap, floats, ints, ints[task, AT])
 
 
-@_compiled
+@compiled
 def _up(heap: Ints, floats: Floats, ints: Ints, at: int) -> None:
     task = heap[at]
     key_s = floats[task, KEY_S]
@@ -359,7 +348,7 @@ def _up(heap: Ints, floats: Floats, ints: Ints, at: int) -> None:
     heap[at], ints[task, AT] = task, at
 
 
-@_compiled
+@compiled
 def _down(heap: Ints, n_heap: int, floats: Floats, ints: Ints, at: int) -> None:
     task = heap[at]
     key_s = floats[task, KEY_S]

@@ -27,7 +27,7 @@ class Randomness:
 
     `jitter` is the standard deviation of the logarithm of each pass's seconds.  `slow_ranks` and `slow_links`
     map a pipeline rank, or the rank in front of a link, to how many times as long it takes.  `zipf_exponent`
-    s gives the k-th most popular expert a share like k^-s; `histogram` are shares of the experts, in any unit.
+    s gives the k-th most popular expert a share like k^-s; `histogram` are the experts' shares, in any unit.
     `empty_ranks_hang`: a trainer that cannot run a rank without tokens waits for ever; else such a rank
     computes no experts and waits for the slowest.
 
@@ -122,7 +122,7 @@ def _shares(randomness: Randomness, n_experts: int) -> Floats:
             popularity = np.arange(1, n_experts + 1, dtype=np.float64) ** -randomness.zipf_exponent
         case ExpertLoad.HISTOGRAM:
             popularity = np.asarray(randomness.histogram, dtype=np.float64)
-            check(len(popularity) == n_experts, f"the histogram needs one share for each of {n_experts} experts",
+            check(len(popularity) == n_experts, f"the histogram needs a share of each of {n_experts}",
                   len(popularity))  # fmt: skip
         case _:
             popularity = np.ones(n_experts)

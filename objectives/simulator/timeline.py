@@ -47,7 +47,8 @@ class Wiring:
     """What every pass of a program waits for; row i is pass i of the program.
 
     Pass i needs `before[before_first[i]]` to `before[before_first[i + 1] - 1]`; each of these results crosses
-    the link of rank `edge_link` (-1: it is already there).  `sends` are the links that a pass's own results
+    the link of rank `edge_link` (-1: it is already there); `edge_half` is 1 where it is that of F&B's
+    backward half.  `sends` are the links that a pass's own results
     take, shape (2, n_ops): those of its first or only half, and of F&B's second.
     """
 
@@ -56,6 +57,7 @@ class Wiring:
     before_first: Ints
     before: Ints
     edge_link: Ints
+    edge_half: Ints
     sends: Ints
 
     def __len__(self) -> int:
@@ -118,8 +120,8 @@ class Timeline:
 
     @property
     def span_bubble_s(self) -> float:
-        """Idle seconds where steps interlock: the worst rank's span less its work."""
-        return float(self.span_idle_s.max())
+        """Idle seconds where steps interlock: the longest span of a rank less the most work of one."""
+        return float(np.max(self.span_idle_s + self.busy_s) - self.busy_s.max())
 
     def of_rank(self, rank: int) -> Bools:
         """Which passes are the rank's."""
@@ -248,12 +250,15 @@ def wire(program: Program) -> Wiring:
     waiter = np.repeat(np.arange(len(rank)), counts)
     crossed = np.pad(keys.crosses, ((0, len(needs) - len(keys.crosses)), (0, 0)), constant_values=NOTHING)
     link = hops[crossed.T[is_need]]
+    is_backward = np.pad(keys.needs_backward, ((0, len(needs) - len(keys.needs)), (0, 0)))
+    is_pair = program.kind[before] == Pass.FORWARD_BACKWARD
     return Wiring(
         program=program,
         rank=rank,
         before_first=np.concatenate(([0], np.cumsum(counts))),
         before=before,
         edge_link=np.where(rank[before] == rank[waiter], NOTHING, link),
+        edge_half=(is_backward.T[is_need] & is_pair).astype(np.int64),
         sends=hops[keys.sends],
     )
 
@@ -262,16 +267,22 @@ def wire(program: Program) -> Wiring:
 class _Keys:
     """Every pass's results and needs as numbers; shape (1, n_ops), or (2, n_ops) where there are F&B.
 
-    number = ((letter · n_routes + route) n_stages + stage) m + micro-batch, letters F, B (B_i too), W.
+    number = ((letter · n_routes + route) n_stages + stage) m + micro-batch, below n_results; letters F, B, W.
     `crosses` and `sends` number the boundaries that the need and the result cross (-1: none): that between
     stages s and s + 1 of a route is route · n_stages + s.
     """
 
     rank: Ints
+    n_results: int
     results: Ints
     needs: Ints
     crosses: Ints
     sends: Ints
+
+    @property
+    def needs_backward(self) -> Bools:
+        """Where what is needed is the gradient that a backward pass hands on."""
+        return np.asarray(self.needs >= self.n_results // 3)
 
 
 def _keys(program: Program) -> _Keys:
@@ -283,7 +294,8 @@ def _keys(program: Program) -> _Keys:
         ones = np.ones_like(letter)
         halves.append(_half(program, rank, ones, program.with_chunk, program.with_microbatch, both))
     results, needs, crosses, sends = (np.stack(each) for each in zip(*halves, strict=True))
-    return _Keys(rank=rank, results=results, needs=needs, crosses=crosses, sends=sends)
+    n_results = 3 * (int(program.route.max()) + 1) * (int(program.stage.max()) + 1) * program.n_microbatches
+    return _Keys(rank=rank, n_results=n_results, results=results, needs=needs, crosses=crosses, sends=sends)
 
 
 def _half(
@@ -313,8 +325,7 @@ def _half(
 
 def _places(program: Program, keys: _Keys) -> Ints:
     """Which pass leaves each result (-1: none)."""
-    n_stages, n_routes = int(program.stage.max()) + 1, int(program.route.max()) + 1
-    place = np.full(3 * n_routes * n_stages * program.n_microbatches, NOTHING)
+    place = np.full(keys.n_results, NOTHING)
     rows = np.arange(len(program))
     for results in keys.results:
         real = results != NOTHING

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from objectives.metrics import Job
 from search_spaces.errors import CannotExport, InvalidSpec, check
 from search_spaces.model import ModelSpec
-from search_spaces.plan import Plan, Schedule
+from search_spaces.plan import V_SHAPED, OptimizerSync, Plan, Schedule
 from search_spaces.workload import Workload
 
 Arguments = list[tuple[str, ...]]  # one flag with its values each
@@ -138,9 +138,7 @@ def stage_layers(n_layers: int, plan: Plan) -> tuple[int, ...]:
 
 def pipeline_lacks(job: Job, plan: Plan) -> list[str]:
     """What no launcher can do: a schedule that contradicts vpp, layers that do not divide."""
-    found = []
-    if (plan.schedule is Schedule.INTERLEAVED) != (plan.vpp > 1):
-        found.append(f"schedule={plan.schedule}: vpp={plan.vpp} is interleaved exactly when it is above 1")
+    found = _chunk_lacks(plan)
     try:
         sizes = stage_layers(job.model.n_layers, plan)
     except InvalidSpec as error:
@@ -149,6 +147,27 @@ def pipeline_lacks(job: Job, plan: Plan) -> list[str]:
         found.append(
             f"vpp={plan.vpp}: stages of {sorted(set(sizes))} layers do not split into so many chunks"
         )
+    return found
+
+
+def _chunk_lacks(plan: Plan) -> list[str]:
+    """What contradicts the number of chunks."""
+    if plan.schedule in V_SHAPED:
+        return [] if plan.vpp == 2 else [f"schedule={plan.schedule}: it holds two chunks, not vpp={plan.vpp}"]
+    if (plan.schedule is Schedule.INTERLEAVED) == (plan.vpp > 1):
+        return []
+    return [f"schedule={plan.schedule}: vpp={plan.vpp} is interleaved exactly when it is above 1"]
+
+
+def order_lacks(plan: Plan, program: str, *, longer_warmup: bool = False) -> list[str]:
+    """Knobs of a schedule that most programs do not have."""
+    found = []
+    if plan.optimizer_sync is not OptimizerSync.BARRIER:
+        found.append(f"optimizer_sync={plan.optimizer_sync}: {program} agrees on a step before it updates")
+    if plan.pipeline_limit:
+        found.append(f"pipeline_limit={plan.pipeline_limit}: {program} runs passes in a fixed order")
+    if plan.extra_warmup and not longer_warmup:
+        found.append(f"extra_warmup={plan.extra_warmup}: {program} has one warm-up, of pp - 1 - i passes")
     return found
 
 

@@ -15,6 +15,7 @@ from runners.launchers.base import (
     expert_exchange,
     flag,
     n_microbatches,
+    order_lacks,
     pipeline_lacks,
 )
 from runners.launchers.deepspeed_model import model_arguments, model_lacks
@@ -52,6 +53,7 @@ class DeepSpeed:
         return [
             *model_lacks(job.model, job.workload),
             *pipeline_lacks(job, plan),
+            *order_lacks(plan, "DeepSpeed"),
             *_pipeline_lacks(job, plan),
             *_group_lacks(job, plan),
             *_state_lacks(job, plan),

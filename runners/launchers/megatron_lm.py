@@ -14,6 +14,7 @@ from runners.launchers.base import (
     Options,
     flag,
     n_microbatches,
+    order_lacks,
     pipeline_lacks,
     stage_layers,
 )
@@ -44,6 +45,7 @@ class MegatronLM:
         return [
             *model_lacks(job.model, job.workload),
             *pipeline_lacks(job, plan),
+            *order_lacks(plan, "Megatron-LM"),
             *_schedule_lacks(plan),
             *_data_parallel_lacks(plan),
             *_overlap_lacks(plan),

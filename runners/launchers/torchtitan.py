@@ -1,11 +1,18 @@
 """torchtitan 0.3.0: a plan as arguments of `torchtitan.train`, and a config function where it lacks one.
 
-Source: torchtitan/config/configs.py, distributed/parallel_dims.py, distributed/pipeline_parallel.py.
+A schedule that it does not know by name goes with the plan as a file of passes; the name beside it then says
+how chunks lie on ranks: one each, or two in a V.
+
+Source: torchtitan/config/configs.py, distributed/parallel_dims.py, distributed/pipeline_parallel.py;
+torch/distributed/pipelining/schedules.py.
 """
 
 from typing import Literal
 
+from objectives.cost.pipeline import warmups_beyond
 from objectives.metrics import Job
+from objectives.simulator.schedules import program
+from objectives.simulator.schedules.csv_file import csv_of
 from runners.launchers.base import (
     Arguments,
     Launch,
@@ -13,19 +20,41 @@ from runners.launchers.base import (
     expert_exchange,
     flag,
     n_microbatches,
+    order_lacks,
     pipeline_lacks,
     stage_layers,
 )
 from runners.launchers.torchtitan_model import CONFIG_FILE, config_module, config_name, model_lacks
 from search_spaces.model import ModelSpec
-from search_spaces.plan import NO_MODULES, CpKind, Plan, RankOrder, Recompute, Schedule
+from search_spaces.plan import (
+    NO_MODULES,
+    SPLIT_BACKWARD,
+    V_SHAPED,
+    CpKind,
+    Plan,
+    RankOrder,
+    Recompute,
+    Schedule,
+)
 from search_spaces.workload import Precision
 
 SCHEDULES = {
     Schedule.GPIPE: "GPipe",
     Schedule.ONE_F_ONE_B: "1F1B",
     Schedule.INTERLEAVED: "Interleaved1F1B",
+    Schedule.ZB_V: "ZBVZeroBubble",
+    Schedule.DUALPIPE_V: "DualPipeV",
 }
+# Orders that it reads from a file, by the schedule that lays chunks as they do.
+LAID_AS = {
+    Schedule.ONE_F_ONE_B: "1F1B",
+    Schedule.ZB_H1: "1F1B",
+    Schedule.ZB_H2: "1F1B",
+    Schedule.V_HALF: "ZBVZeroBubble",
+    Schedule.V_MIN: "ZBVZeroBubble",
+}
+SCHEDULE_FILE = "schedule.csv"
+SCHEDULE_ARGUMENT = f'--parallelism.pipeline_parallel_schedule_csv "$HERE/{SCHEDULE_FILE}"'
 PRECISION = {Precision.BF16: "bfloat16", Precision.FP32: "float32"}
 RESHARD = {2: "never", 3: "always"}
 
@@ -40,6 +69,7 @@ class Torchtitan:
         return [
             *model_lacks(job, plan),
             *pipeline_lacks(job, plan),
+            *order_lacks(plan, "torchtitan", longer_warmup=True),
             *_schedule_lacks(job.model, plan),
             *_sharding_lacks(plan),
             *_group_lacks(job.model, plan),
@@ -49,7 +79,7 @@ class Torchtitan:
     def launch(self, job: Job, plan: Plan, options: Options) -> Launch:
         """Arguments of `torchtitan.train`, and a module that describes a model it does not know."""
         module, function = config_name(job.model)
-        text = config_module(job)
+        files = {CONFIG_FILE: config_module(job), SCHEDULE_FILE: schedule_file(job, plan)}
         arguments = [
             flag("--module", module),
             flag("--config", function),
@@ -63,16 +93,33 @@ class Torchtitan:
             program="-m torchtitan.train",
             arguments=arguments,
             environment={"PYTORCH_ALLOC_CONF": "expandable_segments:True"},
-            files={CONFIG_FILE: text} if text else {},
+            fixed_arguments=SCHEDULE_ARGUMENT if files[SCHEDULE_FILE] else "",
+            files={name: text for name, text in files.items() if text},
             fill_in=_fill_in(options),
             notes=_notes(plan),
         )
 
 
+def schedule_file(job: Job, plan: Plan) -> str | None:
+    """The passes of every rank, where torchtitan has no name for their order.
+
+    Source
+    ------
+    torch.distributed.pipelining.schedules, `_PipelineScheduleRuntime._load_csv`, format compute_only.
+    """
+    if plan.pp == 1 or (plan.schedule in SCHEDULES and not plan.extra_warmup):
+        return None
+    m, beyond = n_microbatches(job, plan), warmups_beyond(plan)
+    return csv_of(program(plan.schedule, plan.pp, m, plan.vpp, extra_warmup=beyond))
+
+
 def _schedule_lacks(model: ModelSpec, plan: Plan) -> list[str]:
     found = []
-    if plan.schedule not in SCHEDULES:
-        found.append(f"schedule={plan.schedule}: torchtitan has no such schedule of one chunk a stage")
+    if plan.schedule not in SCHEDULES and plan.schedule not in LAID_AS:
+        found.append(f"schedule={plan.schedule}: torchtitan has neither the schedule nor a file for its kind")
+    if plan.schedule in V_SHAPED and (plan.first_layers or plan.last_layers):
+        knobs = f"first_layers={plan.first_layers} last_layers={plan.last_layers}"
+        found.append(f"{knobs}: both ends of a V lie on its first rank")
     if plan.pp == 1 or pipeline_sizes(model, plan) is None:
         return found
     middle, first, last = pipeline_sizes(model, plan) or (0, 0, 0)
@@ -142,6 +189,8 @@ def _step_lacks(job: Job, plan: Plan) -> list[str]:
         found.append(f"{expert_exchange(plan)}: Meshtune writes torchtitan's plain exchange of tokens only")
     if plan.overlap_tp and plan.tp == 1:
         found.append("overlap_tp=true: there is nothing to overlap with tp=1")
+    if plan.overlap_tp and plan.schedule in SPLIT_BACKWARD:
+        found.append("overlap_tp=true: torch.compile, which overlaps, refuses to split the backward pass")
     return found
 
 
@@ -183,7 +232,7 @@ def _pipeline(model: ModelSpec, plan: Plan) -> Arguments:
     middle, first, last = sizes
     return [
         *graphs,
-        flag("--parallelism.pipeline_parallel_schedule", SCHEDULES[plan.schedule]),
+        flag("--parallelism.pipeline_parallel_schedule", (SCHEDULES | LAID_AS)[plan.schedule]),
         flag("--parallelism.pipeline_parallel_microbatch_size", plan.micro_batch),
         flag("--parallelism.pipeline_parallel_layers_per_stage", middle // plan.vpp),
         flag("--parallelism.pipeline_parallel_first_stage_less_layers", middle - first),

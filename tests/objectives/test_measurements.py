@@ -62,7 +62,10 @@ def test_every_row_is_a_run_or_rejected_with_a_reason(published):
     [
         ("playbook-0040", "pp=4 dp=2 overlap_dp=true"),
         ("mosaic-0001", "dp=512 micro_batch=8 zero=3 recompute=full overlap_dp=true"),
-        ("zero-bubble-0001", "pp=8 micro_batch=6 schedule=zb-h2 first_layers=2 last_layers=2"),
+        (
+            "zero-bubble-0001",
+            "pp=8 micro_batch=6 schedule=zb-h2 optimizer_sync=post-validation first_layers=2 last_layers=2",
+        ),
         ("vtrain-multi-0000", "dp=64 micro_batch=8 recompute=full"),
         (
             "mbridge-0001",

@@ -9,7 +9,7 @@ import pytest
 from objectives.cost.passes import PassTable
 from objectives.cost.pipeline import bubble_s, in_flight, send_s
 from objectives.cost.stages import stages_of
-from objectives.cost.step import estimate, stage_profile
+from objectives.cost.step import estimate, microbatches, stage_profile
 from search_spaces.cluster import assumed
 from search_spaces.model import AttentionSpec, EmbeddingSpec, MlpSpec
 from search_spaces.model_presets import load_model
@@ -34,9 +34,11 @@ def equal_stages(plan):
         worst_s=F + B_I + W,
         forward_s=F,
         backward_s=B_I + W,
+        weight_s=W,
+        others_forward_s=(plan.pp - 1) * F,
         all_stages_s=plan.pp * (F + B_I + W),
         fillable_s=(plan.pp - 1) * (W + min(F, W)),
-        fillable_h2_s=(plan.pp - 1) * min(3 * W, F + B_I + W),
+        fillable_h2_s=(plan.pp - 1) * min(3 * W, 2 * F + W, F + B_I + W),
         send_s=SEND,
     )
     rest = {name: 0.0 for name in PassTable.__dataclass_fields__ if name not in times}
@@ -60,18 +62,20 @@ def flights(plan, m):
         (Schedule.INTERLEAVED, 2, (F + B_I + W) / 2),
         (Schedule.INTERLEAVED, 4, (F + B_I + W) / 4),
         (Schedule.ZB_H1, 1, F + B_I - W),
-        (Schedule.ZB_H2, 1, max(F + B_I - 2 * W, 0)),
+        (Schedule.ZB_H2, 1, F),
     ],
 )
 @pytest.mark.parametrize("p", [2, 3, 8, 16])
 def test_the_bubble_of_equal_stages_is_the_closed_form(schedule, v, bubble, p):
     plan = plan_of(schedule, p, v)
-    assert bubble_s(Plans.of([plan]), equal_stages(plan))[0] == pytest.approx((p - 1) * bubble)
+    assert bubble_s(Plans.of([plan]), np.array([64]), equal_stages(plan))[0] == pytest.approx(
+        (p - 1) * bubble
+    )
 
 
 def test_one_stage_has_no_bubble_and_sends_nothing():
     plan = Plan()
-    assert bubble_s(Plans.of([plan]), equal_stages(plan)) == 0
+    assert bubble_s(Plans.of([plan]), np.array([64]), equal_stages(plan)) == 0
     assert send_s(Plans.of([plan]), np.array([4]), equal_stages(plan)) == 0
 
 
@@ -120,7 +124,7 @@ def test_unequal_stages_idle_for_the_sum_of_the_others(name):
 @pytest.mark.parametrize("name", JOBS)
 def test_zero_bubble_fills_with_weight_passes(name):
     job, plans = JOBS[name], legal_plans(name, 200)
-    plans = plans.take(plans.is_schedule(Schedule.ZB_H1))
+    plans = plans.take(plans.is_schedule(Schedule.ZB_H1) & (microbatches(job, plans) >= plans.pp))
     bubbles = estimate(job, plans).time.bubble_s
     for i, plan in enumerate(list(plans)[:20]):
         profile = stage_profile(job, plan)

@@ -94,7 +94,7 @@ UNUSABLE = {
     ),
     "schedule": (
         COLUMNS,
-        ["ok,32,64,4,2,8,1,0,dualpipe,none,H100-80,4,"],
+        ["ok,32,64,4,2,8,1,0,chimera,none,H100-80,4,"],
         "line 2: schedule must be one of gpipe",
     ),
     "other jobs": (COLUMNS, [ROWS[-1]], "must hold runs of this job; got 1 rows of other jobs"),

@@ -28,6 +28,11 @@ def broken(context, text):
     return broken_rules(context, columns_of(Plan.parse(text)))
 
 
+TWO_WAYS = (
+    "dualpipe feeds both ends: pp and the micro-batches are even, and these at least 2 * pp; "
+    "dualpipe-v needs as many"
+)
+LONGER_WARMUP = "extra_warmup needs a 1f1b pipeline and pp + extra_warmup micro-batches"
 BIASED = "qwen3-30b-a3b with biases"
 LLAMA, MIXTRAL, DEEPSEEK = context_of(), context_of("mixtral-8x7b"), context_of("deepseek-v3")
 
@@ -47,6 +52,18 @@ LLAMA, MIXTRAL, DEEPSEEK = context_of(), context_of("mixtral-8x7b"), context_of(
         (context_of(framework="deepspeed"), "tp=8 pp=8"),
         (context_of(framework="megatron-lm"), "tp=8 dp=8 zero=1 offload_optimizer=true"),
         (context_of(framework="torchtitan"), "dp=64 zero=3"),
+        (LLAMA, "tp=8 pp=8 vpp=2 schedule=zb-v optimizer_sync=post-validation overlap_pp=true"),
+        (LLAMA, "tp=8 pp=8 schedule=dualpipe"),
+        (LLAMA, "tp=8 pp=8 vpp=2 schedule=dualpipe-v"),
+        (LLAMA, "tp=8 pp=8 schedule=message-driven pipeline_limit=16"),
+        (LLAMA, "tp=8 pp=8 extra_warmup=7"),
+        (context_of(framework="torchtitan"), "tp=8 pp=8 vpp=2 schedule=v-min"),
+        (
+            context_of(framework="zero-bubble", precision="fp16"),
+            "tp=8 pp=8 schedule=zb-h2 optimizer_sync=post-validation",
+        ),
+        (context_of(framework="axonn"), "pp=8 dp=8 schedule=message-driven"),
+        (context_of(framework="axonn"), "dp=64"),
     ],
 )
 def test_a_sound_plan_breaks_no_rule(context, text):
@@ -94,6 +111,48 @@ def test_a_sound_plan_breaks_no_rule(context, text):
             LLAMA,
             "tp=8 pp=8 vpp=2",
             "vpp above 1 goes with the interleaved schedule and the V-shaped ones, and they with it",
+        ),
+        (
+            LLAMA,
+            "tp=8 pp=4 dp=2 vpp=4 schedule=v-half",
+            "zb-v, v-half, v-min and dualpipe-v hold two chunks a rank (vpp=2)",
+        ),
+        (
+            LLAMA,
+            "tp=8 pp=8 schedule=zb-v",
+            "vpp above 1 goes with the interleaved schedule and the V-shaped ones, and they with it",
+        ),
+        (LLAMA, "tp=8 pp=8 micro_batch=8 schedule=dualpipe", TWO_WAYS),
+        (context_of(global_batch=63), "tp=8 pp=8 schedule=dualpipe", TWO_WAYS),
+        (LLAMA, "tp=8 pp=5 schedule=dualpipe", TWO_WAYS),
+        (context_of(global_batch=15), "tp=8 pp=8 vpp=2 schedule=dualpipe-v", TWO_WAYS),
+        (
+            LLAMA,
+            "tp=8 pp=8 optimizer_sync=post-validation",
+            "optimizer_sync=post-validation is set only with zb-h2 and zb-v, which idle without it",
+        ),
+        (
+            LLAMA,
+            "tp=8 pp=8 pipeline_limit=4",
+            "pipeline_limit is set only with the message-driven schedule",
+        ),
+        (
+            LLAMA,
+            "tp=8 pp=8 schedule=message-driven pipeline_limit=8",
+            "pipeline_limit is at most the micro-batches, and 0 where it would be pp",
+        ),
+        (
+            LLAMA,
+            "tp=8 pp=8 schedule=message-driven pipeline_limit=65",
+            "pipeline_limit is at most the micro-batches, and 0 where it would be pp",
+        ),
+        (LLAMA, "tp=8 pp=8 schedule=gpipe extra_warmup=1", LONGER_WARMUP),
+        (LLAMA, "tp=8 pp=8 extra_warmup=57", LONGER_WARMUP),
+        (LLAMA, "dp=64 extra_warmup=1", LONGER_WARMUP),
+        (
+            MIXTRAL,
+            "pp=8 dp=8 ep=8 overlap_ep=true",
+            "overlap_ep beside a pipeline needs the interleaved schedule, dualpipe or dualpipe-v",
         ),
         (LLAMA, "dp=64 schedule=gpipe", "a schedule other than 1f1b needs pp above 1"),
         (
@@ -152,6 +211,24 @@ def test_an_unsound_plan_breaks_the_rule_named_for_it(context, text, rule):
             "the framework fills a 1f1b pipeline: at least pp - 1 micro-batches",
         ),
         ("megatron-lm", "tp=8 pp=8 schedule=zb-h1", "the framework runs the schedule"),
+        ("torchtitan", "tp=8 pp=8 schedule=dualpipe", "the framework runs the schedule"),
+        (
+            "zero-bubble",
+            "tp=8 pp=8 schedule=zb-h2 optimizer_sync=post-validation",
+            "the framework can take an optimizer step back in this precision",
+        ),
+        ("zero-bubble", "tp=8 pp=8 extra_warmup=1", "the framework lengthens the warm-up of 1f1b"),
+        ("axonn", "tp=8 dp=8", "the framework splits layers"),
+        (
+            "torchtitan",
+            "tp=8 pp=8 schedule=zb-h1 sequence_parallel=true overlap_tp=true",
+            "the framework overlaps tensor parallelism beside a split backward pass",
+        ),
+        (
+            "torchtitan",
+            "tp=8 pp=4 dp=2 vpp=2 schedule=v-half first_layers=18 last_layers=18",
+            "the framework takes so many layers off an end stage",
+        ),
         (
             "megatron-lm",
             "dp=64 zero=3 offload_optimizer=true",

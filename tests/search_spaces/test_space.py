@@ -12,7 +12,7 @@ from search_spaces.errors import InvalidSpec, NoLegalPlan, UnknownName
 from search_spaces.framework import FRAMEWORKS
 from search_spaces.knobs import ORDER, default_splits, divisors
 from search_spaces.model_presets import load_model
-from search_spaces.plan import KNOB_NAMES, Plan, Plans
+from search_spaces.plan import KNOB_NAMES, OptimizerSync, Plan, Plans, Schedule
 from search_spaces.rules import RULES, Context
 from search_spaces.space import CHUNK_ROWS, SearchSpace, SpaceSpec, Tally
 from search_spaces.workload import Workload
@@ -240,11 +240,19 @@ def test_divisors_are_all_of_them(n):
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 def test_a_framework_only_takes_plans_away(framework):
-    narrowed = dict(FEW, cp=1, micro_batch=1)
+    narrowed = dict(FEW, cp=1, micro_batch=1, schedule=list(Schedule))
     everything, _ = enumerated(space_of("gpt2", 4, narrowed))
     runs, _ = enumerated(space_of("gpt2", 4, narrowed, framework=framework))
     assert set(runs.keys()) <= set(everything.keys())
     assert (framework == "any") == (len(runs) == len(everything))
+
+
+@pytest.mark.parametrize("framework", ["any", "zero-bubble"])
+def test_rarer_schedules_are_tried_where_a_trainer_lists_them(framework):
+    plans, _ = enumerated(space_of("gpt2", 4, dict(FEW, cp=1, micro_batch=1), framework=framework))
+    tried = {plan.schedule for plan in plans}
+    assert (Schedule.V_HALF in tried) == (framework == "zero-bubble")
+    assert {plan.optimizer_sync for plan in plans} == {OptimizerSync.BARRIER}
 
 
 def test_a_context_reads_its_framework_from_the_workload():

@@ -49,7 +49,16 @@ PRICED = dict(
     time_s=PARTS,
     memory_bytes=PARTS,
 )
-RANK = document("rank", job=JOB, origin={"const": "analytic"}, plans=LEDGER, best=many(record(**PRICED), 1))
+AGAIN = maybe(record(step_time_s=FINITE, difference=NUMBER, reasons=many(TEXT)))
+SECOND = maybe(record(close=COUNT, simulated=COUNT, budget_s=FINITE, load_s=FINITE, seconds=FINITE))
+RANK = document(
+    "rank",
+    job=JOB,
+    origin={"const": "analytic"},
+    plans=LEDGER,
+    second_opinion=SECOND,
+    best=many(record(**PRICED, simulated=AGAIN), 1),
+)
 STAGE = record(
     layers=COUNT, forward_s=FINITE, backward_s=FINITE, memory_bytes=PARTS, peak_memory_bytes=FINITE
 )
@@ -86,6 +95,34 @@ ESTIMATE = document(
     uncertainty=record(measured=SHARE, fitted=SHARE, datasheet=SHARE, assumed=SHARE, formulas=SHARE),
     explanation=EXPLANATION,
 )
+DETAIL = {"enum": ["passes", "pieces"]}
+RANK_OF_STEP = record(
+    time_s=PARTS,
+    exposed_s=record(tp=FINITE, cp=FINITE, ep=FINITE, dp=FINITE, pp=FINITE),
+    peak_memory_bytes=FINITE,
+    peak_at_s=FINITE,
+    memory_bytes=PARTS,
+    held_micro_batches=many(COUNT),
+)
+SIMULATE = document(
+    "simulate",
+    job=JOB,
+    origin={"const": "simulated"},
+    plan=PLAN,
+    detail=DETAIL,
+    step_time_s=FINITE,
+    closed_form=record(step_time_s=FINITE, peak_memory_bytes=FINITE, time_s=PARTS, memory_bytes=PARTS),
+    difference=NUMBER,
+    reasons=many(TEXT),
+    bubble=record(makespan_s=FINITE, makespan_share=SHARE, span_s=FINITE, span_share=SHARE),
+    seeds=record(n=COUNT, step_time_s=record(p05=FINITE, p50=FINITE, p95=FINITE)),
+    peak_memory_bytes=FINITE,
+    memory_limit_bytes=FINITE,
+    fits={"type": "boolean"},
+    peak_rank=COUNT,
+    hang=maybe(TEXT),
+    ranks=many(RANK_OF_STEP, 1),
+)
 ORIGIN = {"enum": ["analytic", "simulated", "measured"]}
 MEASURED = record(origin=ORIGIN, step_time_s=FINITE, step_spread_s=FINITE, peak_memory_bytes=FINITE)
 FAILED = record(origin=ORIGIN, cause=TEXT, message=TEXT, short_bytes=FINITE, log_tail=TEXT)
@@ -94,7 +131,13 @@ TRIAL = record(
     number=COUNT,
     state={"enum": ["running", "measured", "failed", "lost", "withdrawn"]},
     plan=maybe(PLAN),
-    predicted=maybe(record(step_time_s=FINITE, peak_memory_bytes=FINITE)),
+    predicted=maybe(
+        record(
+            step_time_s=FINITE,
+            peak_memory_bytes=FINITE,
+            origin={"enum": ["analytic", "simulated", "corrected"]},
+        )
+    ),
     outcome=maybe({"anyOf": [MEASURED, FAILED]}),
     values=VALUES,
     attempt=COUNT,

@@ -9,6 +9,7 @@ from objectives.metrics import Job
 from objectives.ranking import Ledger, Ranking, memory_limit_bytes
 from search_spaces.plan import Floats, Plan, Plans
 from tuner.report.parts import memory_by_part, time_by_part
+from tuner.report.rescored import second_document, simulated_document
 
 VERSION = 1
 Intervals = tuple[Floats, Floats]
@@ -50,11 +51,13 @@ def ledger_document(ledger: Ledger) -> dict[str, Any]:
 def rank_document(job: Job, ranking: Ranking, top: int, intervals: Intervals) -> dict[str, Any]:
     """What `rank --json` prints."""
     candidates = ranking.candidates
-    best = priced_rows(job, candidates.plans, candidates.estimate, intervals, min(top, len(candidates)))
+    rows = priced_rows(job, candidates.plans, candidates.estimate, intervals, min(top, len(candidates)))
+    best = [{**row, "simulated": simulated_document(ranking, i)} for i, row in enumerate(rows)]
     body = {
         "job": job_document(job),
         "origin": "analytic",
         "plans": ledger_document(ranking.ledger),
+        "second_opinion": second_document(ranking.second),
         "best": best,
     }
     return document("rank", body)

@@ -53,7 +53,7 @@ def provenance(view: StudyView) -> dict[str, str]:
         "device source": inputs.cluster.device.source,
         "assumed constants": f"{len(assumed)} of {len(known)}: {', '.join(assumed) or 'none'}",
         "runner": _runner(inputs),
-        "sampler": f"{inputs.sampler}, seed {inputs.seed}",
+        "sampler": f"{inputs.sampler}, seed {inputs.seed}, starting from {inputs.prior} times",
         "inputs": ", ".join(f"{part} {fingerprint(plain(getattr(inputs, part)))}" for part in PARTS),
         "created with": ", ".join(f"{name} {version}" for name, version in view.versions.items()),
     }

@@ -223,5 +223,5 @@ def _log(tail: str) -> str:
 
 def _provenance(report: StudyReport) -> str:
     rows = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in report.provenance)
-    note = "Predicted figures are analytic; what a number rests on is said beside it."
+    note = "What predicted figures start from is said with the sampler; what a number rests on, beside it."
     return section("Provenance", note, f"<dl>{rows}</dl>", wide=True)

@@ -15,6 +15,7 @@ from search_spaces.parameters import active_parameters, total_parameters
 from search_spaces.plan import Floats, Plan
 from search_spaces.units import gib
 from tuner.report.parts import MEMORY_PARTS, TIME_PARTS, Part, memory_by_part, time_by_part
+from tuner.report.rescored import simulated_cells, simulated_lines
 from tuner.report.tables import bar, facts, table
 from tuner.report.words import count, gibibytes, percent, plan_words, seconds
 
@@ -67,6 +68,7 @@ def best_table(job: Job, ranking: Ranking, top: int) -> RenderableType:
             str(i + 1),
             plan_words(candidates.plans.row(i)),
             seconds(step_s[i]),
+            *simulated_cells(ranking, i),
             f"{tokens[i]:,.0f}",
             percent(mfu[i]),
             gibibytes(peak_bytes[i]),
@@ -74,7 +76,8 @@ def best_table(job: Job, ranking: Ranking, top: int) -> RenderableType:
         for i in range(min(top, len(candidates)))
     ]
     limit = gib(memory_limit_bytes(job))
-    columns = [">#", "~plan", ">step", ">tok/s/dev", ">MFU", f">of {limit:.1f} GiB"]
+    again = [] if ranking.second is None else [">simulated", ">differs"]
+    columns = [">#", "~plan", ">step", *again, ">tok/s/dev", ">MFU", f">of {limit:.1f} GiB"]
     return table(columns, rows)
 
 
@@ -91,7 +94,13 @@ def rank_screen(job: Job, ranking: Ranking, top: int, intervals: Intervals) -> R
         Text("where the best plan's step goes", style="bold"),
         parts_table(job, ranking.candidates.estimate, 0),
         "",
-        facts([*origin_lines(job, intervals), ("best plan", f'--plan "{best.key}"')]),
+        facts(
+            [
+                *simulated_lines(ranking, top),
+                *origin_lines(job, intervals),
+                ("best plan", f'--plan "{best.key}"'),
+            ]
+        ),
     )
 
 

@@ -58,7 +58,11 @@ def _trial(trial: TrialRecord) -> dict[str, Any]:
         "number": trial.number,
         "state": str(trial.state),
         "plan": _plan(trial.plan),
-        "predicted": {"step_time_s": predicted.step_s, "peak_memory_bytes": predicted.peak_memory_bytes}
+        "predicted": {
+            "step_time_s": predicted.step_s,
+            "peak_memory_bytes": predicted.peak_memory_bytes,
+            "origin": predicted.origin,
+        }
         if predicted
         else None,
         "outcome": _outcome(trial.outcome),

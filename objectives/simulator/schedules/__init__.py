@@ -15,20 +15,22 @@ from types import MappingProxyType
 import numpy as np
 
 from objectives.simulator.program import Program
-from objectives.simulator.schedules.accounting import Release, check_program, in_flight, peak_in_flight
+from objectives.simulator.schedules.accounting import check_program, in_flight, peak_in_flight
 from objectives.simulator.schedules.classic import gpipe, interleaved, one_f_one_b
 from objectives.simulator.schedules.costs import PassCosts
+from objectives.simulator.schedules.csv_file import csv_of, program_of_csv, read_csv, write_csv
 from objectives.simulator.schedules.dual_pipe import dual_pipe, dual_pipe_v
 from objectives.simulator.schedules.message_driven import message_driven
 from objectives.simulator.schedules.v_shaped import v_half, v_min, zb_v
 from objectives.simulator.schedules.zero_bubble import zb_h1, zb_h2
 from search_spaces.errors import UnknownName, check
+from search_spaces.memory_habits import Release
 from search_spaces.plan import Ints, Schedule
 
 __all__ = [
-    "SCHEDULES", "TWO_CHUNKS", "PassCosts", "Release", "check_program", "dual_pipe", "dual_pipe_v", "gpipe",
-    "in_flight", "interleaved", "message_driven", "one_f_one_b", "peak_in_flight", "program", "v_half", "v_min",
-    "zb_h1", "zb_h2", "zb_v",
+    "SCHEDULES", "TWO_CHUNKS", "PassCosts", "Release", "check_program", "csv_of", "dual_pipe", "dual_pipe_v",
+    "gpipe", "in_flight", "interleaved", "message_driven", "one_f_one_b", "peak_in_flight", "program",
+    "program_of_csv", "read_csv", "v_half", "v_min", "write_csv", "zb_h1", "zb_h2", "zb_v",
 ]  # fmt: skip
 
 # Schedules that hold two chunks on every rank, neither more nor less.
@@ -45,19 +47,22 @@ def program(  # noqa: PLR0913 - one entry for all schedules, and each has its ow
     extra_warmup: int | Ints = 0,
     limit: int = 0,
     memory_limit: float | None = None,
+    release: Release | None = None,
 ) -> Program:
     """The named schedule, written out for every rank.
 
-    `costs` and `memory_limit` (micro-batches) are what ZB-H2 and ZB-V plan with; `extra_warmup` is for 1F1B
-    and `limit` for the message-driven schedule.  `n_chunks` is the interleaved schedule's; the V-shaped ones hold
-    two chunks a rank and DualPipe two copies, whether 1 or 2 is asked for.
+    `costs`, `memory_limit` (micro-batches) and `release` are what ZB-H2 and ZB-V plan with; `extra_warmup` is
+    for 1F1B and `limit` for the message-driven schedule.  `n_chunks` is the interleaved schedule's; the
+    V-shaped ones hold two chunks a rank and DualPipe two copies, whether 1 or 2 is asked for.
 
     Raises
     ------
     InvalidSpec
         The schedule cannot be had with these numbers, or an option is another schedule's.
     """
-    ask = _Ask(n_ranks, n_microbatches, n_chunks, costs or PassCosts(), extra_warmup, limit, memory_limit)
+    ask = _Ask(
+        n_ranks, n_microbatches, n_chunks, costs or PassCosts(), extra_warmup, limit, memory_limit, release
+    )
     schedule = _named(schedule)
     check(n_ranks >= 1 and n_microbatches >= 1 and n_chunks >= 1,
           "a schedule needs at least one rank, one micro-batch and one chunk",
@@ -85,6 +90,7 @@ class _Ask:
     extra_warmup: int | Ints
     limit: int
     memory_limit: float | None
+    release: Release | None
 
 
 SCHEDULES: Mapping[Schedule, Callable[[_Ask], Program]] = MappingProxyType({
@@ -92,8 +98,12 @@ SCHEDULES: Mapping[Schedule, Callable[[_Ask], Program]] = MappingProxyType({
     Schedule.ONE_F_ONE_B: lambda ask: one_f_one_b(ask.p, ask.m, ask.extra_warmup),
     Schedule.INTERLEAVED: lambda ask: interleaved(ask.p, ask.m, ask.v),
     Schedule.ZB_H1: lambda ask: zb_h1(ask.p, ask.m),
-    Schedule.ZB_H2: lambda ask: zb_h2(ask.p, ask.m),
-    Schedule.ZB_V: lambda ask: zb_v(ask.p, ask.m),
+    Schedule.ZB_H2: lambda ask: zb_h2(
+        ask.p, ask.m, ask.costs, ask.memory_limit, ask.release or Release.HALF_AND_HALF
+    ),
+    Schedule.ZB_V: lambda ask: zb_v(
+        ask.p, ask.m, ask.costs, ask.memory_limit, ask.release or Release.AT_WEIGHT
+    ),
     Schedule.V_HALF: lambda ask: v_half(ask.p, ask.m),
     Schedule.V_MIN: lambda ask: v_min(ask.p, ask.m),
     Schedule.DUALPIPE: lambda ask: dual_pipe(ask.p, ask.m),
@@ -105,12 +115,13 @@ _OPTIONS = {
     "extra_warmup": (Schedule.ONE_F_ONE_B,),
     "limit": (Schedule.MESSAGE_DRIVEN,),
     "memory_limit": (Schedule.ZB_H2, Schedule.ZB_V),
+    "release": (Schedule.ZB_H2, Schedule.ZB_V),
 }
 
 
 def _named(schedule: Schedule | str) -> Schedule:
     if schedule not in set(Schedule):
-        raise UnknownName("a schedule", str(schedule), list(Schedule))
+        raise UnknownName("a schedule", str(schedule), map(str, Schedule))
     return Schedule(schedule)
 
 

@@ -1,27 +1,14 @@
 """What a schedule keeps in memory, and whether it runs every pass once."""
 
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import NoReturn
 
 import numpy as np
 
 from objectives.simulator.program import Op, Pass, Program
 from search_spaces.errors import InvalidSpec
+from search_spaces.memory_habits import Release
 from search_spaces.plan import Bools, Floats, Ints
-
-
-class Release(StrEnum):
-    """When the activations of a micro-batch are given back.
-
-    With the gradient of the input, half of them then and half with the gradient of the weights (what
-    sail-sg/zero-bubble counts), or all with the gradient of the weights.  A whole backward pass gives all.
-    """
-
-    AT_BACKWARD_INPUT = "at-backward-input"
-    HALF_AND_HALF = "half-and-half"
-    AT_WEIGHT = "at-weight"
-
 
 # Halves that B_i gives back; W gives the others.
 HALVES_AT_BACKWARD_INPUT = {Release.AT_BACKWARD_INPUT: 2, Release.HALF_AND_HALF: 1, Release.AT_WEIGHT: 0}

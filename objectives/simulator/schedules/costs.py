@@ -46,6 +46,11 @@ class PassCosts:
         """Seconds of a message from each rank to the next; shape (n_ranks,)."""
         return _spread("message costs", self.send_s, n_ranks, 1)[:, 0]
 
+    def check_fits(self, n_ranks: int, n_chunks: int) -> None:
+        """Refuse costs that are of other shapes than these ranks and chunks."""
+        self.table(n_ranks, n_chunks)
+        self.sends_s(n_ranks)
+
     @property
     def are_equal(self) -> bool:
         """Whether F = B_i = W on every rank and messages are free: what the papers draw."""

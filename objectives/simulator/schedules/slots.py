@@ -48,7 +48,7 @@ def orders_of(pattern: Ints, n_microbatches: int) -> list[Ints]:
     return [_order(lanes[:_WEIGHT]) for lanes in _squeezed(ranks)]
 
 
-def _free_slots(lanes: Lanes) -> list[int]:
+def _row_of(lanes: Lanes) -> list[int]:
     """For every slot up to the last backward pass, the lane in it, or -1."""
     slots = [-1] * (max(slots[-1] for slots in lanes) + 1)
     for lane, places in enumerate(lanes):
@@ -60,7 +60,7 @@ def _free_slots(lanes: Lanes) -> list[int]:
 def _weight_slots(lanes: Lanes) -> list[int]:
     """Slots of the weight gradients: each takes the first that is free, the rest follow the last pass."""
     slots, waiting = [], 0
-    row = _free_slots(lanes)
+    row = _row_of(lanes)
     for at, lane in enumerate(row):
         waiting += lane in _BACKWARD_LANES
         if lane < 0 and waiting:
@@ -80,7 +80,7 @@ def _order(lanes: Lanes) -> Ints:
         waiting[chunk] -= 1
         ran[chunk] += 1
 
-    for lane in _free_slots(lanes):
+    for lane in _row_of(lanes):
         if lane >= 0:
             ops.append((lane, done[lane]))
             done[lane] += 1
@@ -134,7 +134,7 @@ class _Row:
     """A rank's slots with its weight gradients placed: what is taken, and the memory after each slot."""
 
     def __init__(self, lanes: Lanes) -> None:
-        self.slots = _free_slots(lanes)
+        self.slots = _row_of(lanes)
         self.held = list(accumulate(_TAKES[lane] if lane >= 0 else 0 for lane in self.slots))
 
     def peak(self) -> int:
@@ -157,7 +157,7 @@ class _FillingRow(_Row):
     """A rank's slots without weight gradients: they run wherever a slot is free, wherever that is."""
 
     def __init__(self, lanes: Lanes) -> None:
-        self.slots = _free_slots(lanes)
+        self.slots = _row_of(lanes)
         self.held, self.waiting = [0] * len(self.slots), [0] * len(self.slots)
         self._fill(0, len(self.slots), len(self.slots) * PERIOD)
 

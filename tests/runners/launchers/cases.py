@@ -104,6 +104,11 @@ TORCHTITAN = [
     Case("Qwen3 235B", QWEN_LARGE, "pp=2 dp=128 ep=64 zero=2 recompute=full"),
     Case("V2", DEEPSEEK_V2, "dp=256 ep=32 zero=3 recompute=full"),
     Case("V2 Lite", DEEPSEEK_LITE, f"tp=2 dp=32 ep=1 etp=2 zero=3 {SP}"),
+    Case("8B zb-v", LLAMA_8B, "tp=2 pp=4 dp=8 vpp=2 schedule=zb-v zero=2"),
+    Case("8B dualpipe-v", LLAMA_8B, "tp=2 pp=4 dp=8 vpp=2 schedule=dualpipe-v"),
+    Case("8B v-half", LLAMA_8B, "tp=2 pp=4 dp=8 vpp=2 schedule=v-half"),
+    Case("8B zb-h1", LLAMA_8B, "tp=2 pp=4 dp=8 schedule=zb-h1 zero=2"),
+    Case("8B long warm-up", LLAMA_8B, "tp=2 pp=4 dp=8 extra_warmup=2"),
     Case("13B fp32", job("llama-2-13b", "dgx-h100", 64, 256, 2048, "fp32"), "dp=64 zero=3"),
 ]  # fmt: skip
 CASES = {"megatron-lm": MEGATRON, "deepspeed": DEEPSPEED, "torchtitan": TORCHTITAN}

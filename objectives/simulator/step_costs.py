@@ -1,0 +1,120 @@
+"""Seconds of every pass of a program from a plan's stages, by part, with what a seed draws."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from objectives.cost.layers import sequence_shards, tokens_per_device
+from objectives.cost.stage_parts import COLLECTIVES, PARTS, StageParts, stage_parts
+from objectives.metrics import Job
+from objectives.simulator.program import Pass, Program
+from objectives.simulator.randomness import (
+    ExpertLoad,
+    Randomness,
+    expert_loads,
+    jitter_factors,
+    slow_factors,
+)
+from search_spaces.plan import Floats, Ints, Plan, Plans
+
+MOST_LOADS = 4096  # different draws of expert loads in one step
+# Which table of (F, B_i, W) each kind of pass adds up; F&B's second half is added apart.
+_TABLES_OF_KIND = np.array([[1, 0, 0], [0, 1, 1], [0, 1, 0], [0, 0, 1], [1, 0, 0]], dtype=np.float64)
+_BACKWARD = np.array([0.0, 1.0, 1.0])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class RowCosts:
+    """Seconds of every pass of a program: exposed by part, (6, n_ops), hidden by collective, (3, n_ops).
+
+    `link_s` is a message on each rank's link, (n_ranks,); `n_empty` how many expert-parallel ranks had no
+    token in some pass.
+    """
+
+    parts_s: Floats
+    hidden_s: Floats
+    link_s: Floats
+    n_empty: int
+
+    @property
+    def total_s(self) -> Floats:
+        """Seconds of every pass, its exposed communication inside; (n_ops,)."""
+        return np.asarray(self.parts_s.sum(axis=0))
+
+
+def stage_of_chunk(program: Program) -> tuple[Ints, float]:
+    """The stage whose costs a chunk has a share of, (n_ranks, n_chunks), and the share.
+
+    Chunks of one route split a rank's layers evenly; of two routes each is a whole stage of its own.
+    """
+    if program.route.max() > 0:
+        return program.stage, 1.0
+    own = np.repeat(np.arange(program.n_ranks)[:, None], program.n_chunks, axis=1)
+    return own, 1.0 / program.n_chunks
+
+
+def row_costs(
+    job: Job, plan: Plan, program: Program, parts: StageParts, draws: Randomness, rng: np.random.Generator
+) -> RowCosts:  # fmt: skip
+    """Costs of every pass, the slowest of n nodes' pace and all that is random included."""
+    pace = 1 + job.cluster.straggler_per_log2.value * float(np.log2(max(job.cluster.n_nodes, 1)))
+    slow = slow_factors(program.n_ranks, draws.slow_ranks, "rank")
+    rows = _of_rows(program, parts)
+    n_empty = 0
+    if draws.expert_load is not ExpertLoad.AS_GIVEN and job.model.moe is not None:
+        change, n_empty = _load_change(job, plan, program, parts, draws, rng)
+        rows = (np.maximum(rows[0] + change[0], 0), np.maximum(rows[1] + change[1], 0))
+    factor = pace * slow[program.rank] * jitter_factors(rng, draws.jitter, len(program))
+    links = slow_factors(program.n_ranks, draws.slow_links, "link")
+    return RowCosts(
+        parts_s=rows[0] * factor, hidden_s=rows[1] * pace, link_s=links * pace * parts.send_s, n_empty=n_empty
+    )
+
+
+def _of_rows(program: Program, parts: StageParts) -> tuple[Floats, Floats]:
+    stage, share = stage_of_chunk(program)
+    tables = np.stack([parts.forward_s, parts.backward_input_s, parts.backward_weight_s])  # (3, 6, pp)
+    hidden = np.stack(
+        [parts.forward_hidden_s, parts.backward_hidden_s, np.zeros_like(parts.forward_hidden_s)]
+    )
+    of_kind = np.einsum("kt,tps->kps", _TABLES_OF_KIND, tables)
+    hidden_of_kind = np.einsum("kt,tps->kps", _TABLES_OF_KIND, hidden)
+    rank, kind = program.rank, program.kind
+    at = stage[rank, program.chunk]
+    found, covered = of_kind[kind, :, at].T * share, hidden_of_kind[kind, :, at].T * share
+    both = np.flatnonzero(kind == Pass.FORWARD_BACKWARD)
+    if len(both):
+        behind = stage[rank[both], program.with_chunk[both]]
+        found[:, both] += of_kind[Pass.BACKWARD][:, behind] * share
+        covered[:, both] += hidden_of_kind[Pass.BACKWARD][:, behind] * share
+    return found, covered
+
+
+def _load_change(
+    job: Job, plan: Plan, program: Program, parts: StageParts, draws: Randomness, rng: np.random.Generator
+) -> tuple[tuple[Floats, Floats], int]:  # fmt: skip
+    """What the drawn loads change against the workload's own imbalance, and empty ranks.
+
+    A stage's seconds are taken as a line in the load, through those at the workload's and at one more.
+    """
+    moe, one = job.model.moe, Plans.of([plan])
+    assert moe is not None
+    more = replace(job, workload=replace(job.workload, expert_imbalance=job.workload.expert_imbalance + 1))
+    base, steeper = _of_rows(program, parts), _of_rows(program, stage_parts(more, plan))
+    stage, _ = stage_of_chunk(program)
+    n_stages = int(stage.max()) + 1
+    n_draws = min(MOST_LOADS, n_stages * program.n_microbatches)
+    n_tokens = tokens_per_device(job, one) / sequence_shards(one) * plan.ep
+    loads = expert_loads(
+        rng, draws, n_draws, n_experts=moe.n_experts, ep=plan.ep, n_copies=int(n_tokens[0] * moe.top_k)
+    )
+    picked = rng.integers(n_draws, size=(n_stages, program.n_microbatches))
+    drawn = picked[stage[program.rank, program.chunk], program.microbatch]
+    extra = loads.hottest[drawn] - job.workload.expert_imbalance
+    if moe.capacity_factor is not None:
+        extra = np.zeros_like(extra)  # padded to capacity whatever the load
+    change = ((steeper[0] - base[0]) * extra, (steeper[1] - base[1]) * extra)
+    return change, int(loads.n_empty[np.unique(drawn)].sum())
+
+
+__all__ = ["COLLECTIVES", "PARTS", "RowCosts", "row_costs", "stage_of_chunk"]
