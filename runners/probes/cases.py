@@ -26,7 +26,7 @@ GPU_SHAPES = (
 # Sequence length, batch: heads of 64 or 128 entries.
 CPU_LENGTHS = ((256, 4), (1024, 1), (128, 8), (512, 2))
 GPU_LENGTHS = ((4096, 2), (8192, 1), (2048, 4), (16384, 1))
-MOVED = {"copy": 2, "triad": 3, "norm": 2, "gelu": 2}  # tensors that a kernel reads and writes
+MOVED = {"copy": 2, "triad": 3, "softmax": 2, "gelu": 2}  # tensors that a kernel reads and writes
 CPU_BYTES, GPU_BYTES = (64 * MIB, 4 * MIB, 16 * MIB), (1024 * MIB, 64 * MIB, 256 * MIB)
 CPU_MESSAGES = (4 * MIB, 4 * KIB, 256 * KIB, 32 * MIB, 32 * KIB)
 GPU_MESSAGES = (64 * MIB, 8 * KIB, MIB, 256 * MIB, 64 * KIB)
@@ -103,7 +103,7 @@ def _alone(facts: Facts) -> Iterator[Case]:
 def _memory_cases(facts: Facts) -> Iterator[Case]:
     for i, n_bytes in enumerate(CPU_BYTES if facts.on_cpu else GPU_BYTES):
         for kernel in MOVED:
-            need = 0 if i == 0 and kernel in ("copy", "norm") else 1 + i
+            need = 0 if i == 0 and kernel in ("copy", "softmax") else 1 + i
             yield Case(kind="memory", what={"kernel": kernel, "bytes": n_bytes}, need=need)
 
 

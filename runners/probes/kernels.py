@@ -19,7 +19,7 @@ Readings = dict[str, list[float]]
 Measure = Callable[[Stopwatch], Readings]
 ISSUED = 200  # operations issued in one timing: fewer than an accelerator's queue holds
 LAYER_WIDTH, LAYER_TOKENS, LAYER_HEADS = 64, 8, 2
-NORM_WIDTH = 1024
+ROW_ENTRIES = 1024
 SWEPT_BYTES = 64 * MIB  # more than caches hold
 
 
@@ -105,22 +105,16 @@ def _attention(what: What, device: Device) -> Measure:
 
 
 def _memory(what: What, device: Device) -> Measure:
-    """Kernels that write into what is there: on processors fresh pages would cost more than the kernel."""
+    """Kernels that write into what is there: fresh pages of a processor cost more than the kernel."""
     entries = int(what["bytes"]) // device.main_format.itemsize
-    a = torch.full((entries // NORM_WIDTH, NORM_WIDTH), 0.5, device=device.where, dtype=device.main_format)
+    a = torch.full((entries // ROW_ENTRIES, ROW_ENTRIES), 0.5, device=device.where, dtype=device.main_format)
     b, c = torch.ones_like(a), torch.empty_like(a)
     calls: dict[str, Callable[[], object]] = {
         "copy": lambda: c.copy_(a),
         "triad": lambda: torch.add(a, b, alpha=1.5, out=c),
-        "norm": lambda: functional.layer_norm(a, (NORM_WIDTH,)),
-        "gelu": lambda: functional.gelu(a),
+        "softmax": lambda: torch.softmax(a, -1, out=c),
+        "gelu": lambda: torch.ops.aten.gelu.out(a, out=c),
     }
-    if device.kind == "cpu":
-        mean, scale = (torch.empty(len(a), 1) for _ in range(2))
-        into = {"out0": c, "out1": mean, "out2": scale}
-        layer_norm, gelu = torch.ops.aten.native_layer_norm.out, torch.ops.aten.gelu.out
-        calls["norm"] = lambda: layer_norm(a, [NORM_WIDTH], None, None, 1e-5, **into)
-        calls["gelu"] = lambda: gelu(a, out=c)
     call = calls[str(what["kernel"])]
     return lambda watch: {"s": watch.samples(call)}
 

@@ -71,9 +71,7 @@ def group_words(result: Result) -> str:
         case "product":
             return f"product {what['format']}"
         case "attention":
-            return (
-                f"attention {what['format']}, {what['passes'] if what['passes'] != 'both' else 'both passes'}"
-            )
+            return f"attention {what['format']}, {what['passes']}"
         case "memory":
             return f"memory {what['kernel']}"
         case _:

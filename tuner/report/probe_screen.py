@@ -13,16 +13,7 @@ from tuner.report.tables import facts, table
 from tuner.report.words import percent, seconds, signed_percent
 
 FIGURES = ("measured", ">before", ">now", ">spread", ">probes")
-COMPARISONS = (
-    "~formula of",
-    ">probes",
-    ">shortest",
-    ">predicted",
-    ">longest",
-    ">predicted",
-    ">|error| before",
-    ">now",
-)
+COMPARISONS = ("~formula of", ">probes", ">shortest", ">error", ">longest", ">error", ">before", ">now")
 
 
 def probe_screen(report: ProbeReport) -> RenderableType:
@@ -30,7 +21,7 @@ def probe_screen(report: ProbeReport) -> RenderableType:
     parts: list[RenderableType] = [facts(_summary(report)), ""]
     parts += [table(FIGURES, [_figure_cells(each) for each in report.fitted.figures]), ""]
     if report.comparisons:
-        title = "the cost model's formulas against the probes"
+        title = "the cost model's formulas against the probes; last, the middle error before and now"
         parts += [table(COMPARISONS, list(_comparison_rows(report.comparisons)), title=title), ""]
     parts += [facts(_open_questions(report))]
     return Group(*parts)
