@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, is_dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,11 @@ NOT_WRITTEN = ("n_devices",)  # a file describes a machine, not a job
 DELETE = "\x7f"  # the one control character that JSON leaves as it is and TOML forbids
 
 
-def cluster_toml(cluster: ClusterSpec) -> str:
-    """The whole machine as text; an accelerator that is a preset's is named, any other is spelled out."""
+def cluster_toml(cluster: ClusterSpec, notes: Mapping[str, str] = MappingProxyType({})) -> str:
+    """The whole machine as text; an accelerator that is a preset's is named, any other is spelled out.
+
+    `notes` are comments for numbers that hold no origin of their own, by place: `node.bandwidth_bytes_per_s`.
+    """
     table = _table(cluster)
     tiers, device = table.pop("tiers"), cluster.device
     lines = [*_lines(table)]
@@ -25,9 +29,10 @@ def cluster_toml(cluster: ClusterSpec) -> str:
     else:
         table = _table(device)
         peaks = table.pop("peak_flops_per_s")
-        lines += ["", "[device]", *_lines(table), "", "[device.peak_flops_per_s]", *_lines(peaks)]
+        lines += ["", "[device]", *_lines(table, notes, "device.")]
+        lines += ["", "[device.peak_flops_per_s]", *_lines(peaks, notes, "device.peak_flops_per_s.")]
     for tier in tiers:
-        lines += ["", "[[tiers]]", *_lines(_table(tier))]
+        lines += ["", "[[tiers]]", *_lines(_table(tier), notes, f"{tier.name}.")]
     return "\n".join(lines) + "\n"
 
 
@@ -41,11 +46,14 @@ def _table(spec: Any) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def _lines(table: Mapping[str, Any]) -> Iterable[str]:
+def _lines(
+    table: Mapping[str, Any], notes: Mapping[str, str] = MappingProxyType({}), owner: str = ""
+) -> Iterable[str]:
     """A line for each value; a spec that needs a table of its own is written elsewhere."""
     for name, value in table.items():
         if not is_dataclass(value) or isinstance(value, Constant):
-            yield f"{name} = {_value(value)}"
+            note = f"  # {notes[owner + name]}" if owner + name in notes else ""
+            yield f"{name} = {_value(value)}{note}"
 
 
 def _value(value: Any) -> str:

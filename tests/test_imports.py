@@ -19,7 +19,7 @@ HEAVY = {"torch", "ray", "pandas", "plotly", "sklearn", "numba"}
 
 # Who is allowed the packages that cost seconds to import or that not everybody has.
 HOMES = {
-    "torch": re.compile(r"runners/torch_trial/"),
+    "torch": re.compile(r"runners/(torch_trial|probes)/"),
     "ray": re.compile(r"runners/on_ray\w*\.py"),
     "optuna": re.compile(r"tuner/"),
     "sklearn": re.compile(r"tuner/|objectives/calibration"),

@@ -1,37 +1,97 @@
-"""The verb that fits a cluster's constants to measured runs."""
+"""The verb that finds a cluster's constants: measured on this machine, or fitted to runs measured before."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from tuner.cli_flags import JsonFlag
-from tuner.cli_output import check_writable, show, show_json, tell, write_page
+from tuner.cli_output import check_writable, err, show, show_json, tell, write_page
 
 ANSWER_IS_NO = 1
+MEASURE, FIT = "Measuring this machine", "Fitting to runs"
 From = Annotated[
-    Path,
-    typer.Option("--from", metavar="RUNS.csv", help="Measured runs; benchmarks/data says which columns."),
+    Path | None,
+    typer.Option(
+        "--from",
+        metavar="RUNS.csv",
+        help="Measured runs to fit to; benchmarks/data says which columns.",
+        rich_help_panel=FIT,
+    ),
 ]
 ClusterFlag = Annotated[
     str | None,
     typer.Option(
         "--cluster",
         metavar="PRESET|FILE",
-        help="The machine they ran on; if not given, what the rows agree on.",
+        help="The machine as it is known; if not given, what the rows agree on, or what the system reports.",
     ),
 ]
 Out = Annotated[Path, typer.Option("-o", "--out", metavar="FILE.toml", help="The cluster file to write.")]
 AllFlag = Annotated[
     bool,
-    typer.Option("--all", help="Also rows that leave something open or that contradict their neighbours."),
+    typer.Option(
+        "--all",
+        help="Also rows that leave something open or that contradict their neighbours.",
+        rich_help_panel=FIT,
+    ),
+]
+BudgetFlag = Annotated[
+    float | None,
+    typer.Option(
+        metavar="S", help="Seconds that measuring may take; 120 if not given.", rich_help_panel=MEASURE
+    ),
+]
+DevicesFlag = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        help="Devices that work at once; all accelerators, or a process for each core, if not given.",
+        rich_help_panel=MEASURE,
+    ),
+]
+OnFlag = Annotated[
+    str | None,
+    typer.Option(
+        "--on",
+        metavar="cpu|cuda",
+        help="What to measure; accelerators, if there are any, if not given.",
+        rich_help_panel=MEASURE,
+    ),
+]
+FreshFlag = Annotated[
+    bool, typer.Option("--fresh", help="Forget probes kept from before.", rich_help_panel=MEASURE)
 ]
 
 
-def calibrate(
-    *, runs: From, out: Out, cluster: ClusterFlag = None, every: AllFlag = False, json: JsonFlag = False
+def calibrate(  # noqa: PLR0913 - a parameter for each flag
+    *,
+    out: Out,
+    runs: From = None,
+    cluster: ClusterFlag = None,
+    every: AllFlag = False,
+    budget_s: BudgetFlag = None,
+    devices: DevicesFlag = None,
+    on: OnFlag = None,
+    fresh: FreshFlag = False,
+    json: JsonFlag = False,
 ) -> None:
-    """Fit a cluster's constants to measured runs; write a cluster file, say what the runs leave open."""
+    """Measure this machine, or fit a cluster's constants to measured runs (--from); write a cluster file."""
+    from search_spaces.errors import check
+
+    if runs is None:
+        check(not every, "--all must come with --from", "measuring this machine", hint="add --from RUNS.csv")
+        target = check_writable(_check_name(out))
+        flags = {"budget_s": budget_s, "n_devices": devices, "kind": on, "cluster": cluster, "fresh": fresh}
+        _measure(target, {name: value for name, value in flags.items() if value is not None}, json=json)
+        return
+    given = {"--budget-s": budget_s, "--devices": devices, "--on": on, "--fresh": fresh or None}
+    asked = [flag for flag, value in given.items() if value is not None]
+    check(not asked, "with --from nothing is measured", ", ".join(asked), hint="leave out one of them")
+    _fit(runs, out, cluster=cluster, every=every, json=json)
+
+
+def _fit(runs: Path, out: Path, *, cluster: str | None, every: bool, json: bool) -> None:
     from search_spaces.cluster_file import cluster_toml
     from tuner.report import calibration_report, calibration_screen
 
@@ -48,4 +108,43 @@ def calibrate(
         show(calibration_screen.calibration_screen(report))
     if not report.calibration.helped:
         tell(f"no fit predicts runs held back better: {out} holds {report.preset.name} as it was")
+        raise typer.Exit(ANSWER_IS_NO)
+
+
+def _check_name(out: Path) -> Path:
+    from tuner.report.calibration_report import check_name
+
+    return check_name(out)
+
+
+def _measure(target: Path, flags: dict[str, Any], *, json: bool) -> None:
+    from runners.probes.crew import Interrupted
+    from runners.probes.record import beside
+    from runners.probes.session import Ended
+    from tuner.interrupts import interruptible
+    from tuner.probe_progress import showing_probes
+    from tuner.probing import Wanted, probe
+    from tuner.report import probe_report, probe_screen
+
+    wanted = Wanted(out=target, **flags)
+    try:
+        with interruptible() as stopped, showing_probes(err()) as on_step:
+            report = probe(wanted, stopped=stopped, on_step=on_step)
+    except Interrupted:
+        kept = beside(target)
+        tell(
+            f"what was measured is kept in {kept}; the same command goes on"
+            if kept.exists()
+            else "nothing kept"
+        )
+        raise KeyboardInterrupt from None
+    if report is None:  # another rank of an allocation writes
+        return
+    write_page(target, probe_report.probe_toml(report))
+    if json:
+        show_json(probe_report.probe_document(report, target))
+    else:
+        show(probe_screen.probe_screen(report))
+    if report.ended is Ended.LOST:
+        tell(f"the ranks were lost: {target} holds what was measured until then")
         raise typer.Exit(ANSWER_IS_NO)
