@@ -23,7 +23,7 @@ HOMES = {
     "ray": re.compile(r"runners/on_ray\w*\.py"),
     "optuna": re.compile(r"tuner/"),
     "sklearn": re.compile(r"tuner/|objectives/calibration"),
-    "numba": re.compile(r"objectives/simulator/kernel\.py"),
+    "numba": re.compile(r"objectives/simulator/compiled\.py"),
 }
 
 
