@@ -17,7 +17,7 @@ from objectives.cost.step import release_of, stage_profile
 from objectives.metrics import Job
 from objectives.simulator.engine import Run, execute
 from objectives.simulator.memory import RankMemory, rank_memory
-from objectives.simulator.program import NOTHING, Program
+from objectives.simulator.program import NOTHING, Pass, Program
 from objectives.simulator.randomness import Randomness
 from objectives.simulator.schedules import program
 from objectives.simulator.step_account import SHOWN, step_parts
@@ -33,9 +33,9 @@ from objectives.simulator.step_graph import (
 )
 from objectives.simulator.timeline import Timeline, clock, reordered, wire
 from search_spaces.cluster import Constant, assumed
-from search_spaces.errors import check
+from search_spaces.errors import InvalidSpec, check
 from search_spaces.memory_habits import Release
-from search_spaces.plan import Floats, Ints, OptimizerSync, Plan
+from search_spaces.plan import Floats, Ints, OptimizerSync, Plan, Recompute
 
 # Both sides take up to 1.3 times as long while they overlap on an NVIDIA GPU, since kernels of both share its
 # processors and memory: Miao et al. (2022), arXiv:2211.13878, on estimating costs.
@@ -195,6 +195,12 @@ def _program(job: Job, plan: Plan, options: StepOptions) -> Program:
     needs = f"{plan.pp} ranks and {_n_microbatches(job, plan)} micro-batches"
     has = f"{given.n_ranks} ranks and {given.n_microbatches} micro-batches"
     check(has == needs, f"the schedule must have the plan's {needs}", has)
+    halves = np.isin(given.kind, (Pass.BACKWARD_INPUT, Pass.BACKWARD_WEIGHT))
+    if plan.recompute is Recompute.FULL and halves.any():
+        # Between its halves a pass would keep all that it has just redone, which nothing here counts.
+        raise InvalidSpec("an order that splits backward passes must not recompute whole layers",
+                          f"recompute=full and {given.op(int(halves.argmax()))}",
+                          hint="set recompute=selective or none, or write whole backward passes")  # fmt: skip
     return given
 
 

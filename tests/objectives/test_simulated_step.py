@@ -19,7 +19,7 @@ from objectives.simulator.step_graph import Activity
 from objectives.simulator.timeline import PassTimes, simulate
 from search_spaces.cluster import assumed
 from search_spaces.errors import InvalidSpec
-from search_spaces.plan import OptimizerSync, Plan, Schedule
+from search_spaces.plan import OptimizerSync, Plan, Recompute, Schedule
 from search_spaces.units import MIB
 from tests.objectives.jobs import JOBS, frontier_job, job_of, legal_plans
 from tests.objectives.test_memory import LOGGED_PEAK_MIB, LOGGED_PLAN, WORKSPACE_MIB
@@ -325,6 +325,14 @@ def test_every_schedule_of_a_plan_is_simulated(schedule, detail):
             "a slow link must be one that messages cross: .*; got that behind rank 1 of 2",
         ),
         (
+            lambda: simulate_step(
+                LLAMA,
+                replace(SMALL[4], recompute=Recompute.FULL, schedule=Schedule.GPIPE),
+                replace(PLAIN, program=program(Schedule.ZB_H1, 4, 8)),
+            ),
+            r"must not recompute whole layers; got recompute=full and Bi\(micro-batch 0, chunk 0\)",
+        ),
+        (
             lambda: simulate_step(LLAMA, SMALL[0], drawn(expert_load=ExpertLoad.ZIPF)),
             "a load of experts needs a model with experts; got llama-3-8b, which is dense",
         ),
@@ -342,6 +350,7 @@ def test_every_schedule_of_a_plan_is_simulated(schedule, detail):
         "a factor e^1000",
         "straggler",
         "slow link",
+        "halves of layers done again",
         "load of a dense model",
         "histogram",
         "seeds",

@@ -197,8 +197,9 @@ def test_a_synthesized_order_fits_is_written_and_no_slower_than_the_schedules_wi
         (PLAN, ["--schedule-file", "x.csv"], "give one"),
         ("tp=2 pp=1 dp=8 micro_batch=1", [], "pp above 1"),
         ("tp=1 pp=2 dp=8 micro_batch=1", [], "leave memory for activations"),
+        (f"{PLAN} recompute=full", [], "must not recompute whole layers"),
     ],
-    ids=["two orders", "no pipeline", "no memory"],
+    ids=["two orders", "no pipeline", "no memory", "layers done again"],
 )
 def test_what_cannot_be_synthesized_is_refused_and_nothing_is_written(tmp_path, plan, more, match):
     target = tmp_path / "order.csv"
