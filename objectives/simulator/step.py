@@ -4,7 +4,6 @@ Every pipeline stage is one rank that stands for its tp x cp x dp symmetric devi
 each and joins their collectives, which gives the same times.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
@@ -145,17 +144,6 @@ class SimulatedStep:
         return float(self.memory.peak_bytes.max())
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class StepDistribution:
-    """Step seconds of several seeds; shape (n_seeds,)."""
-
-    step_s: Floats
-
-    def quantile_s(self, share: float) -> float:
-        """The seconds that this share of the steps stays below."""
-        return float(np.quantile(self.step_s, share))
-
-
 def simulate_step(job: Job, plan: Plan, options: StepOptions = PLAIN, *, seed: int = 0) -> SimulatedStep:
     """Simulate one step of a plan.
 
@@ -167,13 +155,6 @@ def simulate_step(job: Job, plan: Plan, options: StepOptions = PLAIN, *, seed: i
         The schedule cannot be had or deadlocks, or an option names a rank that is not there.
     """
     return StepSimulator(job, plan, options).step(seed)
-
-
-def simulate_steps(job: Job, plan: Plan, options: StepOptions, seeds: Sequence[int]) -> StepDistribution:
-    """Step seconds over seeds."""
-    check(len(seeds) > 0, "a distribution needs at least one seed", "none")
-    simulator = StepSimulator(job, plan, options)
-    return StepDistribution(step_s=np.array([simulator.seconds(seed) for seed in seeds]))
 
 
 def program_of_plan(job: Job, plan: Plan) -> Program:
