@@ -108,8 +108,10 @@ def execute(
     Raises
     ------
     InvalidSpec
-        The tasks deadlock: the sentence says by `name` what each stuck one waits for, and the circle.
+        The tasks deadlock: the sentence says by `name` what each stuck one waits for, and the circle.  Or
+        seconds are not finite, or negative: time would not end, or run backwards.
     """
+    _check_seconds(tasks)
     kernel = _kernel()
     n = len(tasks)
     work, n_streams = _work(kernel, tasks, resources)
@@ -122,6 +124,14 @@ def execute(
     if n_ran < n:
         raise InvalidSpec("a schedule must let every rank finish", _stuck(tasks, work, finish_s, name))
     return Run(start_s=start_s, finish_s=finish_s, turn=turn)
+
+
+def _check_seconds(tasks: Tasks) -> None:
+    for column in (tasks.work_s, tasks.hold_s, tasks.delay_s):
+        if column is not None and len(column):
+            least_s, most_s = float(np.min(column)), float(np.max(column))  # either is nan where any is
+            must = "what a task takes, holds or waits must be finite seconds and not negative"
+            check(0 <= least_s <= most_s < float("inf"), must, f"{least_s:g} to {most_s:g}")
 
 
 def load() -> None:

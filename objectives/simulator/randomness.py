@@ -10,6 +10,9 @@ import numpy as np
 
 from search_spaces.errors import check
 from search_spaces.plan import Floats
+from search_spaces.units import MILLION
+
+_MOST_JITTER = 10  # a pass in six would take over e^10 = 22,000 times as long: beyond, seconds overflow
 
 
 class ExpertLoad(StrEnum):
@@ -34,7 +37,7 @@ class Randomness:
     Raises
     ------
     InvalidSpec
-        A number is negative, not finite, or a slow-down below 1.
+        A number is negative, not finite or out of all reason, or a slow-down is below 1.
 
     Source: Zipf's law of expert load: Zhou et al. (2022), arXiv:2202.09368, section 1 (some experts starve,
     some overflow); slow devices: Jiang et al. (2024), arXiv:2402.15627, section 6.3.
@@ -49,10 +52,11 @@ class Randomness:
     empty_ranks_hang: bool = False
 
     def __post_init__(self) -> None:
-        check(0 <= self.jitter < float("inf"), "jitter must be finite and not negative", self.jitter)
+        must = f"jitter, a spread of logarithms, must be from 0 to {_MOST_JITTER}"
+        check(0 <= self.jitter <= _MOST_JITTER, must, self.jitter)
         for rank, factor in (*self.slow_ranks, *self.slow_links):
-            must = "a slow rank or link takes a finite number of times as long, at least 1"
-            check(rank >= 0 and 1 <= factor < float("inf"), must, f"{rank}: {factor}")
+            must = "a slow rank or link takes from 1 to a million times as long"
+            check(rank >= 0 and 1 <= factor <= MILLION, must, f"{rank}: {factor}")
         must = "zipf_exponent must be finite and not negative"
         check(0 <= self.zipf_exponent < float("inf"), must, self.zipf_exponent)
         shares = np.asarray(self.histogram, dtype=np.float64)

@@ -4,7 +4,6 @@ Every pipeline stage is one rank that stands for its tp x cp x dp symmetric devi
 each and joins their collectives, which gives the same times.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
@@ -17,7 +16,7 @@ from objectives.cost.step import release_of, stage_profile
 from objectives.metrics import Job
 from objectives.simulator.engine import Run, execute
 from objectives.simulator.memory import RankMemory, rank_memory
-from objectives.simulator.program import Program
+from objectives.simulator.program import NOTHING, Pass, Program
 from objectives.simulator.randomness import Randomness
 from objectives.simulator.schedules import program
 from objectives.simulator.step_account import SHOWN, step_parts
@@ -33,9 +32,9 @@ from objectives.simulator.step_graph import (
 )
 from objectives.simulator.timeline import Timeline, clock, reordered, wire
 from search_spaces.cluster import Constant, assumed
-from search_spaces.errors import check
+from search_spaces.errors import InvalidSpec, check
 from search_spaces.memory_habits import Release
-from search_spaces.plan import Floats, Ints, OptimizerSync, Plan
+from search_spaces.plan import Floats, Ints, OptimizerSync, Plan, Recompute
 
 # Both sides take up to 1.3 times as long while they overlap on an NVIDIA GPU, since kernels of both share its
 # processors and memory: Miao et al. (2022), arXiv:2211.13878, on estimating costs.
@@ -145,17 +144,6 @@ class SimulatedStep:
         return float(self.memory.peak_bytes.max())
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class StepDistribution:
-    """Step seconds of several seeds; shape (n_seeds,)."""
-
-    step_s: Floats
-
-    def quantile_s(self, share: float) -> float:
-        """The seconds that this share of the steps stays below."""
-        return float(np.quantile(self.step_s, share))
-
-
 def simulate_step(job: Job, plan: Plan, options: StepOptions = PLAIN, *, seed: int = 0) -> SimulatedStep:
     """Simulate one step of a plan.
 
@@ -167,13 +155,6 @@ def simulate_step(job: Job, plan: Plan, options: StepOptions = PLAIN, *, seed: i
         The schedule cannot be had or deadlocks, or an option names a rank that is not there.
     """
     return StepSimulator(job, plan, options).step(seed)
-
-
-def simulate_steps(job: Job, plan: Plan, options: StepOptions, seeds: Sequence[int]) -> StepDistribution:
-    """Step seconds over seeds."""
-    check(len(seeds) > 0, "a distribution needs at least one seed", "none")
-    simulator = StepSimulator(job, plan, options)
-    return StepDistribution(step_s=np.array([simulator.seconds(seed) for seed in seeds]))
 
 
 def program_of_plan(job: Job, plan: Plan) -> Program:
@@ -195,6 +176,12 @@ def _program(job: Job, plan: Plan, options: StepOptions) -> Program:
     needs = f"{plan.pp} ranks and {_n_microbatches(job, plan)} micro-batches"
     has = f"{given.n_ranks} ranks and {given.n_microbatches} micro-batches"
     check(has == needs, f"the schedule must have the plan's {needs}", has)
+    halves = np.isin(given.kind, (Pass.BACKWARD_INPUT, Pass.BACKWARD_WEIGHT))
+    if plan.recompute is Recompute.FULL and halves.any():
+        # Between its halves a pass would keep all that it has just redone, which nothing here counts.
+        raise InvalidSpec("an order that splits backward passes must not recompute whole layers",
+                          f"recompute=full and {given.op(int(halves.argmax()))}",
+                          hint="set recompute=selective or none, or write whole backward passes")  # fmt: skip
     return given
 
 
@@ -205,6 +192,10 @@ class StepSimulator:
         self._job, self._plan, self._options = job, plan, options
         self._parts, self._wiring = stage_parts(job, plan), wire(_program(job, plan, options))
         self._is_fine = options.detail is Detail.PIECES
+        used = set(self._wiring.sends.ravel().tolist())
+        for link, _ in options.randomness.slow_links:
+            must = "a slow link must be one that messages cross: that behind a rank which another one follows"
+            check(link in used, must, f"that behind rank {link} of {plan.pp}")
 
     def step(self, seed: int) -> SimulatedStep:
         """The step that a seed draws."""
@@ -258,7 +249,7 @@ class StepSimulator:
                 slowdown=Slowdown(compute=factor, comm=factor),
                 shares_links=self._is_fine and options.shares_links,
             ),
-            name=lambda task: (f"rank {tasks.rank[task]}", Activity(int(tasks.activity[task])).words),
+            name=lambda task: (f"rank {tasks.rank[task]}", _words(tasks, graph.program, task)),
         )  # fmt: skip
 
     def _step_s(self, step: StepInput, tasks: StepTasks, run: Run) -> float:
@@ -316,6 +307,15 @@ def device_groups(plan: Plan) -> dict[int, Ints]:
         Activity.TENSOR_COLLECTIVE: tp, Activity.CONTEXT_COLLECTIVE: cp, Activity.EXPERT_COLLECTIVE: ep,
         Activity.REDUCE: dp, Activity.GATHER: dp,
     }  # fmt: skip
+
+
+def _words(tasks: StepTasks, program: Program, task: int) -> str:
+    """What a task does: which pass, or of what kind it is, or both."""
+    activity, row = Activity(int(tasks.activity[task])), int(tasks.row[task])
+    if row == NOTHING:
+        return activity.words
+    op = str(program.op(row))
+    return op if activity <= Activity.FORWARD_BACKWARD else f"{activity.words} of {op}"
 
 
 def _factors(plan: Plan, options: StepOptions) -> Floats:

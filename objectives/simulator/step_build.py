@@ -61,6 +61,7 @@ class Rows:
 class StepGraph:
     """A step's tasks, with those that begin and end the program's passes."""
 
+    program: Program
     tasks: StepTasks
     rows: Rows
 
@@ -82,7 +83,7 @@ def whole_passes(step: StepInput) -> StepGraph:
     rows = Rows(begin=ids[:, None], end=ids, pieces=ids[:, None])
     finals = _gathers_and_reductions(draft, step, rows, in_buckets=False)
     _finish(draft, step, finals)
-    return StepGraph(tasks=draft.done(), rows=rows)
+    return StepGraph(program=step.program, tasks=draft.done(), rows=rows)
 
 
 def in_pieces(step: StepInput) -> StepGraph:
@@ -92,7 +93,7 @@ def in_pieces(step: StepInput) -> StepGraph:
     _messages(draft, step, rows)
     finals = _gathers_and_reductions(draft, step, rows, in_buckets=True)
     _finish(draft, step, finals)
-    return StepGraph(tasks=draft.done(), rows=rows)
+    return StepGraph(program=step.program, tasks=draft.done(), rows=rows)
 
 
 def _waiter(wiring: Wiring) -> Ints:

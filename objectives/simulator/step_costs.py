@@ -15,12 +15,12 @@ from objectives.simulator.randomness import (
     jitter_factors,
     slow_factors,
 )
+from search_spaces.errors import InvalidSpec
 from search_spaces.plan import Floats, Ints, Plan, Plans
 
 MOST_LOADS = 4096  # different draws of expert loads in one step
 # Which table of (F, B_i, W) each kind of pass adds up; F&B's second half is added apart.
 _TABLES_OF_KIND = np.array([[1, 0, 0], [0, 1, 1], [0, 1, 0], [0, 0, 1], [1, 0, 0]], dtype=np.float64)
-_BACKWARD = np.array([0.0, 1.0, 1.0])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -56,51 +56,60 @@ def stage_of_chunk(program: Program) -> tuple[Ints, float]:
 def row_costs(
     job: Job, plan: Plan, program: Program, parts: StageParts, draws: Randomness, rng: np.random.Generator
 ) -> RowCosts:  # fmt: skip
-    """Costs of every pass, the slowest of n nodes' pace and all that is random included."""
+    """Costs of every pass, the slowest of n nodes' pace and all that is random included.
+
+    Raises
+    ------
+    InvalidSpec
+        A slow rank is not there, or a load of experts is asked of a model that has none.
+    """
     pace = 1 + job.cluster.straggler_per_log2.value * float(np.log2(max(job.cluster.n_nodes, 1)))
     slow = slow_factors(program.n_ranks, draws.slow_ranks, "rank")
-    rows = _of_rows(program, parts)
-    n_empty = 0
-    if draws.expert_load is not ExpertLoad.AS_GIVEN and job.model.moe is not None:
-        change, n_empty = _load_change(job, plan, program, parts, draws, rng)
-        rows = (np.maximum(rows[0] + change[0], 0), np.maximum(rows[1] + change[1], 0))
+    halves, n_empty = _halves(program, parts), 0
+    if draws.expert_load is not ExpertLoad.AS_GIVEN:
+        change, n_empty = _load_change(job, plan, program, halves, draws, rng)
+        halves = np.maximum(halves + change, 0)
+    exposed_s, hidden_s = np.split(halves.sum(axis=0), [len(PARTS)])
     factor = pace * slow[program.rank] * jitter_factors(rng, draws.jitter, len(program))
     links = slow_factors(program.n_ranks, draws.slow_links, "link")
     return RowCosts(
-        parts_s=rows[0] * factor, hidden_s=rows[1] * pace, link_s=links * pace * parts.send_s, n_empty=n_empty
+        parts_s=exposed_s * factor,
+        hidden_s=hidden_s * pace,
+        link_s=links * pace * parts.send_s,
+        n_empty=n_empty,
     )
 
 
-def _of_rows(program: Program, parts: StageParts) -> tuple[Floats, Floats]:
+def _halves(program: Program, parts: StageParts) -> Floats:
+    """Seconds exposed by part, then hidden by collective, of each pass and of F&B's backward half.
+
+    Shape (2, 9, n_ops): a pass that is no F&B has no second half.
+    """
     stage, share = stage_of_chunk(program)
-    tables = np.stack([parts.forward_s, parts.backward_input_s, parts.backward_weight_s])  # (3, 6, pp)
-    hidden = np.stack(
-        [parts.forward_hidden_s, parts.backward_hidden_s, np.zeros_like(parts.forward_hidden_s)]
-    )
-    of_kind = np.einsum("kt,tps->kps", _TABLES_OF_KIND, tables)
-    hidden_of_kind = np.einsum("kt,tps->kps", _TABLES_OF_KIND, hidden)
+    hidden_s = (parts.forward_hidden_s, parts.backward_hidden_s, np.zeros_like(parts.forward_hidden_s))
+    exposed_s = (parts.forward_s, parts.backward_input_s, parts.backward_weight_s)
+    tables = np.concatenate([np.stack(exposed_s), np.stack(hidden_s)], axis=1)  # (3, 9, pp)
+    of_kind = np.einsum("kt,tps->kps", _TABLES_OF_KIND, tables) * share
     rank, kind = program.rank, program.kind
-    at = stage[rank, program.chunk]
-    found, covered = of_kind[kind, :, at].T * share, hidden_of_kind[kind, :, at].T * share
-    both = np.flatnonzero(kind == Pass.FORWARD_BACKWARD)
-    if len(both):
-        behind = stage[rank[both], program.with_chunk[both]]
-        found[:, both] += of_kind[Pass.BACKWARD][:, behind] * share
-        covered[:, both] += hidden_of_kind[Pass.BACKWARD][:, behind] * share
-    return found, covered
+    first = of_kind[kind, :, stage[rank, program.chunk]].T
+    second, both = np.zeros_like(first), np.flatnonzero(kind == Pass.FORWARD_BACKWARD)
+    second[:, both] = of_kind[Pass.BACKWARD][:, stage[rank[both], program.with_chunk[both]]]
+    return np.stack([first, second])
 
 
 def _load_change(
-    job: Job, plan: Plan, program: Program, parts: StageParts, draws: Randomness, rng: np.random.Generator
-) -> tuple[tuple[Floats, Floats], int]:  # fmt: skip
-    """What the drawn loads change against the workload's own imbalance, and empty ranks.
+    job: Job, plan: Plan, program: Program, halves: Floats, draws: Randomness, rng: np.random.Generator
+) -> tuple[Floats, int]:  # fmt: skip
+    """What the drawn loads change against the workload's own imbalance, like `halves`, and empty ranks.
 
-    A stage's seconds are taken as a line in the load, through those at the workload's and at one more.
+    A stage's seconds are taken as a line in the load, through those at the workload's and at one more.  Each
+    micro-batch has one draw a stage, for its forward and its backward pass.
     """
     moe, one = job.model.moe, Plans.of([plan])
-    assert moe is not None
+    if moe is None:
+        raise InvalidSpec("a load of experts needs a model with experts", f"{job.model.name}, which is dense")
     more = replace(job, workload=replace(job.workload, expert_imbalance=job.workload.expert_imbalance + 1))
-    base, steeper = _of_rows(program, parts), _of_rows(program, stage_parts(more, plan))
+    steeper = _halves(program, stage_parts(more, plan))
     stage, _ = stage_of_chunk(program)
     n_stages = int(stage.max()) + 1
     n_draws = min(MOST_LOADS, n_stages * program.n_microbatches)
@@ -109,12 +118,16 @@ def _load_change(
         rng, draws, n_draws, n_experts=moe.n_experts, ep=plan.ep, n_copies=int(n_tokens[0] * moe.top_k)
     )
     picked = rng.integers(n_draws, size=(n_stages, program.n_microbatches))
-    drawn = picked[stage[program.rank, program.chunk], program.microbatch]
+    is_pair = program.kind == Pass.FORWARD_BACKWARD
+    chunk = np.stack([program.chunk, np.where(is_pair, program.with_chunk, program.chunk)])
+    microbatch = np.stack(
+        [program.microbatch, np.where(is_pair, program.with_microbatch, program.microbatch)]
+    )
+    drawn = picked[stage[program.rank, chunk], microbatch]
     extra = loads.hottest[drawn] - job.workload.expert_imbalance
     if moe.capacity_factor is not None:
         extra = np.zeros_like(extra)  # padded to capacity whatever the load
-    change = ((steeper[0] - base[0]) * extra, (steeper[1] - base[1]) * extra)
-    return change, int(loads.n_empty[np.unique(drawn)].sum())
+    return (steeper - halves) * extra[:, None], int(loads.n_empty[np.unique(drawn)].sum())
 
 
 __all__ = ["COLLECTIVES", "PARTS", "RowCosts", "row_costs", "stage_of_chunk"]

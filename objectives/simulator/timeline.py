@@ -8,6 +8,7 @@ A rank runs one pass at a time, in its order or by arrival.  The wiring of a pro
 so it is made once and clocked as often as durations change.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -173,9 +174,10 @@ def pass_s(program: Program, times: PassTimes) -> Floats:
 
 
 def clock(
-    wiring: Wiring, duration_s: Floats, send_s: Floats, *, sends_block: bool = False, by_events: bool = False
-) -> Timeline:
-    """Start and end of every pass.
+    wiring: Wiring, duration_s: Floats, send_s: Floats, *, sends_block: bool = False, by_events: bool = False,
+    name: Callable[[int], Name] | None = None,
+) -> Timeline:  # fmt: skip
+    """Start and end of every pass; `name` says what passes are called where they deadlock.
 
         start = max(end of the rank's previous pass, end of what it needs + its message)
 
@@ -196,7 +198,7 @@ def clock(
         n_streams=program.n_ranks,
         by_arrival=np.ones(program.n_ranks, np.bool_) if program.by_arrival else None,
     )
-    run = execute(tasks, resources, name=pass_name(wiring), by_events=by_events)
+    run = execute(tasks, resources, name=name or pass_name(wiring), by_events=by_events)
     return timeline_of(wiring, run)
 
 

@@ -212,6 +212,16 @@ def test_a_deadlock_names_what_waits_and_the_circle():
             execute(tasks, Resources(n_streams=2), name=names.__getitem__, by_events=by_events)
 
 
+@pytest.mark.parametrize("by_events", [False, True])
+@pytest.mark.parametrize("column", ["work_s", "hold_s", "delay_s"])
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -1.0])
+def test_seconds_that_never_end_or_run_backwards_are_refused(column, wrong, by_events):
+    tasks = tasks_of([(1.0, 0, []), (1.0, 0, [0])])
+    tasks = replace(tasks, **{column: np.full(1 if column == "delay_s" else 2, wrong)})
+    with pytest.raises(InvalidSpec, match="must be finite seconds and not negative; got"):
+        execute(tasks, Resources(n_streams=1), by_events=by_events)
+
+
 @pytest.mark.parametrize(
     ("wrong", "match"),
     [

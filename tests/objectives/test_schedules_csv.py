@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from objectives.simulator.program import round_robin, v_shape
+from objectives.simulator.program import Op, Pass, round_robin, v_shape
 from objectives.simulator.schedules import SCHEDULES, csv_of, program, program_of_csv, read_csv, write_csv
 from search_spaces.errors import InvalidSpec
 from search_spaces.plan import Schedule
@@ -94,7 +94,12 @@ WRONG = {
     ),
     "a stage on no rank": (
         "0F0,0B0\n2F0,2B0\n",
+        r"up to its last, 2, of 2F0 in .*, line 2, cell 1 \(rank 1\); "
         "got none of stage 1: 1F0 and all others are missing",
+    ),
+    "ranks that wait for each other": (
+        "0F0,0B0,0F1,0B1\n1F1,1B1,,1F0,1B0\n",
+        r"got rank 0 \(.*, line 1\) at 0B0 \(cell 2\) waits for 1B0 \(cell 5\) of rank 1 \(.*, line 2\); ",
     ),
     "uneven stages": ("0F0,0B0,2F0,2B0\n1F0,1B0\n", "equally many of the 3 stages; got 2 on rank 0, line 1"),
     "a rank without passes": ("0F0,0B0\n\n1F0,1B0\n", "for every rank; got none for rank 1 in line 2"),
@@ -146,6 +151,12 @@ def test_no_text_whatever_ends_in_anything_but_a_program_or_a_sentence(text):
 def test_what_the_format_has_no_words_for_is_refused(schedule, match):
     with pytest.raises(InvalidSpec, match=match):
         csv_of(program(schedule, 4, 8))
+
+
+def test_a_mark_of_the_encoding_is_no_part_of_the_first_pass(tmp_path):
+    path = tmp_path / "marked.csv"
+    path.write_text("0F0,0B0\n1F0,1B0\n", encoding="utf-8-sig")
+    assert read_csv(path).order(0) == (Op(Pass.FORWARD, 0), Op(Pass.BACKWARD, 0))
 
 
 def test_a_file_that_is_not_there_is_a_sentence(tmp_path):

@@ -10,14 +10,16 @@ from hypothesis import strategies as st
 from objectives.cost.step import estimate, stage_profile
 from objectives.simulator.agreement import AGREES_TO, assumptions, gpipe_s, one_f_one_b_s
 from objectives.simulator.memory import rank_memory
+from objectives.simulator.program import Op, Pass, program_of
 from objectives.simulator.randomness import ExpertLoad, Randomness
 from objectives.simulator.schedules import Release, program
-from objectives.simulator.step import PLAIN, Detail, StepOptions, StepSimulator, simulate_step, simulate_steps
+from objectives.simulator.step import PLAIN, Detail, StepOptions, StepSimulator, simulate_step
+from objectives.simulator.step_costs import row_costs
 from objectives.simulator.step_graph import Activity
 from objectives.simulator.timeline import PassTimes, simulate
 from search_spaces.cluster import assumed
 from search_spaces.errors import InvalidSpec
-from search_spaces.plan import OptimizerSync, Plan, Schedule
+from search_spaces.plan import OptimizerSync, Plan, Recompute, Schedule
 from search_spaces.units import MIB
 from tests.objectives.jobs import JOBS, frontier_job, job_of, legal_plans
 from tests.objectives.test_memory import LOGGED_PEAK_MIB, LOGGED_PLAN, WORKSPACE_MIB
@@ -35,6 +37,10 @@ SMALL = [
     Plan.parse("tp=2 pp=2 dp=4 micro_batch=1 vpp=2 schedule=interleaved zero=2 overlap_pp=true"),
     Plan.parse("tp=2 pp=4 dp=2 micro_batch=1 schedule=zb-h1"),
 ]
+
+
+def drawn(**what):
+    return replace(PLAIN, randomness=Randomness(**what))
 
 
 def inside_the_assumptions(name, n_plans, seed):
@@ -163,11 +169,13 @@ def test_the_same_seed_is_the_same_step_and_jitter_spreads():
     plan = SMALL[0]
     quiet, loud = (replace(PLAIN, randomness=Randomness(jitter=jitter)) for jitter in (0.01, 0.1))
     assert simulate_step(LLAMA, plan, loud, seed=3).step_s == simulate_step(LLAMA, plan, loud, seed=3).step_s
-    calm, wild = (simulate_steps(LLAMA, plan, options, range(30)) for options in (quiet, loud))
-    assert np.std(wild.step_s) > 3 * np.std(calm.step_s) > 0
+    calm_s, wild_s = (
+        [simulator.seconds(seed) for seed in range(30)]
+        for simulator in (StepSimulator(LLAMA, plan, options) for options in (quiet, loud))
+    )
+    assert np.std(wild_s) > 3 * np.std(calm_s) > 0
     # The slowest of many passes sets the pace: jitter with a median of 1 makes the median step slower.
-    assert wild.quantile_s(0.1) < wild.quantile_s(0.5) < wild.quantile_s(0.9)
-    assert wild.quantile_s(0.5) > simulate_step(LLAMA, plan).step_s
+    assert np.median(wild_s) > simulate_step(LLAMA, plan).step_s
 
 
 def loaded(kind, **more):
@@ -182,6 +190,29 @@ def test_uneven_experts_are_slower_the_more_uneven_they_are():
     assert even.step_s < zipf.step_s < steep.step_s
     flat = loaded(ExpertLoad.HISTOGRAM, histogram=(1.0,) * 8)
     assert flat.step_s == pytest.approx(even.step_s, rel=1e-9)
+
+
+def test_each_half_of_a_pair_of_passes_has_its_own_load():
+    plan = Plan.parse("tp=2 pp=2 dp=4 ep=4 micro_batch=1 schedule=dualpipe")
+    step = StepSimulator(MIXTRAL, plan, drawn(expert_load=ExpertLoad.ZIPF)).input(0)
+    paired = step.program
+    split = program_of(
+        [[each for op in paired.order(rank) for each in halves(op)] for rank in range(paired.n_ranks)],
+        n_microbatches=paired.n_microbatches, stage=paired.stage, route=paired.route,
+    )  # fmt: skip
+    both, apart = (
+        row_costs(MIXTRAL, plan, made, step.parts, drawn(expert_load=ExpertLoad.ZIPF).randomness,
+                  np.random.default_rng(0))
+        for made in (paired, split)
+    )  # fmt: skip
+    busy_s = [np.bincount(made.rank, costs.total_s) for made, costs in ((paired, both), (split, apart))]
+    np.testing.assert_allclose(*busy_s, rtol=1e-12)
+
+
+def halves(op):
+    if op.kind is not Pass.FORWARD_BACKWARD:
+        return [op]
+    return [Op(Pass.FORWARD, op.microbatch, op.chunk), Op(Pass.BACKWARD, op.with_microbatch, op.with_chunk)]
 
 
 def test_a_rank_without_tokens_waits_or_hangs_the_trainer():
@@ -284,18 +315,46 @@ def test_every_schedule_of_a_plan_is_simulated(schedule, detail):
     [
         (lambda: StepOptions(n_groups=0), "n_groups must be from 1 to 64; got 0"),
         (lambda: StepOptions(slowdown=assumed(0.5)), "the overlap slow-down must be at least 1; got 0.5"),
-        (lambda: Randomness(jitter=-1.0), "jitter must be finite and not negative; got -1.0"),
+        (lambda: Randomness(jitter=-1.0), "jitter, .* must be from 0 to 10; got -1.0"),
+        (lambda: Randomness(jitter=float("nan")), "jitter, .* must be from 0 to 10; got nan"),
+        (lambda: Randomness(jitter=1000.0), "jitter, .* must be from 0 to 10; got 1000.0"),
         (
             lambda: Randomness(slow_ranks=((0, 0.5),)),
-            "takes a finite number of times as long, at least 1; got 0: 0.5",
+            "takes from 1 to a million times as long; got 0: 0.5",
+        ),
+        (
+            lambda: simulate_step(LLAMA, SMALL[0], drawn(slow_links=((1, 2.0),))),
+            "a slow link must be one that messages cross: .*; got that behind rank 1 of 2",
+        ),
+        (
+            lambda: simulate_step(
+                LLAMA,
+                replace(SMALL[4], recompute=Recompute.FULL, schedule=Schedule.GPIPE),
+                replace(PLAIN, program=program(Schedule.ZB_H1, 4, 8)),
+            ),
+            r"must not recompute whole layers; got recompute=full and Bi\(micro-batch 0, chunk 0\)",
+        ),
+        (
+            lambda: simulate_step(LLAMA, SMALL[0], drawn(expert_load=ExpertLoad.ZIPF)),
+            "a load of experts needs a model with experts; got llama-3-8b, which is dense",
         ),
         (
             lambda: Randomness(expert_load=ExpertLoad.HISTOGRAM),
             "a histogram needs shares that are not negative",
         ),
-        (lambda: simulate_steps(LLAMA, SMALL[0], PLAIN, []), "a distribution needs at least one seed"),
     ],
-    ids=["groups", "slow-down", "jitter", "straggler", "histogram", "seeds"],
+    ids=[
+        "groups",
+        "slow-down",
+        "jitter",
+        "no jitter",
+        "a factor e^1000",
+        "straggler",
+        "slow link",
+        "halves of layers done again",
+        "load of a dense model",
+        "histogram",
+    ],
 )
 def test_an_impossible_option_is_refused(wrong, match):
     with pytest.raises(InvalidSpec, match=match):

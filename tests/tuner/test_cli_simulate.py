@@ -122,10 +122,10 @@ def test_a_schedule_file_that_cannot_run_is_refused_with_the_place(spoil, words,
         (["--detail", "piece"], "did you mean 'pieces'?"),
         (["--straggler", "first"], "--straggler must be RANK=FACTOR, as in 3=1.2; got 'first'"),
         (["--straggler", "9=1.5"], "a slow rank must be one of the 4 there are, counted from 0; got 9"),
-        (["--straggler", "1=0.5"], "at least 1; got 1: 0.5"),
+        (["--straggler", "1=0.5"], "takes from 1 to a million times as long; got 1: 0.5"),
         (["--straggler", "1=fast"], "--straggler must hold numbers; got 'fast'"),
         (["--slow-link", "1=2", "--slow-link", "1=3"], "--slow-link must name each rank once; got '1=3'"),
-        (["--jitter", "-1"], "jitter must be finite and not negative; got -1.0"),
+        (["--jitter", "-1"], "jitter, a spread of logarithms, must be from 0 to 10; got -1.0"),
         (["--expert-load", "zapf"], "--expert-load must be uniform, zipf"),
         (["--seeds", "0"], "--seeds"),
         (["--schedule-file", "no-such.csv"], "a schedule file must be readable text"),
@@ -197,8 +197,9 @@ def test_a_synthesized_order_fits_is_written_and_no_slower_than_the_schedules_wi
         (PLAN, ["--schedule-file", "x.csv"], "give one"),
         ("tp=2 pp=1 dp=8 micro_batch=1", [], "pp above 1"),
         ("tp=1 pp=2 dp=8 micro_batch=1", [], "leave memory for activations"),
+        (f"{PLAN} recompute=full", [], "must not recompute whole layers"),
     ],
-    ids=["two orders", "no pipeline", "no memory"],
+    ids=["two orders", "no pipeline", "no memory", "layers done again"],
 )
 def test_what_cannot_be_synthesized_is_refused_and_nothing_is_written(tmp_path, plan, more, match):
     target = tmp_path / "order.csv"

@@ -7,6 +7,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from objectives.ranking import memory_limit_bytes
+from objectives.simulator.step import SimulatedStep
 from objectives.simulator.step_account import SHOWN
 from search_spaces.plan import Floats
 from search_spaces.units import gib
@@ -29,6 +30,7 @@ def simulate_screen(simulation: Simulation) -> RenderableType:
         "",
         Text("where the step goes, on the mean of all pipeline ranks", style="bold"),
         parts_table(simulation),
+        Text("stragglers slow every simulated part; the closed form has them with the fixed", "dim"),
         "",
         Text("by pipeline rank", style="bold"),
         ranks_table(simulation),
@@ -38,20 +40,25 @@ def simulate_screen(simulation: Simulation) -> RenderableType:
 
 
 def summary_lines(simulation: Simulation) -> list[tuple[str, str]]:
-    """The step by both opinions, the bubble by both measures, exposed communication, the seeds' spread."""
+    """The step by both opinions, the seeds' spread, a pipeline's bubble, exposed communication."""
     step, closed_s = simulation.step, float(simulation.closed_form.step_s[0])
     differs = f"{signed_percent(simulation.difference)} of the closed form's {seconds(closed_s)}"
     lines = [("step time", f"{seconds(step.step_s)} simulated, {differs}")]
     lines += spread_lines(simulation.seeds_s)
+    lines += bubble_lines(step) if simulation.plan.pp > 1 else []
+    lines.append(("exposed", exposed_words(simulation)))
+    return lines + ([("hangs", step.hang)] if step.hang else [])
+
+
+def bubble_lines(step: SimulatedStep) -> list[tuple[str, str]]:
+    """Idle time of a pipeline by both measures."""
     passes = step.passes
-    lines += [
+    return [
         ("bubble", f"{_bubble(passes.makespan_bubble_s, step.makespan_bubble_fraction)} between the first"
                    " start and the last end of all ranks (a barrier closes the step)"),
         ("", f"{_bubble(passes.span_bubble_s, step.span_bubble_fraction)} between the worst rank's own start"
              " and end (steps interlock)"),
-        ("exposed", exposed_words(simulation)),
     ]  # fmt: skip
-    return lines + ([("hangs", step.hang)] if step.hang else [])
 
 
 def _bubble(idle_s: float, share: float) -> str:

@@ -19,9 +19,11 @@ import numpy as np
 
 from objectives.simulator.program import NOTHING, Op, Pass, Program, program_of
 from objectives.simulator.schedules.accounting import Fault, first_fault, refuse
+from objectives.simulator.timeline import clock, wire
 from search_spaces.errors import InvalidSpec, check
 from search_spaces.plan import Ints
 
+Cells = list[list[tuple[int, str]]]  # of every rank's line, which cell each pass is in, and its text
 LETTERS = {"F": Pass.FORWARD, "B": Pass.BACKWARD, "I": Pass.BACKWARD_INPUT, "W": Pass.BACKWARD_WEIGHT}
 _OF_PASS = {kind: letter for letter, kind in LETTERS.items()}
 # Nine digits stay within int64, whatever is multiplied.
@@ -53,13 +55,13 @@ def csv_of(program: Program) -> str:
 
 def write_csv(program: Program, path: Path) -> None:
     """Write the program where PyTorch's runtime finds it."""
-    path.write_text(csv_of(program))
+    path.write_text(csv_of(program), encoding="utf-8")
 
 
 def read_csv(path: Path) -> Program:
     """The program in a file; see `program_of_csv`."""
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8-sig")  # some tables begin with a mark of their encoding
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidSpec("a schedule file must be readable text", f"{path}: {error}") from error
     return program_of_csv(text, name=path.name)
@@ -71,8 +73,9 @@ def program_of_csv(text: str, name: str = "the schedule") -> Program:
     Raises
     ------
     InvalidSpec
-        A cell is no pass, a stage is on two ranks or on none, ranks hold unequal numbers of stages, or a pass
-        is missing, doubled, impossible or before what it follows; names the rank, the pass and the line.
+        A cell is no pass, a stage is on two ranks or on none, ranks hold unequal numbers of stages, a pass
+        is missing, doubled, impossible or before what it follows, or ranks wait for each other in a circle;
+        names the rank, the pass and the line.
     """
     try:
         rows = list(csv.reader(StringIO(text)))
@@ -93,7 +96,19 @@ def program_of_csv(text: str, name: str = "the schedule") -> Program:
     program = program_of(orders, n_microbatches=_n_microbatches(ranks, stage.size), stage=stage)
     if fault := first_fault(program):
         refuse(fault, _where(name, program, fault, cells))
+    _check_order(name, program, cells)
     return program
+
+
+def _check_order(name: str, program: Program, cells: Cells) -> None:
+    """Refuse ranks that wait for each other in a circle, as far as the order of passes decides it."""
+
+    def cell_name(task: int) -> tuple[str, str]:
+        rank = int(program.rank[task])
+        at, cell = cells[rank][task - int(program.first[rank])]
+        return f"rank {rank} ({name}, line {rank + 1})", f"{cell} (cell {at})"
+
+    clock(wire(program), np.zeros(len(program)), np.zeros(program.n_ranks), name=cell_name)
 
 
 def _cell(op: Op, stages: Sequence[int]) -> str:
@@ -118,7 +133,7 @@ def _parsed(cell: str, place: str) -> Op:
     )
 
 
-def _stages(name: str, cells: list[list[tuple[int, str]]], ranks: list[list[Op]]) -> Ints:
+def _stages(name: str, cells: Cells, ranks: list[list[Op]]) -> Ints:
     """Stages of every rank, in order; shape (n_ranks, n_chunks)."""
     owner: dict[int, int] = {}
     for rank, (row, order) in enumerate(zip(cells, ranks, strict=True)):
@@ -130,13 +145,25 @@ def _stages(name: str, cells: list[list[tuple[int, str]]], ranks: list[list[Op]]
                       f"{cell} in {_place(name, rank, at)}, but {words}")  # fmt: skip
     n_stages, n_ranks = 1 + max(owner), len(ranks)
     lacking = min(set(range(len(owner) + 1)) - set(owner))
-    check(lacking >= n_stages, f"{name} must hold the passes of every stage up to {n_stages - 1}",
-          f"none of stage {lacking}: {lacking}F0 and all others are missing")  # fmt: skip
+    if lacking < n_stages:
+        last = _first_of(n_stages - 1, name, cells, ranks)
+        must = f"{name} must hold the passes of every stage up to its last, {n_stages - 1}, of {last}"
+        raise InvalidSpec(must, f"none of stage {lacking}: {lacking}F0 and all others are missing")
     held = [sorted(stage for stage, on in owner.items() if on == rank) for rank in range(n_ranks)]
     for rank, stages in enumerate(held):
         must = f"every rank must hold equally many of the {n_stages} stages"
         check(len(stages) * n_ranks == n_stages, must, f"{len(stages)} on rank {rank}, line {rank + 1}")
     return np.array(held, dtype=np.int64)
+
+
+def _first_of(stage: int, name: str, cells: Cells, ranks: list[list[Op]]) -> str:
+    """The first pass of a stage, and where it is."""
+    return next(
+        f"{cell} in {_place(name, rank, at)}"
+        for rank, (row, order) in enumerate(zip(cells, ranks, strict=True))
+        for (at, cell), op in zip(row, order, strict=True)
+        if stage in (op.chunk, op.with_chunk)
+    )
 
 
 def _n_microbatches(orders: list[list[Op]], n_stages: int) -> int:
@@ -157,7 +184,7 @@ def _place(name: str, rank: int, cell: int) -> str:
     return f"{name}, line {rank + 1}, cell {cell} (rank {rank})"
 
 
-def _where(name: str, program: Program, fault: Fault, cells: list[list[tuple[int, str]]]) -> str:
+def _where(name: str, program: Program, fault: Fault, cells: Cells) -> str:
     """File, line, and the cell of a pass that is there."""
     if fault.at < 0:
         return f"{name}, line {fault.rank + 1}: "

@@ -9,6 +9,7 @@ alone, so a few policies are tried and the best is kept.
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from heapq import heappop, heappush
+from operator import add
 
 import numpy as np
 
@@ -70,7 +71,7 @@ _N_LOWERED = 8  # twice as many gain at most 5 % more, and mostly nothing
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Filled:
-    """Full orders, and what they idle under both measures (the makespan still with the work in it).
+    """Full orders, the longest span of a rank and the makespan, both with the work in them.
 
     `waited_s` is the most idle seconds that a rank came up to because it was allowed to.
     """
@@ -82,7 +83,7 @@ class Filled:
 
     @property
     def badness(self) -> tuple[float, float]:
-        """What to make small: idle within a rank's own span, then the makespan."""
+        """What to make small: the step where steps interlock, then the step behind a barrier."""
         return self.span_s, self.makespan_s
 
 
@@ -91,6 +92,7 @@ class _Clock:
 
     def __init__(self, pipeline: Pipeline, orders: Sequence[Sequence[Step]], policy: Policy) -> None:
         p, self.pipeline, self.policy, self.orders = len(pipeline.stage), pipeline, policy, orders
+        self.fills = all(letter != _W for order in orders for letter, _, _ in order)
         self.rank_of = {s: rank for rank, stages in enumerate(pipeline.stage) for s in stages}
         blank = [_INFINITE] * pipeline.n_microbatches
         # When the input of a pass is there, by letter and stage.
@@ -99,7 +101,7 @@ class _Clock:
         self.ran: list[list[Step]] = [[] for _ in range(p)]
         self.due: list[list[tuple[int, int]]] = [[] for _ in range(p)]  # weight gradients, first in first out
         self.at, self.n_weights, self.held = [0] * p, [0] * p, [0] * p
-        self.free, self.idle = [0.0] * p, [0.0] * p
+        self.free, self.idle, self.busy = [0.0] * p, [0.0] * p, [0.0] * p
         self.asleep: list[tuple[int, int, int] | None] = [None] * p
         self.awake = [(0.0, rank) for rank in range(p)]
         self.waited = 0.0
@@ -113,12 +115,13 @@ class _Clock:
         n_passes = 3 * self.pipeline.n_stages * self.pipeline.n_microbatches
         if sum(map(len, self.ran)) < n_passes:
             return None
-        return Filled(orders=self.ran, span_s=max(self.idle), makespan_s=max(self.free), waited_s=self.waited)
+        span_s = max(map(add, self.idle, self.busy))
+        return Filled(orders=self.ran, span_s=span_s, makespan_s=max(self.free), waited_s=self.waited)
 
     def _turn(self, rank: int, now: float) -> None:
         """Run the next pass, or a weight gradient, or wait."""
         order, at = self.orders[rank], self.at[rank]
-        is_due = self.n_weights[rank] < len(self.due[rank])
+        is_due = self.fills and self.n_weights[rank] < len(self.due[rank])
         if at == len(order):
             if is_due:
                 self._run(rank, now, (_W, *self.due[rank][self.n_weights[rank]]))
@@ -152,6 +155,7 @@ class _Clock:
         letter, chunk, microbatch = step
         if self.ran[rank]:
             self.idle[rank] += now - self.free[rank]
+        self.busy[rank] += self.pipeline.seconds[letter][rank][chunk]
         end = self.free[rank] = now + self.pipeline.seconds[letter][rank][chunk]
         self.ran[rank].append(step)
         stage, at_input = self.pipeline.stage[rank][chunk], self.pipeline.at_input
@@ -181,7 +185,7 @@ class _Clock:
 
 
 def fill(pipeline: Pipeline, orders: Sequence[Sequence[Step]], policy: Policy) -> Filled | None:
-    """The orders with weight gradients fitted in; those already in an order stay where they are.
+    """The orders with weight gradients fitted in; orders that hold them already run as they are.
 
     None: the memory does not allow this order, or it deadlocks.
     """

@@ -64,7 +64,7 @@ def synthesize(  # noqa: PLR0913 - each is one condition of the search
     """An order for these costs within the memory, never worse than a named schedule that fits as well.
 
     `memory_limit_bytes`, one number or shape (n_ranks,), is for activations; `budget` counts the moves that
-    are tried, each linear in the passes; greedy orders, up to 240, come on top.  The same arguments
+    are tried, each linear in the passes; greedy orders, up to 200, come on top.  The same arguments
     give the same program.
 
     Named schedules are those of the placement, in their best form (depths of 1F1B's warm-up, limits of the

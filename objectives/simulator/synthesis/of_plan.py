@@ -11,7 +11,7 @@ from objectives.simulator.synthesis import BUDGET, Synthesis, synthesize
 from objectives.simulator.synthesis.problem import Placement, StageCosts
 from objectives.simulator.timeline import PassTimes
 from search_spaces.errors import check
-from search_spaces.plan import Floats, Plan, Schedule
+from search_spaces.plan import Floats, Plan, Recompute, Schedule
 from search_spaces.units import gib
 
 _V_SHAPED = (Schedule.ZB_V, Schedule.V_HALF, Schedule.V_MIN, Schedule.DUALPIPE_V)
@@ -25,7 +25,7 @@ def synthesize_for_plan(job: Job, plan: Plan, *, budget: int = BUDGET, seed: int
     Raises
     ------
     InvalidSpec
-        The plan has no pipeline, holds the model twice, or no order fits its memory.
+        The plan has no pipeline, holds the model twice, recomputes whole layers, or no order fits its memory.
     """
     check(plan.pp > 1, "an order of passes is synthesized for a pipeline: pp above 1", f"pp={plan.pp}")
     check(
@@ -33,6 +33,12 @@ def synthesize_for_plan(job: Job, plan: Plan, *, budget: int = BUDGET, seed: int
         "an order is synthesized for one copy of the model",
         "schedule=dualpipe, which holds two",
         hint="take schedule=dualpipe-v",
+    )
+    check(
+        plan.recompute is not Recompute.FULL,
+        "an order that splits backward passes must not recompute whole layers",
+        "recompute=full",
+        hint="set recompute=selective or none",
     )
     named, parts, profile = program_of_plan(job, plan), stage_parts(job, plan), stage_profile(job, plan)
     limit = memory_limit_bytes(job) - (profile.memory.total_bytes - profile.memory.activations_bytes)
