@@ -1,22 +1,28 @@
 """The analytic model and the tuner against every plan of a space, really run on one machine.
 
-    python benchmarks/bench_real.py [RUNS.csv] [--seeds 20]
+    python benchmarks/bench_real.py [RUNS.csv] [--seeds 20] [--fit]
 
 For each job (a model on so many processes) the model's error with the cluster that `meshtune calibrate`
 measured, no row seen before; the same after a calibration on ten of the rows, on the others; and how many
 trials a study takes until it has a plan within 3 % of the best of all, its trials replayed from the table.
+`--fit` prints what the trainer's habits (search_spaces/habits.py) would be if fitted to the rows.
 """
 
 import argparse
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
 import numpy as np
 import optuna
-from sampler_race import study_of
 
+from benchmarks.fitting import fit, prior
+from benchmarks.rows import Rows
+from benchmarks.sampler_race import study_of
 from objectives.calibration import after_rows
 from objectives.cost.step import estimate
 from objectives.measurements import MeasuredRun, read_measurements
@@ -102,6 +108,18 @@ def _recorded(runs: Sequence[MeasuredRun], path: Path) -> tuple[Job, Candidates,
     return job, table, list(ReplayRunner(job, path=str(path)).run(table.plans))
 
 
+def refitted(runs: Sequence[MeasuredRun]) -> dict[str, tuple[float, float]]:
+    """Each habit of the rows' trainer: its value now, and fitted to them, the machine as it was measured."""
+    rows = Rows(runs)
+    framework = runs[0].job.workload.framework
+    now = {
+        key: constant for key, constant in rows.keys().items() if key.owner == framework and constant.value
+    }
+    priors = {key: prior(key.place, each.value, each.spread) for key, each in now.items()}
+    found = fit(rows, priors, with_spread=False)
+    return {key.place: (now[key].value, value) for key, value in found.values.items()}
+
+
 def _percent(value: float | None) -> str:
     return "" if value is None else f"{100 * value:.1f} %"
 
@@ -145,12 +163,17 @@ def main() -> None:
     )
     parser.add_argument("runs", nargs="?", type=Path, default=TABLE)
     parser.add_argument("--seeds", type=int, default=SEEDS)
+    parser.add_argument("--fit", action="store_true", help="fit the trainer's habits to the rows")
     asked = parser.parse_args()
     runs = runs_of(asked.runs)
     _print_errors("the model as calibrated by probes, against every run", errors(predict(runs)))
     print(f"\nafter a calibration on {N_ROWS} of the rows, on the others")
     for group in after_rows(runs, N_ROWS):
         print(_after_words(group))
+    if asked.fit:
+        print("\nhabits of the trainer, now and fitted to these rows")
+        for place, (now, then) in refitted(runs).items():
+            print(f"{place:36}{now:10.4g}{then:10.4g}")
     _print_searches([search(name, own, asked.runs, asked.seeds) for name, own in by_job(runs).items()])
 
 

@@ -16,6 +16,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
 from rich.console import Console
 
 from search_spaces.errors import MeshtuneError, check
@@ -23,8 +25,9 @@ from tuner.budget import Stop
 from tuner.config import StudyConfig, read_config
 from tuner.progress import showing
 from tuner.recorded import study_rows, write_rows
+from tuner.storage import list_studies, open_storage
 from tuner.study import tune
-from tuner.view import StudyView
+from tuner.view import StudyView, load_study
 
 ROOT = Path(__file__).resolve().parents[1]
 STUDIES = ROOT / "docs" / "examples" / "real"
@@ -83,19 +86,25 @@ def _run(configs: Sequence[StudyConfig], out: Path, cluster: str, console: Conso
             f"others use this machine (load {os.getloadavg()[0]:.1f}): the seconds will be theirs too"
         )
     began = time.monotonic()
-    views: list[StudyView] = []
     for i, config in enumerate(configs):
         elapsed = time.monotonic() - began
         console.print(f"study {i + 1} of {len(configs)}: {config.name}, after {elapsed / 60:.1f} min")
         with showing(console) as on_event:
             result = tune(config, on_event=on_event)
-        views.append(result.view)
+        views = stored(configs)
         write_rows(_rows(views, cluster), out)
         if result.stop is Stop.INTERRUPTED:
             console.print("the same command goes on")
             return INTERRUPTED
     console.print(f"{sum(len(view.finished) for view in views)} runs in {out}")
     return 0
+
+
+def stored(configs: Sequence[StudyConfig]) -> list[StudyView]:
+    """The studies that have begun, those of an earlier call too."""
+    storage = open_storage(configs[0].storage)
+    known = list_studies(storage)
+    return [load_study(config.name, storage) for config in configs if config.name in known]
 
 
 def _rows(views: Sequence[StudyView], cluster: str) -> list[dict[str, str]]:

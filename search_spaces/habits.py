@@ -99,7 +99,7 @@ BUILT_IN = replace(
     accumulation_bytes=assumed(12.0, "fp32 sum and gradient read, sum written", 0.3),
     logits_bytes=assumed(24.0, "softmax, loss and their gradients read and write fp32 six times", 0.3),
     ring_score_bytes=assumed(45.0, "scores scaled, masked, summed, exponentiated: eleven fp32 moves", 0.3),
-    layer_share_operations=assumed(150.0, "FSDP2's hooks, copies in and out", 0.5),
+    layer_share_operations=assumed(400.0, "FSDP2's hooks, copies in and out", 0.5),
 )
 HABITS: Mapping[str, Habits] = MappingProxyType(
     {

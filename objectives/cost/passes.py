@@ -275,10 +275,10 @@ class PassTable:
     """What a pipeline needs of its passes; times are (n_plans,), bytes (n_representatives, n_plans).
 
     The worst stage is the one with the longest F + B; its parts are those a step is made of, or, where
-    devices take turns on a core, so that one uses what another leaves, the mean over the stages.  `all_stages_s`
-    sums F + B over the stages, `others_forward_s` F over all but the worst; `fillable_s` sums W + min(F, W)
-    over all but the worst, `fillable_h2_s` min(3 W, 2 F + W, F + B): what ZB-H1 and ZB-H2 fill of their
-    bubbles.  Of two copies of the model (DualPipe) a device runs each with half of the micro-batches.
+    devices take turns on a core, so that one uses what another leaves, the mean over the stages.
+    `all_stages_s` sums F + B over the stages, `others_forward_s` F over all but the worst; `fillable_s` sums
+    W + min(F, W) over all but the worst, `fillable_h2_s` min(3 W, 2 F + W, F + B): what ZB-H1 and ZB-H2 fill
+    of their bubbles.  Of two copies of the model (DualPipe) a device runs each with half the micro-batches.
     """
 
     compute_s: Floats
