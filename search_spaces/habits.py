@@ -94,6 +94,7 @@ MEGATRON_LM = Habits(
 # The built-in trainer's own code, runners/torch_trial, counted operation by operation and byte by byte.
 BUILT_IN = replace(
     PLAIN_PYTORCH,
+    attention=assumed(0.85, "the kernel that probes measure, its operands strided", 0.15),
     operations_per_layer=assumed(55.0, "operations of a layer's forward pass, counted", 0.3),
     tp_operations=assumed(8.0, "four collectives and their copies", 0.5),
     accumulation_bytes=assumed(12.0, "fp32 sum and gradient read, sum written", 0.3),
