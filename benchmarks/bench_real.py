@@ -9,6 +9,8 @@ trials a study takes until it has a plan within 3 % of the best of all, its tria
 """
 
 import argparse
+import csv
+import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,12 +33,13 @@ from objectives.outcome import Outcome
 from objectives.ranking import Candidates
 from objectives.validation import Accuracy, Prediction, accuracy, predict
 from runners.replay import ReplayRunner
-from search_spaces.plan import Ints, Plans
+from search_spaces.plan import Ints, Plan, Plans
 from tuner.samplers import make_sampler
 
 TABLE = Path(__file__).parent / "data" / "local" / "runs.csv"
 NEAR, TRIALS, SEEDS = 0.03, 10, 20
 N_ROWS = 10
+QUIET_SHARE = 0.7
 ALL = "all"
 
 
@@ -58,6 +61,26 @@ class Search:
 def runs_of(path: Path) -> list[MeasuredRun]:
     """Rows that count."""
     return [run for run in read_measurements(path).runs if run.trusted]
+
+
+def processor_share(path: Path) -> float:
+    """Of the processor's time, how much the runs had while they stepped; the median over the rows.
+
+    What a pipeline leaves idle lowers it too; far below 1 in most rows, others used the machine.
+    """
+    with path.open(newline="") as file:
+        found = [(float(row["step_time_s"] or 0), json.loads(row["extra"])) for row in csv.DictReader(file)]
+    shares = [
+        extra["busy_s"] / (step_s * min(int(extra["cores"]), _n_threads(extra)))
+        for step_s, extra in found
+        if step_s and "busy_s" in extra and "cores" in extra
+    ]
+    return float(np.median(shares)) if shares else float("nan")
+
+
+def _n_threads(extra: dict[str, Any]) -> int:
+    """Threads of all processes of a run."""
+    return int(extra["n_threads"]) * Plan.parse(extra["plan"]).world_size
 
 
 def job_name(run: MeasuredRun) -> str:
@@ -166,6 +189,10 @@ def main() -> None:
     parser.add_argument("--fit", action="store_true", help="fit the trainer's habits to the rows")
     asked = parser.parse_args()
     runs = runs_of(asked.runs)
+    share = processor_share(asked.runs)
+    print(f"{len(runs)} runs, which had {_percent(share)} of the processor while they stepped")
+    if share < QUIET_SHARE:
+        print("others used the machine: the seconds are theirs too, and no model can foresee them")
     _print_errors("the model as calibrated by probes, against every run", errors(predict(runs)))
     print(f"\nafter a calibration on {N_ROWS} of the rows, on the others")
     for group in after_rows(runs, N_ROWS):

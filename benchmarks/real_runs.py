@@ -108,7 +108,7 @@ def stored(configs: Sequence[StudyConfig]) -> list[StudyView]:
 
 
 def _rows(views: Sequence[StudyView], cluster: str) -> list[dict[str, str]]:
-    facts = {"machine": machine_words()}
+    facts = {"machine": machine_words(), "cores": str(os.cpu_count())}
     return [
         row
         for view in views
