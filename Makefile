@@ -2,6 +2,7 @@
 
 DEMO ?= meshtune tune --model llama-3-8b --cluster dgx-h100 --devices 64 --global-batch 256 --seq-len 8192 \
         --trials 24 --parallel 2 --name demo --storage sqlite:///demo-study.db
+LOCAL  ?= benchmarks/data/local
 PYTEST_ARGS ?= -n 2 --dist loadfile
 
 PACKAGES := search_spaces objectives runners tuner
@@ -24,7 +25,7 @@ PIP_INSTALL = -m pip install -qq --compile
 WITH_LAUNCHERS = test ! -e $(TOOLS)/installed || export MESHTUNE_LAUNCHER_PYTHON=$(CURDIR)/$(TOOLS)/bin/python;
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test setup setup-dev launchers lint size bench accuracy slow clean
+.PHONY: help demo test setup setup-dev launchers lint size bench accuracy real-calibrate real-runs slow clean
 
 help:  ## these lines
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -54,6 +55,13 @@ bench: setup  ## plans per second and the like
 
 accuracy: setup  ## predictions against published runs: prints docs/accuracy.md and writes it
 	@$(BIN)/python benchmarks/accuracy.py --write docs/accuracy.md
+
+real-calibrate: setup-dev  ## measure this machine with two and with four processes at once: four minutes, resumable
+	$(BIN)/meshtune calibrate --on cpu --devices 2 -o $(LOCAL)/local-2.toml
+	$(BIN)/meshtune calibrate --on cpu --devices 4 -o $(LOCAL)/local-4.toml
+
+real-runs: setup-dev  ## train every plan of docs/examples/real once, through Ray: ten minutes, resumable
+	$(BIN)/python benchmarks/real_runs.py -o $(LOCAL)/runs.csv
 
 slow: setup-dev launchers  ## the tests that `make test` leaves out
 	@$(WITH_LAUNCHERS) $(BIN)/pytest -m slow

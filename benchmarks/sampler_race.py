@@ -9,6 +9,7 @@ noise-free.
 
 import argparse
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -63,9 +64,13 @@ def truth(job: Job, table: Candidates, seed: int, hidden: float) -> tuple[Floats
 
 
 def study_of(
-    sampler: CandidateSampler, outcomes: list[Outcome], n_trials: int
+    sampler: CandidateSampler,
+    outcomes: list[Outcome],
+    n_trials: int,
+    *,
+    until: Callable[[int], bool] = lambda row: False,
 ) -> tuple[list[int], list[float]]:
-    """Rows tried, and seconds of each ask."""
+    """Rows tried, up to the first that is what is wanted, and seconds of each ask."""
     study, rows, ask_s = optuna.create_study(sampler=sampler), [], []
     for _ in range(min(n_trials, len(sampler.table))):
         start = time.perf_counter()
@@ -73,6 +78,8 @@ def study_of(
         ask_s.append(time.perf_counter() - start)
         rows.append(sampler.table.row_of(trial.params))
         tell(study, trial, outcomes[rows[-1]], sampler.job)
+        if until(rows[-1]):
+            break
     return rows, ask_s
 
 

@@ -17,7 +17,7 @@ from objectives.cost.passes import PassTable, pass_table
 from objectives.cost.result import Estimate, StageProfile, StepMemory, StepTime
 from objectives.cost.stages import representatives, stages_of
 from objectives.cost.states import StateTable, held_parameters, state_bytes, state_table
-from objectives.cost.step import estimate, microbatches, stage_profile
+from objectives.cost.step import estimate, idle_s, microbatches, stage_profile, times_shared
 from objectives.metrics import Job
 from objectives.uncertainty import TIMELESS, bounds, constants, formula_spread, with_constant
 from search_spaces.cluster import Constant
@@ -166,7 +166,7 @@ def part_terms(job: Job, plan: Plan) -> Terms:
         {"m": m, "vpp": plan.vpp, "others": plan.pp - 1}
         | _pass_terms(passes)
         | _pipeline_terms(job, one, passes, m)
-        | _sharing_terms(plan, states, m, float(time.dp_comm_s[0]))
+        | _sharing_terms(job, plan, states, m, float(time.dp_comm_s[0]))
         | _update_terms(job, plan)
         | _end_terms(job, time)
         | _memory_terms(job, plan, profile)
@@ -186,16 +186,16 @@ def _pipeline_terms(job: Job, one: Plans, passes: PassTable, m: int) -> Terms:
     sent_s = float(pipeline.send_s(one, microbatches(job, one), passes)[0])
     return {
         "other_stage_s": waiting_s / max(others, 1),
-        "filled_s": waiting_s / vpp - float(pipeline.bubble_s(one, microbatches(job, one), passes)[0]),
+        "filled_s": waiting_s / vpp - float(idle_s(job, one, microbatches(job, one), passes)[0]),
         "send_s": send_s,
         "shown_send_s": max(sent_s - 2 * others * send_s, 0.0) / (2 * m * vpp),
     }
 
 
-def _sharing_terms(plan: Plan, states: StateTable, m: int, exposed_s: float) -> Terms:
+def _sharing_terms(job: Job, plan: Plan, states: StateTable, m: int, exposed_s: float) -> Terms:
     """Reductions and gathers of a step by ZeRO stage (Rajbhandari et al., arXiv:1910.02054, section 7)."""
-    reductions = m if plan.zero >= 2 else 1
-    gathers = {0: 0, 3: 2 * m}.get(plan.zero, 1)
+    n_reductions, n_gathers = times_shared(job, Plans.of([plan]), np.array([m]))
+    reductions, gathers = int(n_reductions[0]), int(n_gathers[0])
     reduce_s, gather_s, tie_s = (float(each[0]) for each in (states.reduce_s, states.gather_s, states.tie_s))
     hidden_s = reductions * reduce_s + gathers * gather_s + tie_s - exposed_s
     counted = {"reductions": reductions, "gathers": gathers}

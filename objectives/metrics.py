@@ -74,8 +74,9 @@ class Job:
 
     @property
     def trainer(self) -> Habits:
-        """How the trainer uses the device."""
-        return self.habits or habits_of(self.workload.framework)
+        """How the trainer uses the device; a processor that also carries the messages hides none of them."""
+        habits = self.habits or habits_of(self.workload.framework)
+        return habits.without_overlap() if self.cluster.device.is_host else habits
 
     def values(self, metric: str, step_s: Floats, peak_memory_bytes: Floats) -> Floats:
         """A metric of many plans from their step seconds and peak bytes; shape (n_plans,)."""

@@ -11,10 +11,10 @@ from types import MappingProxyType
 from typing import Any
 
 from objectives.measurements.cells import BadRow, Cells, read_cells
-from objectives.measurements.layouts import cp_kind
+from objectives.measurements.layouts import cp_kind, stated_plan
 from objectives.metrics import Job
 from search_spaces.errors import InvalidSpec
-from search_spaces.plan import Plan, Recompute, Schedule
+from search_spaces.plan import KNOB_NAMES, Plan, Recompute, Schedule
 from search_spaces.units import GB
 
 logger = logging.getLogger(__name__)
@@ -42,13 +42,18 @@ _DEGREES = MappingProxyType(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One recorded run: the knobs it states, and what came of it (`step_s` None: it failed)."""
+    """One recorded run: the knobs it states, and what came of it (`step_s` None: it failed).
+
+    `cause` and `why` are those of a failure, where the row says them.
+    """
 
     line: int
     knobs: Mapping[str, Any]
     outcome: str
     step_s: float | None
     peak_memory_bytes: float | None
+    cause: str = ""
+    why: str = ""
 
     def is_of(self, plan: Plan) -> bool:
         """Whether the plan has every knob that the row states."""
@@ -83,7 +88,12 @@ def read_rows(path: Path | str, job: Job) -> list[Row]:
 
 def _is_of_job(cells: Cells, job: Job) -> bool:
     """Whether every shape that the row states is the job's."""
-    attention = job.model.attention
+    attention, moe, n = job.model.attention, job.model.moe, job.cluster.n_devices
+    kind, per_node = cells.text("model_type"), cells.whole("gpus_per_node")
+    if kind and (kind == "moe") != (moe is not None):
+        return False
+    if per_node is not None and min(per_node, n) != min(job.cluster.devices_per_node, n):
+        return False
     shapes = {
         "n_layers": job.model.n_layers,
         "hidden": job.model.d_model,
@@ -92,9 +102,10 @@ def _is_of_job(cells: Cells, job: Job) -> bool:
         "n_kv_heads": attention.n_kv_heads,
         "seq_len": job.workload.seq_len,
         "global_batch": job.workload.global_batch,
-        "n_gpus": job.cluster.n_devices,
-        "gpus_per_node": job.cluster.devices_per_node,
+        "n_gpus": n,
     }
+    if moe is not None:
+        shapes |= {"n_experts": moe.n_experts, "top_k": moe.top_k, "moe_ffn_hidden": moe.expert_width}
     accelerator = cells.text("accelerator").partition("-")[0].lower()
     return accelerator in job.cluster.device.name.lower() and all(
         value in (None, wanted)
@@ -113,11 +124,15 @@ def _row(cells: Cells) -> Row:
         outcome=outcome,
         step_s=step_s if outcome == "ok" else None,
         peak_memory_bytes=peak_gb * GB if peak_gb else None,
+        cause=str(cells.extra.get("cause", "")),
+        why=cells.text("notes"),
     )
 
 
 def _knobs(cells: Cells) -> dict[str, Any]:
     """Knobs that the row states; those that do nothing in its plan are left open."""
+    if plan := stated_plan(cells):
+        return {name: getattr(plan, name) for name in KNOB_NAMES}
     stated = {knob: cells.whole(column) for knob, column in _DEGREES.items()}
     knobs: dict[str, Any] = {knob: value for knob, value in stated.items() if value is not None}
     for name in ("tp", "pp", "dp", "micro_batch"):

@@ -44,7 +44,7 @@ class ReplayRunner:
         lines = f"{Path(self._path).name}, lines {', '.join(str(row.line) for row in rows)}"
         steps_s = [row.step_s for row in rows if row.step_s is not None]
         if not steps_s:
-            cause, message = _CAUSES[rows[0].outcome]
+            cause, message = _failure(rows[0])
             return Failed(cause=cause, message=message, origin=self.origin, log_tail=lines)
         return Measured(
             step_s=statistics.median(steps_s),
@@ -67,6 +67,13 @@ def replay_plans(path: Path | str, job: Job) -> Plans:
     """Every plan that a recording holds for the job, once; knobs it leaves open keep their defaults."""
     plans = {plan.key: plan for plan in (Plan(**row.knobs) for row in read_rows(path, job))}
     return Plans.of(plans.values())
+
+
+def _failure(row: Row) -> tuple[Cause, str]:
+    """The recorded cause in its own words, or what the outcome's word stands for."""
+    if row.cause in list(Cause):
+        return Cause(row.cause), row.why or "as recorded"
+    return _CAUSES[row.outcome]
 
 
 def _degrees(tp: int, pp: int, dp: int) -> tuple[int, ...]:

@@ -52,6 +52,8 @@ class DeviceSpec:
     large product keeps of that inside a training step (power, clocks, other streams).  `kernel_launch_s` is
     what its host takes to issue one operation.  `fp8_gemm_efficiency` and `fp4_gemm_efficiency` are the best
     products of 8 and 4 bits over their own peaks; None where nobody measured them: as the 16-bit one.
+    `processes_per_core` is 0 for an accelerator with a host beside it.  Above 0 a device is a process on a
+    processor's cores, host and device in one, and so many such processes take turns on each core.
     """
 
     name: str
@@ -69,6 +71,7 @@ class DeviceSpec:
     kernel_launch_s: Constant
     fp8_gemm_efficiency: Constant | None = None
     fp4_gemm_efficiency: Constant | None = None
+    processes_per_core: float = 0.0
 
     def __post_init__(self) -> None:
         positive = ("memory_bytes", "memory_bandwidth_bytes_per_s", "host_bandwidth_bytes_per_s", "power_w")
@@ -87,6 +90,14 @@ class DeviceSpec:
         for name in EFFICIENCIES:
             if getattr(self, name) is not None:
                 _check_share(f"DeviceSpec.{name}", getattr(self, name))
+        turns = self.processes_per_core
+        must = "DeviceSpec.processes_per_core must be 0 for an accelerator, or at least 1 and finite"
+        check(turns == 0 or 1 <= turns < float("inf"), must, turns)
+
+    @property
+    def is_host(self) -> bool:
+        """Whether it issues its operations itself, one after the other, and carries its own messages."""
+        return self.processes_per_core > 0
 
     def best_product_share(self, precision: Precision) -> float:
         """The best product of that format alone over its dense peak."""
@@ -198,6 +209,12 @@ class ClusterSpec:
     def n_nodes(self) -> int:
         """Nodes the devices fill."""
         return -(-self.n_devices // self.devices_per_node)
+
+    @property
+    def turns(self) -> float:
+        """Devices of the job that take turns on one core, where one leaves idle what others use; else 1."""
+        busy = min(self.n_devices, self.devices_per_node) / self.devices_per_node
+        return max(self.device.processes_per_core * busy, 1.0)
 
     def with_devices(self, n_devices: int) -> "ClusterSpec":
         """The same machine with another number of devices."""

@@ -60,6 +60,8 @@ def _value(value: Any) -> str:
     if isinstance(value, Constant):
         pairs = (f"{name} = {_value(each)}" for name, each in _table(value).items())
         return "{ " + ", ".join(pairs) + " }"
+    if isinstance(value, bool):
+        return str(value).lower()
     if isinstance(value, str):
         return json.dumps(str(value), ensure_ascii=False).replace(DELETE, "\\u007f")
     if isinstance(value, float) and value >= MILLION:

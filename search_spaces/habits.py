@@ -5,7 +5,7 @@ a trainer without runs takes the assumed row.  None of them is a speed of a devi
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from search_spaces.cluster import Constant, Origin, assumed
@@ -29,7 +29,9 @@ class Habits:
     Megatron-LM synchronizes after every batch of sends and receives.  Where a pipeline leaves the node, every
     rank of a tensor-parallel group holds the others up for `peer_operations` in each forward layer.  A step
     whose optimizer is sharded issues `shard_operations` for every layer and replica, which copy the pieces of
-    each parameter into and out of the buffers that travel.
+    each parameter into and out of the buffers that travel.  Where each layer's weights and gradients travel
+    by themselves, the host issues `layer_share_operations` around each such message.  A ring of unfused
+    blocks moves `ring_score_bytes` for every score of its forward pass.
 
     `traffic` is the bytes of its memory-bound kernels over the least that fused ones would move,
     `expert_traffic` that of routed experts (permutations, activation); `logits_bytes` those of the loss per
@@ -52,12 +54,22 @@ class Habits:
     cp_overlap: Constant = assumed(0.9, "all but the first exchange", 0.1)
     dp_overlap: Constant = assumed(0.9, "all but the last bucket", 0.1)
     shard_operations: Constant = assumed(0.0, "parameters lie in one buffer, cut without copies", 0.0)
+    ring_score_bytes: Constant = assumed(0.0, "a ring's blocks stay inside a kernel", 0.0)
+    layer_share_operations: Constant = assumed(0.0, "nothing is cut layer by layer", 0.0)
     ep_overlap: Constant = assumed(0.6, "as Megatron-LM", 0.2)
     block_scale_operations: Constant = assumed(5.5, "as Megatron-LM: casts and swizzled scales", 0.5)
     expert_operations: Constant = assumed(7.5, "as Megatron-LM: products, casts, copies", 0.5)
     expert_traffic: Constant = assumed(3.1, "as Megatron-LM: permutations and activation unfused", 0.3)
 
+    def without_overlap(self) -> "Habits":
+        """The same trainer where messages take the time of what computes."""
+        names = ("tp_overlap", "cp_overlap", "dp_overlap", "ep_overlap")
+        return replace(self, **dict.fromkeys(names, _NOTHING_BESIDE))
 
+
+_NOTHING_BESIDE = Constant(
+    value=0.0, origin=Origin.DATASHEET, source="the processor that computes carries the messages"
+)
 ASSUMED_HABITS = Habits()
 # Trainers that run plain PyTorch modules: between those fitted that do (FSDP's, InternEvo, nanotron).
 PLAIN_PYTORCH = Habits(
@@ -78,6 +90,17 @@ MEGATRON_LM = Habits(
     attention=fitted(1.15),
     message_operations=fitted(14.0, 0.5),
     **MEGATRON_EXPERTS,
+)
+# The built-in trainer's own code, runners/torch_trial, counted operation by operation and byte by byte.
+BUILT_IN = replace(
+    PLAIN_PYTORCH,
+    attention=assumed(0.85, "the kernel that probes measure, its operands strided", 0.15),
+    operations_per_layer=assumed(55.0, "operations of a layer's forward pass, counted", 0.3),
+    tp_operations=assumed(8.0, "four collectives and their copies", 0.5),
+    accumulation_bytes=assumed(12.0, "fp32 sum and gradient read, sum written", 0.3),
+    logits_bytes=assumed(24.0, "softmax, loss and their gradients read and write fp32 six times", 0.3),
+    ring_score_bytes=assumed(45.0, "scores scaled, masked, summed, exponentiated: eleven fp32 moves", 0.3),
+    layer_share_operations=assumed(400.0, "FSDP2's hooks, copies in and out", 0.5),
 )
 HABITS: Mapping[str, Habits] = MappingProxyType(
     {
@@ -109,7 +132,7 @@ HABITS: Mapping[str, Habits] = MappingProxyType(
         ),
         "torchtitan": PLAIN_PYTORCH,
         "deepspeed": PLAIN_PYTORCH,
-        "meshtune": PLAIN_PYTORCH,
+        "meshtune": BUILT_IN,
         "fsdp": Habits(traffic=fitted(2.1), attention=fitted(0.5)),
         "internevo": Habits(traffic=fitted(2.2), dp_overlap=fitted(0.35)),
     }

@@ -33,6 +33,7 @@ def local_cluster() -> ClusterSpec:
         attention_efficiency=assumed(0.3, guess, spread=0.5),
         memory_efficiency=assumed(0.7, guess, spread=0.5),
         kernel_launch_s=assumed(20 * US, guess, spread=1.0),
+        processes_per_core=n_devices / n_cores,
     )
     tier = TierSpec(
         name="machine",

@@ -56,15 +56,18 @@ def gemm_s(
 ) -> Floats:
     """Seconds of a product (M x K)(K x N): the slower of its waves of tiles and its operands' bytes.
 
-    `precision` None stands for the workload's.
+    `precision` None stands for the workload's.  A processor's tiles are a few registers: none counts.
     """
     device, nature = job.cluster.device, job.nature
     precision = precision or job.workload.precision
     rate = device.peak(precision) * device.best_product_share(precision) * device.sustained_efficiency.value
-    tiles = np.ceil(rows / TILE) * np.ceil(columns / TILE)
-    waves = tiles / device.n_multiprocessors
-    idle = (np.ceil(waves) / waves) ** nature.wave_exponent.value
-    compute_s = tiles * idle * (depth + nature.tile_start_depth.value) * (2.0 * TILE * TILE / rate)
+    if device.is_host:
+        compute_s = 2.0 * rows * columns * depth / rate
+    else:
+        tiles = np.ceil(rows / TILE) * np.ceil(columns / TILE)
+        waves = tiles / device.n_multiprocessors
+        idle = (np.ceil(waves) / waves) ** nature.wave_exponent.value
+        compute_s = tiles * idle * (depth + nature.tile_start_depth.value) * (2.0 * TILE * TILE / rate)
     entries = rows * depth + columns * depth + rows * columns
     return np.maximum(compute_s, memory_bound_s(job, entry_bytes(precision) * entries))
 

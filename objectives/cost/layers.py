@@ -33,6 +33,7 @@ from objectives.cost.kernels import (
 )
 from objectives.cost.moe import deduplicated_share
 from objectives.metrics import Job
+from search_spaces.framework import framework_named
 from search_spaces.model import MlpSpec
 from search_spaces.plan import CpKind, Floats, Module, Plans
 from search_spaces.workload import AttentionFlops, CudaGraphs
@@ -185,9 +186,23 @@ def _attention_core(job: Job, plans: Plans) -> Floats:
     flops = share * (sum(per_layer) / model.n_layers)
     rows = share * model.attention.n_heads * float(s)
     if workload.flash_attention:
-        return attention_s(job, flops)
+        return _with_open_ring(job, plans, attention_s(job, flops), rows)
     seconds = unfused_attention_s(job, flops)
     return seconds + memory_bound_s(job, job.nature.score_traffic_bytes.value * rows * s)
+
+
+def _with_open_ring(job: Job, plans: Plans, fused_s: Floats, rows: Floats) -> Floats:
+    """The attention core where a trainer's ring stores the scores of each of its blocks.
+
+    Of s / c tokens a rank computes its own block whole and half of every other: (c + 1) / 2 squares.
+    """
+    if framework_named(job.workload.framework).fused_ring:
+        return fused_s
+    scores = rows * (job.workload.seq_len / plans.cp) * (plans.cp + 1) / 2
+    width = job.model.attention.head_dim + job.model.attention.v_head_dim
+    seconds = unfused_attention_s(job, 2.0 * scores * width)
+    seconds = seconds + memory_bound_s(job, job.trainer.ring_score_bytes.value * scores)
+    return np.where(plans.is_cp(CpKind.RING), seconds, fused_s)
 
 
 def _mlp_block(job: Job, plans: Plans, mlp: MlpSpec) -> _Block:

@@ -146,7 +146,8 @@ def _launch(
         max(operations * seconds to issue one - the device's own seconds, operations * seconds to start one)
 
     Issuing runs ahead of the device, so only a pass whose operations are many and small waits for its host;
-    every kernel starts and drains.  A host that waits for every kernel issues each while nothing runs.
+    every kernel starts and drains.  A host that waits for every kernel issues each while nothing runs, and so
+    does a processor that is its own host: operations * seconds to issue one.
     `n_layers` counts all layers, and those of experts: each expert of a device costs operations of its own.
     A graph of the layers' static parts leaves only the experts', one of the whole step none.
     """
@@ -162,6 +163,8 @@ def _launch(
     host_s = one * (forward + n_layers[0] * _peer_operations(job, plans))
     again = plans.is_recompute(Recompute.FULL) / plans.recompute_every
     backward = trainer.backward_operations.value + again
+    if job.cluster.device.is_host:
+        return host_s + 0 * device_s[0], backward * host_s + 0 * device_s[1]
     start_s = forward * (job.nature.kernel_start_s.value + one * job.workload.launch_blocking)
     return (
         np.maximum(host_s - device_s[0], start_s),
@@ -271,10 +274,11 @@ def _recomputation_s(plans: Plans, total: LayerCost, layers: Ints) -> Floats:
 class PassTable:
     """What a pipeline needs of its passes; times are (n_plans,), bytes (n_representatives, n_plans).
 
-    The worst stage is the one with the longest F + B; its parts are those a step is made of.  `all_stages_s`
-    sums F + B over the stages, `others_forward_s` F over all but the worst; `fillable_s` sums W + min(F, W)
-    over all but the worst, `fillable_h2_s` min(3 W, 2 F + W, F + B): what ZB-H1 and ZB-H2 fill of their
-    bubbles.  Of two copies of the model (DualPipe) a device runs each with half of the micro-batches.
+    The worst stage is the one with the longest F + B; its parts are those a step is made of, or, where
+    devices take turns on a core, so that one uses what another leaves, the mean over the stages.
+    `all_stages_s` sums F + B over the stages, `others_forward_s` F over all but the worst; `fillable_s` sums
+    W + min(F, W) over all but the worst, `fillable_h2_s` min(3 W, 2 F + W, F + B): what ZB-H1 and ZB-H2 fill
+    of their bubbles.  Of two copies of the model (DualPipe) a device runs each with half the micro-batches.
     """
 
     compute_s: Floats
@@ -312,6 +316,10 @@ def pass_table(job: Job, plans: Plans) -> PassTable:
         picked: Floats = np.take_along_axis(part, worst, axis=0)[0]
         return picked
 
+    def of_step(part: Floats) -> Floats:
+        taken: Floats = np.sum(bounds.weight * part, axis=0) / np.sum(bounds.weight, axis=0)
+        return of_worst(part) if job.cluster.turns == 1 else taken
+
     def of_others(part: Floats) -> Floats:
         summed: Floats = np.sum(bounds.weight * part, axis=0) - of_worst(part)
         return summed
@@ -321,12 +329,12 @@ def pass_table(job: Job, plans: Plans) -> PassTable:
     fillable = weight_pass + np.minimum(weight_pass, forward)
     fillable_h2 = np.minimum(weight_pass + 2 * np.minimum(weight_pass, forward), total)
     return PassTable(
-        compute_s=of_worst(passes.compute_s),
-        recompute_s=of_worst(passes.recompute_s),
-        tp_comm_s=of_worst(passes.tp_comm_s),
-        cp_comm_s=of_worst(passes.cp_comm_s),
-        ep_comm_s=of_worst(passes.ep_comm_s),
-        launch_s=of_worst(passes.launch_forward_s + passes.launch_backward_s),
+        compute_s=of_step(passes.compute_s),
+        recompute_s=of_step(passes.recompute_s),
+        tp_comm_s=of_step(passes.tp_comm_s),
+        cp_comm_s=of_step(passes.cp_comm_s),
+        ep_comm_s=of_step(passes.ep_comm_s),
+        launch_s=of_step(passes.launch_forward_s + passes.launch_backward_s),
         worst_s=of_worst(total),
         forward_s=of_worst(passes.full_forward_s),
         backward_s=of_worst(passes.full_backward_input_s + passes.full_backward_weight_s),

@@ -153,7 +153,7 @@ def state_table(job: Job, plans: Plans) -> StateTable:
     dense = np.take_along_axis(parameters.dense, fullest, axis=0)[0]
     expert = np.take_along_axis(parameters.expert, fullest, axis=0)[0]
     one = RankParameters(dense=dense, expert=expert)
-    reduce_s, gather_s = _sharing_s(job, plans, one)
+    reduce_s, gather_s = _sharing_s(job, plans, one, np.max(stages.n_layers, axis=0))
     owned = np.where(plans.zero >= 1, _sharded(plans, parameters), parameters.total)
     optimizer_s, offload_s = _update_s(job, plans, np.max(owned, axis=0), np.max(stages.n_layers, axis=0))
     return StateTable(
@@ -187,7 +187,7 @@ class StageSharing:
 
 def stage_sharing(job: Job, plans: Plans, parameters: RankParameters, n_layers: Ints) -> StageSharing:
     """The same for stages, each given as a row of plans with its own parameters and layers."""
-    reduce_s, gather_s = _sharing_s(job, plans, parameters)
+    reduce_s, gather_s = _sharing_s(job, plans, parameters, n_layers)
     owned = np.where(plans.zero >= 1, _sharded(plans, parameters), parameters.total)
     optimizer_s, offload_s = _update_s(job, plans, owned, n_layers)
     return StageSharing(
@@ -196,24 +196,30 @@ def stage_sharing(job: Job, plans: Plans, parameters: RankParameters, n_layers: 
     )  # fmt: skip
 
 
-def _sharing_s(job: Job, plans: Plans, parameters: RankParameters) -> tuple[Floats, Floats]:
+def _sharing_s(job: Job, plans: Plans, parameters: RankParameters, n_layers: Ints) -> tuple[Floats, Floats]:
     """Seconds of one gradient reduction and one weight gather.
 
     Gradients are all-reduced bucket by bucket, or reduce-scattered from stage 1 on.  Dense parameters go over
-    dp x cp, routed experts over edp; one after the other.
+    dp x cp, routed experts over edp; one after the other.  Where a trainer shards by layers, each layer's
+    travel by themselves from stage 2 on, those outside of layers as one more.
     """
     cluster, state = job.cluster, job.workload.training_state
+    profile = framework_named(job.workload.framework)
     reduce_s, gather_s = np.zeros(len(plans)), np.zeros(len(plans))
     groups = (
         (parameters.dense, plans.dp * plans.cp, mesh.dp_members(cluster, plans)),
         (parameters.expert, plans.edp, mesh.edp_members(cluster, plans)),
     )
+    pieces = np.where(plans.zero >= 2, n_layers + 1, 1) if profile.shards_by_layer else np.ones(len(plans))
+    issue_s = job.trainer.layer_share_operations.value * job.cluster.device.kernel_launch_s.value
     for held, n, members in groups:
         gradients, weights = held * state.gradient_bytes, held * state.weight_bytes
-        buckets = np.maximum(held / framework_named(job.workload.framework).bucket_parameters, 1.0)
+        buckets = np.maximum(held / profile.bucket_parameters, 1.0)
         whole = buckets * all_reduce_s(cluster, n, members, gradients / buckets)
-        reduce_s += np.where(plans.zero == 0, whole, reduce_scatter_s(cluster, n, members, gradients))
-        gather_s += all_gather_s(cluster, n, members, weights)
+        apart_s = (pieces > 1) * (n > 1) * (held > 0) * pieces * issue_s
+        scattered = pieces * reduce_scatter_s(cluster, n, members, gradients / pieces) + apart_s
+        reduce_s += np.where(plans.zero == 0, whole, scattered)
+        gather_s += pieces * all_gather_s(cluster, n, members, weights / pieces) + apart_s
     return reduce_s, gather_s
 
 

@@ -84,7 +84,7 @@ def _time(job: Job, plans: Plans, passes: PassTable, states: StateTable, m: Ints
     Stragglers stretch all of it: the slowest of n nodes sets the pace, a little more with every doubling.
     """
     cluster = job.cluster
-    bubble = pipeline.bubble_s(plans, m, passes)
+    bubble = idle_s(job, plans, m, passes)
     send = pipeline.send_s(plans, m, passes)
     dp_comm = exposed_dp_comm_s(job, plans, passes, states, m)
     slow = cluster.straggler_per_log2.value * np.log2(max(cluster.n_nodes, 1))
@@ -105,12 +105,35 @@ def _time(job: Job, plans: Plans, passes: PassTable, states: StateTable, m: Ints
     )
 
 
+def idle_s(job: Job, plans: Plans, m: Ints, passes: PassTable) -> Floats:
+    """Idle seconds of the worst stage; where r devices take turns on a core, what no other one fills.
+
+        max(sum_{k < p} max(1 - k r / p, 0) (F + B) / r,  (m (F + B)_worst + bubble) / r - m (F + B)_mean)
+
+    A device that waits gives its core to another, which then runs up to r times as fast: the step takes what
+    all stages have to do, and the time in which fewer stages have work than there are cores; at least as long
+    as the schedule would with a core for each device.
+    """
+    bubble = pipeline.bubble_s(plans, m, passes)
+    turns = job.cluster.turns
+    if turns == 1:
+        return bubble
+    mean_s = passes.all_stages_s / plans.pp
+    stages = np.arange(1, int(plans.pp.max(initial=1)))[:, None]
+    unused = np.maximum(1 - stages * turns / plans.pp, 0) * (stages < plans.pp)
+    filling_s = unused.sum(axis=0) * mean_s / turns
+    alone_s = (m * passes.worst_s + bubble) / turns - m * mean_s
+    idle: Floats = np.maximum(filling_s, alone_s) * (plans.pp > 1)
+    return idle
+
+
 def exposed_dp_comm_s(job: Job, plans: Plans, passes: PassTable, states: StateTable, m: Ints) -> Floats:
     """Exposed seconds of gradient reduction and parameter gather.
 
         stage 0    one all-reduce                     stage 2    m reduce-scatters, one gather
         stage 1    one reduce-scatter, one gather     stage 3    m reduce-scatters, 2 m gathers
 
+    A trainer that shards by layers gathers m times in stage 2 as well, and in a pipeline reduces once.
     Overlap hides up to the framework's share, behind the last backward and the first forward pass (stages 0
     and 1) or behind every pass (2 and 3).  Gradients of tied embeddings follow, exposed.
 
@@ -119,16 +142,24 @@ def exposed_dp_comm_s(job: Job, plans: Plans, passes: PassTable, states: StateTa
     Rajbhandari et al. (2020), arXiv:1910.02054, section 7; Zhao et al. (2023), arXiv:2304.11277, section 3.
     """
     zero = plans.zero
-    every = zero >= 2
-    reductions = np.where(every, m, 1) * states.reduce_s
-    gathers = np.where(zero >= 3, 2 * m, np.where(zero >= 1, 1, 0)) * states.gather_s
-    passes_behind = np.where(every, m, 1)
+    n_reductions, n_gathers = times_shared(job, plans, m)
+    reductions, gathers = n_reductions * states.reduce_s, n_gathers * states.gather_s
+    passes_behind = np.where(zero >= 2, m, 1)
     hidden_reduce = np.minimum(reductions, passes_behind * passes.backward_s)
     gather_room = np.where(zero >= 3, m * passes.worst_s - hidden_reduce, passes.forward_s)
     hidden_gather = np.minimum(gathers, np.maximum(gather_room, 0))
     share = job.trainer.dp_overlap.value * plans.overlap_dp
     picked: Floats = reductions + gathers + states.tie_s - share * (hidden_reduce + hidden_gather)
     return picked
+
+
+def times_shared(job: Job, plans: Plans, m: Ints) -> tuple[Ints, Ints]:
+    """Reductions of gradients and gathers of weights in a step of m micro-batches."""
+    zero = plans.zero
+    by_layer = framework_named(job.workload.framework).shards_by_layer
+    reductions = np.where((zero >= 2) & ~(by_layer & (plans.pp > 1)), m, 1)
+    before_forward = np.where(by_layer & (zero == 2), m, zero >= 1)
+    return reductions, np.where(zero >= 3, 2 * m, before_forward)
 
 
 def _memory(

@@ -7,12 +7,14 @@
 
 import re
 from dataclasses import replace
+from pathlib import Path
 
 from objectives.measurements.cells import BadRow, Cells
 from objectives.measurements.tables import NetworkWords, WordTables
 from search_spaces.cluster import ClusterSpec, Constant, Origin, TierSpec
 from search_spaces.cluster_presets import cluster_names, device_names, load_cluster, load_device
 from search_spaces.errors import MeshtuneError
+from search_spaces.local_cluster import LOCAL
 from search_spaces.units import GB
 
 _LINKS = re.compile(r"(\d+)\s*x\s*(\d+)\s*G(?:b|\b)")  # Gb is bits, GB would be bytes
@@ -22,10 +24,12 @@ _BITS = 8
 Described = tuple[ClusterSpec, list[str]]  # a cluster, and what a row leaves open of it
 
 
-def cluster_of(cells: Cells, tables: WordTables, override: str | None = None) -> Described:
+def cluster_of(
+    cells: Cells, tables: WordTables, override: str | None = None, *, folder: Path | None = None
+) -> Described:
     """The row's machine with as many devices as it used, and what the row leaves open.
 
-    `override` names one cluster for every row, whatever the row says.
+    `override` names one cluster for every row, whatever the row says; a row's own file lies in the folder.
 
     Raises
     ------
@@ -37,8 +41,10 @@ def cluster_of(cells: Cells, tables: WordTables, override: str | None = None) ->
     try:
         if override:
             return load_cluster(override, n_devices), []
-        if text in cluster_names() or text.endswith(".toml"):
+        if text in (LOCAL, *cluster_names()):
             return load_cluster(text, n_devices), []
+        if text.endswith(".toml"):
+            return load_cluster(str((folder or Path()) / text), n_devices), []
         return _described(cells, tables, text, n_devices)
     except MeshtuneError as error:
         raise BadRow(f"{error.must}; got {error.given}") from None

@@ -7,6 +7,7 @@ from types import MappingProxyType
 from objectives.cost.stages import leaves_a_stage_empty
 from objectives.measurements.cells import BadRow, Cells
 from objectives.metrics import Job
+from search_spaces.errors import InvalidSpec
 from search_spaces.framework import EndStages, framework_named
 from search_spaces.plan import (
     NO_MODULES,
@@ -37,6 +38,7 @@ MODULES = MappingProxyType({
     "rmsnorm": Module.LAYERNORM,
     "act": Module.MOE_ACT,
 })  # fmt: skip
+_SAME_AS_COLUMNS = ("tp", "pp", "dp", "cp", "ep", "etp", "vpp", "micro_batch")
 _OVERLAPS = {
     "overlap_dp": ("dp_grad_reduce", "dp_param_gather", "fsdp_prefetch"),
     "overlap_tp": ("tp_userbuffer", "tp_async"),
@@ -55,6 +57,8 @@ def plan_of(cells: Cells, n_layers: int) -> tuple[Plan, list[str]]:
     """
     notes: list[str] = []
     degrees = _degrees(cells)
+    if stated := stated_plan(cells):
+        return stated, notes
     schedule, vpp = _schedule(cells, degrees["pp"], notes)
     first, last = _uneven(n_layers, degrees["pp"], vpp, notes)
     overlaps = _overlaps(cells, degrees, notes)
@@ -85,6 +89,28 @@ def plan_of(cells: Cells, n_layers: int) -> tuple[Plan, list[str]]:
         deduplicate_ep=_deduplicates(cells) and (cells.whole("ep") or 1) > 1,
     )
     return plan, notes
+
+
+def stated_plan(cells: Cells) -> Plan | None:
+    """The plan that `extra.plan` spells out, every knob of it; None where the row has columns only.
+
+    Raises
+    ------
+    BadRow
+        Words that are no plan, or another one than the row's degrees say.
+    """
+    words = cells.extra.get("plan")
+    if words is None:
+        return None
+    try:
+        plan = Plan.parse(str(words))
+    except InvalidSpec as error:
+        raise BadRow(f"extra.plan: {error.must}; got {error.given}") from None
+    for name in _SAME_AS_COLUMNS:
+        value = cells.count(name)
+        if value not in (None, getattr(plan, name)):
+            raise BadRow(f"extra.plan must have the row's {name} {value}; got {getattr(plan, name)}")
+    return plan
 
 
 def as_overlapped(plan: Plan, framework: str) -> Plan:

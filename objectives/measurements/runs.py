@@ -118,7 +118,7 @@ def read_measurements(path: Path | str, *, cluster: str | None = None) -> Measur
     path = Path(path)
     if cluster:
         load_cluster(cluster, 1)  # a name that does not exist is one error, not one for every row
-    reader = _Reader(word_tables(path.parent), cluster)
+    reader = _Reader(word_tables(path.parent), cluster, path.parent)
     runs: list[MeasuredRun] = []
     rejected: list[RejectedRow] = []
     for cells in read_cells(path, NEEDED):
@@ -159,8 +159,8 @@ def _slips(runs: Sequence[MeasuredRun]) -> dict[int, RejectedRow]:
 class _Reader:
     """Rows to runs; rows of one job share its object, so that they can be priced together."""
 
-    def __init__(self, tables: WordTables, cluster: str | None) -> None:
-        self._tables, self._cluster = tables, cluster
+    def __init__(self, tables: WordTables, cluster: str | None, folder: Path) -> None:
+        self._tables, self._cluster, self._folder = tables, cluster, folder
         self._clusters: dict[tuple[str, ...], Described] = {}
         self._jobs: dict[tuple[object, ...], Job] = {}
         self._described: dict[tuple[str | None, ...], tuple[Job, tuple[str, ...]]] = {}
@@ -241,7 +241,7 @@ class _Reader:
     def _new_job(self, cells: Cells, trainer: TrainerWords) -> tuple[Job, tuple[str, ...]]:
         place = tuple(cells.text(name) for name in CLUSTER_COLUMNS)
         if place not in self._clusters:
-            self._clusters[place] = cluster_of(cells, self._tables, self._cluster)
+            self._clusters[place] = cluster_of(cells, self._tables, self._cluster, folder=self._folder)
         cluster, cluster_notes = self._clusters[place]
         model, model_notes = model_of(cells, default_vocab=trainer.vocab)
         workload, workload_notes = _workload(cells, trainer)

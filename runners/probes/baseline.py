@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass, replace
+from typing import Any
 
 from runners.probes.cases import Facts
 from search_spaces.cluster import ClusterSpec, DeviceSpec, TierSpec, assumed
@@ -88,6 +89,7 @@ def _processors(facts: Facts, *, n_ranks: int, n_local: int) -> ClusterSpec:
             local.device,
             source="memory as the operating system reports it, an equal share each; power assumed",
             memory_bytes=facts.memory_bytes / n_local,
+            processes_per_core=max(n_local / facts.n_cores, 1.0),
         ),
         devices_per_node=n_local,
         max_devices=n_ranks,
@@ -133,7 +135,7 @@ def _fabric() -> TierSpec:
 
 def _unknown_device(facts: Facts) -> DeviceSpec:
     """An accelerator that is no preset: its driver's facts, and speeds that only the probes will tell."""
-    constants = {**DEVICE_DEFAULTS, "gemm_efficiency": assumed(0.7, GUESS, spread=0.5)}
+    constants: dict[str, Any] = {**DEVICE_DEFAULTS, "gemm_efficiency": assumed(0.7, GUESS, spread=0.5)}
     return DeviceSpec(
         name=re.sub(r"[^a-z0-9]+", "-", facts.device.lower()).strip("-") or "accelerator",
         source=f"the driver of {facts.device}; speeds assumed",

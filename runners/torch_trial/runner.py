@@ -263,6 +263,7 @@ class TorchRunner:
         every_s = [max(steps_s) for steps_s in zip(*(each.steps_s for each in findings), strict=True)]
         steps_s = every_s[self._options.n_warmup :]
         step_s = statistics.median(steps_s)
+        busy_s = [sum(ranks_s) for ranks_s in zip(*(each.busy_s for each in findings), strict=True)]
         peaks = {name: max(each.peak_bytes[name] for each in findings) for name in findings[0].peak_bytes}
         return Measured(
             step_s=step_s,
@@ -273,6 +274,7 @@ class TorchRunner:
             effective={
                 "steps_s": [round(each, 6) for each in every_s],
                 "n_warmup": self._options.n_warmup,
+                "busy_s": round(statistics.median(busy_s[self._options.n_warmup :]), 6),
                 "spikes": [i for i, each in enumerate(every_s) if each > SPIKE * step_s],
                 "tokens_per_s": round(ran.job.workload.tokens_per_step / step_s, 1),
                 "losses": [round(each, 6) for each in findings[0].losses],

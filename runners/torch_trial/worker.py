@@ -61,9 +61,14 @@ class Orders:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Findings:
-    """One rank's figures: seconds of every step with the warm-up, losses, and its peak bytes by source."""
+    """One rank's figures: seconds of every step with the warm-up, losses, and its peak bytes by source.
+
+    `busy_s` are the seconds of each step in which the processor worked for the rank, exchanges included: on a
+    machine that others use a step takes longer than that.
+    """
 
     steps_s: tuple[float, ...]
+    busy_s: tuple[float, ...]
     losses: tuple[float, ...]
     peak_bytes: dict[str, float]
     build_s: float
@@ -91,22 +96,27 @@ def train(orders: Orders, rank: int, tell: Tell, *, folder: Path) -> Findings:
     tell(At(place="build"))
     trainer = Trainer(setting, rank, scratch=folder)
     build_s = time.perf_counter() - started_s
-    steps_s, losses = [], []
+    steps_s, busy_s, losses = [], [], []
     _forget_peak(setting.device)
     for step in range(orders.n_warmup + orders.n_steps):
         tell(At(place=f"step {step + 1}", step=step))
         tokens, targets = trainer.data(step)
         dist.barrier()
-        begun_s = time.perf_counter()
+        begun_s, worked_s = time.perf_counter(), time.process_time()
         share = trainer.gradients(tokens, targets)
         trainer.update()
         _wait_for_device(setting.device)
         steps_s.append(time.perf_counter() - begun_s)
+        busy_s.append(time.process_time() - worked_s)
         losses.append(trainer.whole_loss(share))
         if not math.isfinite(losses[-1]):
             raise NanLoss(f"the loss of step {step + 1} is {losses[-1]}")
     return Findings(
-        steps_s=tuple(steps_s), losses=tuple(losses), peak_bytes=_peak_bytes(setting.device), build_s=build_s
+        steps_s=tuple(steps_s),
+        busy_s=tuple(busy_s),
+        losses=tuple(losses),
+        peak_bytes=_peak_bytes(setting.device),
+        build_s=build_s,
     )
 
 

@@ -1,0 +1,39 @@
+"""A study's finished trials as a measurements file, for `validate`, `calibrate --from` and replays."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from objectives.measurements.writing import Provenance, measurements_text, row_of
+from tuner.view import StudyView
+
+
+def study_rows(
+    view: StudyView, *, cluster: str, source: str = "", facts: dict[str, str] | None = None
+) -> list[dict[str, str]]:
+    """A row for each trial that counts, failures too; `cluster` is a preset's name or a file beside them.
+
+    `facts` are of the machine, and stand in each row's `extra`.
+    """
+    return [
+        row_of(
+            view.inputs.job,
+            trial.plan,
+            trial.outcome,
+            Provenance(
+                id=f"{view.name}-{trial.number}",
+                source=source or view.name,
+                cluster=cluster,
+                date=trial.ended.date().isoformat() if trial.ended else "",
+                facts=facts or {},
+            ),
+        )
+        for trial in view.finished
+        if trial.plan is not None and trial.outcome is not None
+    ]
+
+
+def write_rows(rows: Iterable[dict[str, str]], path: Path) -> None:
+    """The file, whole or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(measurements_text(rows), encoding="utf-8")
+    partial.replace(path)
