@@ -110,8 +110,8 @@ class CommandRunner:
     with `launcher_options`.  `reader` names the trainer whose log it is.  `environment` values may have
     placeholders too.  `under` are words that start all this on the trial's nodes (`srun ...`); it then finds
     MASTER_ADDR and MASTER_PORT.  Relative paths in the command are looked up in `working_folder` (the trial's
-    own folder if not given).  Trials' folders are kept in `trials_folder`, or removed if none is given.  `step_limit_s`
-    is how long a step may take, `start_limit_s` how long the first one; 0 is no limit.
+    own folder if not given).  Trials' folders are kept in `trials_folder`, or removed if none is given.
+    `step_limit_s` is how long a step may take, `start_limit_s` how long the first one; 0 is no limit.
     """
 
     origin = OutcomeOrigin.MEASURED

@@ -48,8 +48,8 @@ class ExecutorKind(StrEnum):
 class Machine:
     """Where trials run, maybe elsewhere at each resume; `address` joins a Ray cluster, else one starts.
 
-    `resources` are what one trial reserves of Ray, by name, `bundles` times, packed onto few nodes; `slurm` is
-    what it gets of Slurm.
+    `resources` are what one trial reserves of Ray, by name, `bundles` times, packed onto few nodes;
+    `slurm` is what it gets of Slurm.
     """
 
     parallel: int = 2

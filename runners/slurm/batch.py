@@ -1,4 +1,4 @@
-"""Trials as batch jobs of their own: submitted, watched with one squeue for all, cancelled when the study ends.
+"""Trials as batch jobs of their own: submitted, watched by one squeue for all, cancelled at the end.
 
 submit   the request into the trial's folder, a script beside it, sbatch
 poll     job states every few seconds; the outcome as soon as it lies in the folder
@@ -18,7 +18,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from objectives.outcome import Measured, Outcome, tail
+from objectives.outcome import Failed, Measured, Outcome, tail
 from runners.logs.verdict import Ending
 from runners.protocol import MAX_LOST_RETRIES, RunnerRecipe, is_lost
 from runners.slurm.account import clues_of, without_outcome
@@ -56,7 +56,7 @@ class _Trial:
 class SbatchExecutor:
     """Tries plans side by side, each in a batch job of its own (an `Executor`).
 
-    `max_lost_retries` is how often a plan is submitted again after Slurm lost, preempted or cancelled its job.
+    `max_lost_retries` is how often a plan is submitted again after its job was lost or cancelled.
     """
 
     def __init__(
@@ -76,6 +76,7 @@ class SbatchExecutor:
         self._words = (*sbatch_words(slurm, recipe.job, time_limit_s), f"--job-name={self._name}")
         self._queue: deque[_Trial] = deque()
         self._running: dict[str, _Trial] = {}
+        self._leaving: set[str] = set()  # jobs whose outcome is known, and which Slurm still cleans up
         self._arrived: list[tuple[int, Outcome]] = []
         self._folder: Path | None = None
         self._n_folders = 0
@@ -121,7 +122,8 @@ class SbatchExecutor:
     def close(self) -> None:
         """Cancel every job of ours and wait until none is left; may be called twice."""
         self._queue.clear()
-        jobs, self._running = tuple(self._running), {}
+        jobs, self._running = {*self._running, *self._leaving}, {}
+        self._leaving.clear()
         folder, self._folder = self._folder, None
         if folder is not None:
             # By name too: a submission that was cut short may have left a job whose id nobody read.
@@ -204,13 +206,15 @@ class SbatchExecutor:
         if self._folder is not None:
             with contextlib.suppress(OSError):
                 (self._folder / ALIVE).touch()
-        states = job_states(self._running) if self._running else {}
+        watched = [*self._running, *self._leaving]
+        states = job_states(watched) if watched else {}
         if states is None:
             silent_s = time.monotonic() - self._answered_s
             if silent_s > SILENCE_S:
                 raise RunnerError("Slurm must answer", f"no answer of squeue for {silent_s:.0f} s")
             return
         self._answered_s = time.monotonic()
+        self._leaving = {job for job in self._leaving if job in states and not is_final(states[job][0])}
         for job, trial in list(self._running.items()):
             self._look_at(trial, *states.get(job, (_FORGOTTEN, "")))
         self._feed()
@@ -254,20 +258,22 @@ class SbatchExecutor:
 
     def _end(self, trial: _Trial, outcome: Outcome) -> None:
         del self._running[trial.job]
+        self._leaving.add(trial.job)
         shutil.rmtree(trial.folder, ignore_errors=True)
         if is_lost(outcome) and trial.attempt < self._max_lost_retries:
             self._queue.append(
                 replace(trial, attempt=trial.attempt + 1, job="", ended_s=None, submitted_s=0.0)
             )
         elif is_lost(outcome):
-            words = f"{outcome.message} ({trial.attempt + 1} attempts)"  # type: ignore[union-attr]
+            assert isinstance(outcome, Failed)
+            words = f"{outcome.message} ({trial.attempt + 1} attempts)"
             self._arrived.append((trial.ticket, replace(outcome, message=words)))
         else:
             self._arrived.append((trial.ticket, outcome))
 
 
 def script_text(folder: Path, slurm: Slurm) -> str:
-    """The batch script: what it asks of Slurm are words of sbatch, so that nothing in it needs Slurm's quoting."""
+    """The batch script; what it asks of Slurm are words of sbatch, which need no quoting."""
     path = os.pathsep.join(each for each in sys.path if each)
     setup = f". {shlex.quote(slurm.setup_script)}\n" if slurm.setup_script else ""
     program = shlex.join([sys.executable, "-W", "ignore", "-m", "runners.slurm.trial", str(folder)])

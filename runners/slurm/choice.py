@@ -24,9 +24,10 @@ _TOOLS = {
     "sbatch": ("sbatch", "squeue", "scancel"),
 }
 _OURS = (
-    "--nodes", "-N", "--ntasks", "-n", "--ntasks-per-node", "--nodelist", "-w", "--job-name", "-J", "--output",
-    "-o", "--error", "-e", "--overlap", "--parsable", "--wrap", "--array", "-a", "--export", "--chdir", "-D",
-    "--wait", "-W", "--requeue", "--no-requeue", "--test-only", "--input", "-i", "--multi-prog", "--pty",
+    "--nodes", "-N", "--ntasks", "-n", "--ntasks-per-node", "--nodelist", "-w", "--job-name", "-J",
+    "--output", "-o", "--error", "-e", "--overlap", "--parsable", "--wrap", "--array", "-a", "--export",
+    "--chdir", "-D", "--wait", "-W", "--requeue", "--no-requeue", "--test-only", "--input", "-i", "--pty",
+    "--multi-prog",
     "--kill-on-bad-exit", "-K", "--label", "-l", "--jobid", "--help", "--version", "-V", "--usage",
 )  # fmt: skip
 # What torch's env:// rendezvous and run.sh look for, from what Slurm tells each task.

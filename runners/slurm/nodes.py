@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from runners.placeholders import NODES, STEP
-from runners.slurm.tools import broken_nodes, cancel, steps_named
+from runners.slurm.states import is_final
+from runners.slurm.tools import cancel, job_states, lost_nodes, steps_named
 from runners.trial_process import ProcessLost
 from search_spaces.errors import RunnerError
 
@@ -53,6 +54,7 @@ class NodeQueue:
             self._changed.notify_all()
 
     def _take(self) -> list[str]:
+        self._check_job()
         with self._changed:
             while len(self._free) < self._per_trial:
                 if self._is_closed:
@@ -63,6 +65,16 @@ class NodeQueue:
                 raise ProcessLost("the executor is closed")
             taken, self._free = self._free[: self._per_trial], self._free[self._per_trial :]
         return taken
+
+    def _check_job(self) -> None:
+        states = job_states([self._job])
+        state = None if states is None else states.get(self._job, ("forgotten", ""))[0]
+        if state is not None and (state == "forgotten" or is_final(state)):
+            raise RunnerError(
+                "an allocation must last as long as its study",
+                f"job {self._job} is {state.lower()}",
+                hint="the study is kept; resume it in another allocation",
+            )
 
     def _check_enough(self) -> None:
         n_left = len(self._nodes) - len(self._lost)
@@ -75,7 +87,7 @@ class NodeQueue:
             )
 
     def _give_back(self, nodes: Sequence[str], *, is_clean: bool) -> None:
-        lost = broken_nodes(nodes) if is_clean else set(nodes)
+        lost = lost_nodes(self._job, nodes) if is_clean else set(nodes)
         with self._changed:
             self._lost |= lost
             free = {*self._free, *nodes} - self._lost

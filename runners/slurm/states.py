@@ -29,7 +29,8 @@ CAUSES: Mapping[str, tuple[Cause, str]] = MappingProxyType(
 )
 # What a trial says of itself when Slurm ends it: Slurm's own word says more.
 _SYMPTOMS = (
-    Cause.PREEMPTED, Cause.LOST_MACHINE, Cause.CRASH, Cause.COLLECTIVE_TIMEOUT, Cause.HANG, Cause.OUT_OF_MEMORY,
+    Cause.PREEMPTED, Cause.LOST_MACHINE, Cause.CRASH, Cause.COLLECTIVE_TIMEOUT, Cause.HANG,
+    Cause.OUT_OF_MEMORY,
 )  # fmt: skip
 # Reasons for which a job waits for ever, where the controller takes jobs that no partition allows.
 NEVER_STARTS = frozenset(

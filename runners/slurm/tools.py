@@ -113,8 +113,14 @@ def steps_named(job: str, name: str) -> list[str] | None:
     return [line.partition("|")[0].strip() for line in answer.out.splitlines() if line.endswith(f"|{name}")]
 
 
-def broken_nodes(nodes: Sequence[str]) -> set[str]:
-    """Those that Slurm calls down, failed or not responding; none if it did not answer."""
+def lost_nodes(job: str, nodes: Sequence[str]) -> set[str]:
+    """Those that Slurm took out of the job, or calls down or not responding; none if it did not answer."""
+    answer = call("squeue", "--noheader", f"--jobs={job}", "--format=%N")
+    kept = host_names(answer.out.strip()) if answer.is_well and answer.out.strip() else nodes
+    return _broken(nodes) | (set(nodes) - set(kept))
+
+
+def _broken(nodes: Sequence[str]) -> set[str]:
     words = ("--noheader", "--Node", f"--nodes={','.join(nodes)}", "--format=%N|%T")
     states = [line.split("|") for line in call("sinfo", *words).out.splitlines() if "|" in line]
     return {

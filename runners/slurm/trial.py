@@ -50,7 +50,7 @@ def write_request(folder: Path, request: Request) -> None:
         "kind": recipe.kind,
         "job": asdict(recipe.job),
         "options": dict(recipe.options),
-        "plan": asdict(request.plan),
+        "plan": request.plan.key,
         "attempt": request.attempt,
         "time_limit_s": request.time_limit_s,
     }
@@ -63,7 +63,7 @@ def read_request(folder: Path) -> Request:
     job = build(Job, found["job"], "the trial's job")
     return Request(
         recipe=RunnerRecipe(kind=found["kind"], job=job, options=found["options"]),
-        plan=build(Plan, found["plan"], "the trial's plan"),
+        plan=Plan.parse(found["plan"]),
         attempt=found["attempt"],
         time_limit_s=found["time_limit_s"],
     )
