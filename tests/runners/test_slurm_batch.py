@@ -208,7 +208,7 @@ def test_a_job_that_nobody_waits_for_any_more_does_nothing(make, slurm, tmp_path
 )
 def test_jobs_that_slurm_refuses_are_one_sentence(make, table, match):
     executor = make(recipe("measured", "8"), table=table)
-    with pytest.raises(RunnerError, match=f"Slurm must accept the trial's job; {match}"):
+    with pytest.raises(RunnerError, match=match):
         executor.submit(0, TWO_NODES)
 
 
