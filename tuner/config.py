@@ -222,6 +222,8 @@ def _located(runner: _RunnerTable, folder: Path) -> dict[str, Any]:
 def _machine(tables: Mapping[str, Any], folder: Path) -> Machine:
     runner = build(_RunnerTable, _table(tables, "runner"), "[runner]")
     machine = Machine(**{each.name: getattr(runner, each.name) for each in fields(Machine)})
+    if machine.executor is not ExecutorKind.SLURM:
+        return machine
     script = machine.slurm.setup_script
     return replace(
         machine,

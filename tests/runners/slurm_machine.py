@@ -122,9 +122,9 @@ class SlurmMachine:
         rows = self.call("squeue", "--noheader", "--steps", "--format=%j").split()
         return [name for name in rows if name not in ("batch", "extern", "interactive")]
 
-    def wait_for(self, job: str, state: str) -> None:
+    def wait_for(self, job: str, state: str, *, patience_s: float = START_S) -> None:
         """Wait until a job is in this state."""
-        deadline = time.monotonic() + START_S
+        deadline = time.monotonic() + patience_s
         while (
             self.call("squeue", "--noheader", "--states=all", f"--jobs={job}", "--format=%T").strip() != state
         ):
