@@ -15,7 +15,12 @@ from search_spaces.plan import Plan
 from search_spaces.workload import Precision
 
 LAUNCHER_READERS: Mapping[str, str] = MappingProxyType(
-    {"megatron-lm": "megatron-lm", "deepspeed": "megatron-deepspeed", "torchtitan": "torchtitan"}
+    {
+        "megatron-lm": "megatron-lm",
+        "deepspeed": "megatron-deepspeed",
+        "torchtitan": "torchtitan",
+        "llm-foundry": "composer",
+    }
 )
 # Every step a line, at once; the launchers' own arguments already turn validation off.
 _EXTRA = {"torchtitan": ("--metrics.log_freq", "1")}

@@ -79,6 +79,7 @@ MEGATRON_LM = Habits(
     message_operations=fitted(14.0, 0.5),
     **MEGATRON_EXPERTS,
 )
+FSDP = Habits(traffic=fitted(2.1), attention=fitted(0.5))
 HABITS: Mapping[str, Habits] = MappingProxyType(
     {
         "megatron-lm": MEGATRON_LM,
@@ -110,7 +111,8 @@ HABITS: Mapping[str, Habits] = MappingProxyType(
         "torchtitan": PLAIN_PYTORCH,
         "deepspeed": PLAIN_PYTORCH,
         "meshtune": PLAIN_PYTORCH,
-        "fsdp": Habits(traffic=fitted(2.1), attention=fitted(0.5)),
+        "fsdp": FSDP,
+        "llm-foundry": FSDP,
         "internevo": Habits(traffic=fitted(2.2), dp_overlap=fitted(0.35)),
     }
 )

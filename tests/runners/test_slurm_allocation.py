@@ -17,6 +17,7 @@ from search_spaces.plan import Plan, Plans
 from tests.runners import fake_trainer
 from tests.runners.jobs import llama_job, tiny_job
 from tests.runners.misbehaving import collect
+from tests.tuner.cli import meshtune
 
 pytestmark = pytest.mark.slurm
 TWO_NODES = Plan(tp=8, dp=2, sequence_parallel=True)
@@ -222,3 +223,40 @@ def test_the_built_in_trainer_runs_on_the_node_of_its_trial(make):
     (found,) = run_all(executor, Plans.of([Plan(dp=2)]))
     assert isinstance(found, Measured), found
     assert found.effective["backend"] == "gloo"
+
+
+def test_a_study_of_a_file_runs_in_the_allocation(allocation, tmp_path):
+    text = STUDY.format(python=sys.executable, trainer=fake_trainer.__file__)
+    (tmp_path / "study.toml").write_text(text)
+    storage = f"sqlite:///{tmp_path}/study.db"
+    answer = meshtune("tune", tmp_path / "study.toml", "--executor", "slurm", "--storage", storage, "--json")
+    assert answer.code == 0, answer.err
+    outcomes = [trial["outcome"] for trial in answer.document["trials"]]
+    assert [outcome["step_time_s"] for outcome in outcomes] == [0.5, 0.5]
+    assert allocation.steps() == []
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["hold.sh", "study.db", "study.toml"]
+
+
+STUDY = """
+[model]
+preset = "llama-3-8b"
+[cluster]
+preset = "dgx-h100"
+devices = 16
+[workload]
+global_batch = 64
+seq_len = 8192
+[space]
+tp = [8]
+pp = [1]
+zero = [1]
+[runner]
+kind = "command"
+parallel = 3
+[runner.options]
+command = ["bash", "-c", 'test "$NODE_RANK" = 1 || exec "$@"', "x", "{python}", "{trainer}", "measured", "8"]
+reader = "json-lines"
+n_steps = 8
+[budget]
+trials = 2
+"""
