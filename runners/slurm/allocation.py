@@ -4,6 +4,7 @@ command runner   its log is read here, and its words are started by srun on all 
 other runners    the trial's server itself is started by srun, on the one node of the trial
 """
 
+import contextlib
 import os
 import shutil
 import sys
@@ -64,7 +65,7 @@ class AllocationExecutor(InProcessExecutor):
         """End every step and process of ours; may be called twice."""
         self._queue.close()
         super().close()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        remove_session(self._folder)
 
 
 class StepRunner:
@@ -134,3 +135,10 @@ def session_folder(slurm: Slurm) -> Path:
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise RunnerError("[runner.slurm] folder must be writable", f"{parent} ({reason})") from None
+
+
+def remove_session(folder: Path) -> None:
+    """Remove an executor's folder, and the one around it if no other study's lies there."""
+    shutil.rmtree(folder, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        folder.parent.rmdir()

@@ -22,7 +22,7 @@ from objectives.outcome import Failed, Measured, Outcome, tail
 from runners.logs.verdict import Ending
 from runners.protocol import MAX_LOST_RETRIES, RunnerRecipe, is_lost
 from runners.slurm.account import clues_of, without_outcome
-from runners.slurm.allocation import session_folder
+from runners.slurm.allocation import remove_session, session_folder
 from runners.slurm.choice import Slurm, placed, sbatch_words
 from runners.slurm.states import NEVER_STARTS, failed_in, is_final, settled
 from runners.slurm.tools import Answer, accounted_state, call, cancel, job_states
@@ -129,9 +129,7 @@ class SbatchExecutor:
             # By name too: a submission that was cut short may have left a job whose id nobody read.
             cancel(f"--name={self._name}", f"--user={os.getuid()}")
             self._cancel(jobs)
-            shutil.rmtree(folder, ignore_errors=True)
-            with contextlib.suppress(OSError):  # another study's folder may lie beside it
-                folder.parent.rmdir()
+            remove_session(folder)
 
     def _cancel(self, jobs: Iterable[str]) -> None:
         left, deadline = set(jobs), time.monotonic() + CANCEL_S
