@@ -25,7 +25,8 @@ PIP_INSTALL = -m pip install -qq --compile
 WITH_LAUNCHERS = test ! -e $(TOOLS)/installed || export MESHTUNE_LAUNCHER_PYTHON=$(CURDIR)/$(TOOLS)/bin/python;
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test setup setup-dev launchers lint size bench accuracy real-calibrate real-runs slow clean
+.PHONY: help demo test setup setup-dev launchers slurm lint size bench accuracy real-calibrate real-runs \
+        slow clean
 
 help:  ## these lines
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -41,6 +42,13 @@ setup: $(VENV)/stamp-run  ## the environment that runs meshtune
 setup-dev: $(VENV)/stamp-dev  ## the same with the developers' tools
 
 launchers: $(TOOLS)/stamp  ## a second environment with Megatron-LM, DeepSpeed and torchtitan, whose parsers check exports
+
+slurm:  ## Debian's Slurm for the tests marked slurm, which are skipped without it; needs root
+	@command -v slurmctld >/dev/null || test -x /usr/sbin/slurmctld || { \
+	  test "$$(id -u)" = 0 && command -v apt-get >/dev/null || { \
+	    echo "set-up: Slurm is installed by apt-get and as root; its tests are skipped without it" >&2; exit 2; }; \
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
+	    apt-get install -qq -y --no-install-recommends slurm-wlm slurm-client munge; }
 
 lint: setup-dev  ## ruff and mypy
 	$(BIN)/ruff check .

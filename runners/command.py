@@ -10,6 +10,7 @@ A run ends by itself, or is ended after its last step, at its time limit, or whe
 
 import hashlib
 import json
+import os
 import shutil
 import socket
 import tempfile
@@ -30,7 +31,7 @@ from runners.logs.account import Account
 from runners.logs.clues import Clues
 from runners.logs.lines import Line
 from runners.logs.verdict import EndedBy
-from runners.placeholders import KNOBS, check_placeholders, filled, plan_values, word_of
+from runners.placeholders import KNOBS, NODES, STEP, check_placeholders, filled, plan_values, word_of
 from runners.verdicts import why_illegal
 from search_spaces.errors import CannotExport, InvalidSpec, UnknownName, check
 from search_spaces.plan import Plan, Plans
@@ -107,9 +108,10 @@ class CommandRunner:
     `command` may have the placeholders of `runners.placeholders`; words of `when` are added where the plan
     has the value (`"sequence_parallel=true" = ["--sp"]`).  `launcher` writes the files of a launcher instead,
     with `launcher_options`.  `reader` names the trainer whose log it is.  `environment` values may have
-    placeholders too.  Relative paths in the command are looked up in `working_folder` (the trial's own folder
-    if not given).  Trials' folders are kept in `trials_folder`, or removed if none is given.  `step_limit_s`
-    is how long a step may take, `start_limit_s` how long the first one; 0 is no limit.
+    placeholders too.  `under` are words that start all this on the trial's nodes (`srun ...`); it then finds
+    MASTER_ADDR and MASTER_PORT.  Relative paths in the command are looked up in `working_folder` (the trial's
+    own folder if not given).  Trials' folders are kept in `trials_folder`, or removed if none is given.
+    `step_limit_s` is how long a step may take, `start_limit_s` how long the first one; 0 is no limit.
     """
 
     origin = OutcomeOrigin.MEASURED
@@ -119,6 +121,7 @@ class CommandRunner:
         job: Job,
         *,
         command: Sequence[str] = (),
+        under: Sequence[str] = (),
         when: Mapping[str, Sequence[str]] = NOTHING,
         launcher: str = "",
         launcher_options: Mapping[str, Any] = NOTHING,
@@ -136,11 +139,12 @@ class CommandRunner:
         check(n_steps >= 1, "the command runner's n_steps must be at least 1", n_steps)
         check(most_log_bytes >= 0, "the command runner's most_log_bytes must not be negative", most_log_bytes)
         _check_command(command, launcher)
-        _check_texts(command, when, environment)
+        _check_texts([*command, *under], when, environment)
         if launcher:
-            check_launcher(job, launcher, launcher_options)
+            check_launcher(job, launcher, launcher_options, one_node=not under)
         self._job, self._n_steps, self._most_log_bytes = job, n_steps, most_log_bytes
         self._command, self._when, self._environment = tuple(command), when, environment
+        self._under = tuple(under)
         self._launcher, self._launcher_options = launcher, launcher_options
         self._reader = load_reader(reader or LAUNCHER_READERS.get(launcher, reader)).name
         self._working_folder, self._trials_folder = working_folder, trials_folder
@@ -190,6 +194,9 @@ class CommandRunner:
             folder=folder,
             plan_file=folder / PLAN_NAME,
             port=_free_port(),
+            nodelist=os.environ.get(NODES, "localhost"),
+            first_node=os.environ.get(NODES, "localhost").partition(",")[0],
+            step_name=os.environ.get(STEP, folder.name),
         )
         (folder / PLAN_NAME).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
         command = self._command_of(folder, plan, values)
@@ -206,26 +213,36 @@ class CommandRunner:
     def _command_of(self, folder: Path, plan: Plan, values: Mapping[str, str]) -> Command:
         environment = {
             "PYTHONUNBUFFERED": "1",  # a line that waits in a buffer says nothing about when it was written
+            **(_meeting(values) if self._under else {}),
             **{name: filled(value, values) for name, value in self._environment.items()},
         }
+        under = [filled(word, values) for word in self._under]
         if self._launcher:
             files = launched_files(self._job, plan, self._launcher, self._launcher_options, self._n_steps)
             for name, text in files.items():
                 (folder / name).write_text(text, encoding="utf-8")
             environment = {"MASTER_PORT": values["port"], **environment}
             return Command(
-                words=("bash", "run.sh"), folder=folder, environment=environment, grace_s=self._limits.grace_s
+                words=(*under, "bash", "run.sh"),
+                folder=folder,
+                environment=environment,
+                grace_s=self._limits.grace_s,
             )
         words = [
             *self._command,
             *(word for key in self._when if _holds(plan, key) for word in self._when[key]),
         ]
         return Command(
-            words=[filled(word, values) for word in words],
+            words=[*under, *(filled(word, values) for word in words)],
             folder=Path(self._working_folder) if self._working_folder else folder,
             environment=environment,
             grace_s=self._limits.grace_s,
         )
+
+
+def _meeting(values: Mapping[str, str]) -> dict[str, str]:
+    """Where processes on several nodes find each other, as torch's env:// wants to know it."""
+    return {"MASTER_ADDR": values["first_node"], "MASTER_PORT": values["port"]}
 
 
 def _check_command(command: Sequence[str], launcher: str) -> None:

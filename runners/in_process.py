@@ -3,7 +3,10 @@
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from types import MappingProxyType
 
 from objectives.outcome import Cause, Failed, Outcome, OutcomeOrigin
 from runners.protocol import MAX_LOST_RETRIES, RunnerSource, is_lost
@@ -11,11 +14,22 @@ from runners.trial_process import ProcessLost, TrialProcess
 from search_spaces.errors import MeshtuneError, check
 from search_spaces.plan import Plan
 
+NOTHING: Mapping[str, str] = MappingProxyType({})
+Lease = Callable[[], AbstractContextManager[Mapping[str, str]]]
+"""What each try is lent while it runs, as the variables that say so."""
 _Arrival = tuple[int, Outcome] | MeshtuneError
 
 
+def no_lease() -> AbstractContextManager[Mapping[str, str]]:
+    """A try that is lent nothing."""
+    return nullcontext(NOTHING)
+
+
 class InProcessExecutor:
-    """Tries plans side by side in processes of its own; nothing starts before the first plan."""
+    """Tries plans side by side in processes of its own; nothing starts before the first plan.
+
+    `lease` lends each try what it runs on; `scratch` is the folder for what trials write.
+    """
 
     def __init__(
         self,
@@ -24,10 +38,13 @@ class InProcessExecutor:
         n_slots: int = 2,
         time_limit_s: float | None = None,
         max_lost_retries: int = MAX_LOST_RETRIES,
+        lease: Lease = no_lease,
+        scratch: Path | None = None,
     ) -> None:
         check(n_slots >= 1, "an executor needs at least one slot", n_slots)
         self.n_slots = n_slots
         self._source, self._time_limit_s, self._max_lost_retries = source, time_limit_s, max_lost_retries
+        self._lease, self._scratch = lease, scratch
         self._todo: queue.SimpleQueue[tuple[int, Plan] | None] = queue.SimpleQueue()
         self._arrived: queue.SimpleQueue[_Arrival] = queue.SimpleQueue()
         self._slots: list[tuple[threading.Thread, TrialProcess]] = []
@@ -39,7 +56,7 @@ class InProcessExecutor:
         assert not self._closed, "submit after close"
         self._n_submitted += 1
         if len(self._slots) < min(self.n_slots, self._n_submitted):
-            process = TrialProcess(self._source)
+            process = TrialProcess(self._source, scratch=self._scratch)
             thread = threading.Thread(target=self._work, args=[process], daemon=True)
             self._slots.append((thread, process))
             thread.start()
@@ -82,7 +99,8 @@ class InProcessExecutor:
         def once(attempt: int) -> Outcome:
             if self._closed:
                 raise ProcessLost("the executor is closed")
-            return process.run(plan, attempt=attempt, time_limit_s=self._time_limit_s)
+            with self._lease() as lent:
+                return process.run(plan, attempt=attempt, time_limit_s=self._time_limit_s, environment=lent)
 
         return retry_lost(once, self._source.origin, max_lost_retries=self._max_lost_retries)
 

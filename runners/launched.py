@@ -15,7 +15,12 @@ from search_spaces.plan import Plan
 from search_spaces.workload import Precision
 
 LAUNCHER_READERS: Mapping[str, str] = MappingProxyType(
-    {"megatron-lm": "megatron-lm", "deepspeed": "megatron-deepspeed", "torchtitan": "torchtitan"}
+    {
+        "megatron-lm": "megatron-lm",
+        "deepspeed": "megatron-deepspeed",
+        "torchtitan": "torchtitan",
+        "llm-foundry": "composer",
+    }
 )
 # Every step a line, at once; the launchers' own arguments already turn validation off.
 _EXTRA = {"torchtitan": ("--metrics.log_freq", "1")}
@@ -25,7 +30,7 @@ _FP16_EXTRA = {"megatron-lm": ("--initial-loss-scale", "65536")}
 _OURS = ("predicted", "provenance", "train_steps")
 
 
-def check_launcher(job: Job, launcher: str, options: Mapping[str, Any]) -> None:
+def check_launcher(job: Job, launcher: str, options: Mapping[str, Any], *, one_node: bool = True) -> None:
     """Refuse a launcher or options that no trial could use.
 
     Raises
@@ -33,12 +38,17 @@ def check_launcher(job: Job, launcher: str, options: Mapping[str, Any]) -> None:
     UnknownName
         No such launcher, or no such option.
     InvalidSpec
-        The job has several nodes: run.sh starts the processes of one.
+        The job has several nodes: run.sh starts the processes of `one_node`.
     """
     load_launcher(launcher)
     n_nodes = job.cluster.n_nodes
-    hint = "give the command yourself, with srun or mpirun in it"
-    check(n_nodes == 1, "the option launcher needs a job of one node", f"{n_nodes} nodes", hint=hint)
+    hint = "use --executor slurm, or give the command yourself, with srun or mpirun in it"
+    check(
+        n_nodes == 1 or not one_node,
+        "the option launcher needs a job of one node",
+        f"{n_nodes} nodes",
+        hint=hint,
+    )
     known = [each.name for each in fields(Options) if each.name not in _OURS]
     suggest_keys("launcher_options", options, known)
     build(Options, dict(options), "launcher_options")

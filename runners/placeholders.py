@@ -13,6 +13,7 @@ from objectives.metrics import Job
 from search_spaces.errors import InvalidSpec, UnknownName
 from search_spaces.plan import Plan
 
+NODES, STEP = "MESHTUNE_NODES", "MESHTUNE_STEP"  # variables by which an executor says where a trial runs
 MEANINGS: Mapping[str, str] = MappingProxyType(
     {
         "plan": "the plan as knob=value words",
@@ -21,6 +22,9 @@ MEANINGS: Mapping[str, str] = MappingProxyType(
         "n_steps": "steps to run",
         "attempt": "how many tries of this plan a machine has lost before",
         "port": "a port that was free just now, for a rendezvous on this machine",
+        "nodelist": "names of the trial's nodes, with commas between them",
+        "first_node": "name of the first of them",
+        "step_name": "a name that only this try has",
         "world_size": "devices",
         "n_nodes": "nodes",
         "devices_per_node": "devices used on each node",

@@ -9,6 +9,7 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from multiprocessing.connection import Pipe
+from pathlib import Path
 from types import MappingProxyType
 from typing import IO
 
@@ -70,10 +71,13 @@ class Child:
 
 
 class TrialProcess:
-    """Tries plans one after the other in a process that starts with the first one and stays warm."""
+    """Tries plans one after the other in a process that starts with the first one and stays warm.
 
-    def __init__(self, source: RunnerSource) -> None:
-        self._source = source
+    `scratch` is the folder for what trials write, made when needed; the machine's own if not given.
+    """
+
+    def __init__(self, source: RunnerSource, *, scratch: Path | None = None) -> None:
+        self._source, self._scratch = source, scratch
         self._child: Child | None = None
         self._folder: str | None = None
 
@@ -136,7 +140,9 @@ class TrialProcess:
 
     def _start(self) -> Child:
         # Trials keep their files here; killed, they cannot remove them.
-        self._folder = tempfile.mkdtemp(prefix="meshtune-trials-")
+        if self._scratch is not None:
+            self._scratch.mkdir(parents=True, exist_ok=True)
+        self._folder = tempfile.mkdtemp(prefix="meshtune-trials-", dir=self._scratch)
         environment = {"OPENBLAS_NUM_THREADS": "1", SCRATCH: self._folder}
         child = self._child = Child("runners.trial_server", environment=environment)
         try:

@@ -11,7 +11,7 @@ from types import MappingProxyType
 
 from search_spaces.errors import UnknownName
 from search_spaces.memory_habits import FRUGAL, MemoryHabits
-from search_spaces.plan import CpKind, RankOrder, Schedule
+from search_spaces.plan import CpKind, RankOrder, Recompute, Schedule
 from search_spaces.state import MIXED_PRECISION_STATE, TrainingState
 
 ALL_SCHEDULES = tuple(Schedule)
@@ -80,7 +80,8 @@ class FrameworkProfile:
     schedule splits the backward pass.  `splits_layers`: it has tensor parallelism.
     `shards_by_layer`: from ZeRO stage 2 on each layer's gradients and weights travel by themselves, weights
     also before every forward pass, and in a pipeline gradients once a step (FSDP2).  `fused_ring`: its ring
-    attention merges blocks inside a kernel.
+    attention merges blocks inside a kernel.  `recomputes`: what it can redo.
+    `zero_stages_with_recompute`: the ZeRO stages beside which it redoes blocks.
     """
 
     name: str
@@ -106,6 +107,8 @@ class FrameworkProfile:
     warms_up_longer: bool = False
     overlaps_tp_beside_split: bool = True
     splits_layers: bool = True
+    recomputes: tuple[Recompute, ...] = tuple(Recompute)
+    zero_stages_with_recompute: tuple[int, ...] = ALL_ZERO_STAGES
     splits_messages: bool = False
     shards_by_layer: bool = False
     fused_ring: bool = True
@@ -282,6 +285,23 @@ FRAMEWORKS: Mapping[str, FrameworkProfile] = MappingProxyType(
                 recompute_every=False,
                 recompute_modules=False,
                 overlaps_tp=False,
+            ),
+            FrameworkProfile(
+                name="llm-foundry",
+                source="llm-foundry 0.22 on Composer 0.32: DistributedDataParallel or FSDP, and nothing else",
+                schedules=(Schedule.ONE_F_ONE_B,),
+                splits_layers=False,
+                zero_stages=(0, 2, 3),
+                zero_stages_with_pipeline=(),
+                zero_stages_with_offload=(),
+                cp_kinds=(),
+                rank_orders=(RankOrder.TP_CP_DP_PP,),
+                recompute_every=False,
+                recompute_modules=False,
+                recomputes=(Recompute.NONE, Recompute.FULL),
+                zero_stages_with_recompute=(2, 3),
+                overlaps_tp=False,
+                experts=ExpertAbilities(dispatcher=False),
             ),
             FrameworkProfile(
                 name="meshtune",

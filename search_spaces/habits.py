@@ -102,6 +102,7 @@ BUILT_IN = replace(
     ring_score_bytes=assumed(45.0, "scores scaled, masked, summed, exponentiated: eleven fp32 moves", 0.3),
     layer_share_operations=assumed(400.0, "FSDP2's hooks, copies in and out", 0.5),
 )
+FSDP = Habits(traffic=fitted(2.1), attention=fitted(0.5))
 HABITS: Mapping[str, Habits] = MappingProxyType(
     {
         "megatron-lm": MEGATRON_LM,
@@ -133,7 +134,8 @@ HABITS: Mapping[str, Habits] = MappingProxyType(
         "torchtitan": PLAIN_PYTORCH,
         "deepspeed": PLAIN_PYTORCH,
         "meshtune": BUILT_IN,
-        "fsdp": Habits(traffic=fitted(2.1), attention=fitted(0.5)),
+        "fsdp": FSDP,
+        "llm-foundry": FSDP,
         "internevo": Habits(traffic=fitted(2.2), dp_overlap=fitted(0.35)),
     }
 )

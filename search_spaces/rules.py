@@ -332,6 +332,11 @@ RULES: tuple[Rule, ...] = (
           lambda c, p: p["sequence_parallel"].astype(bool) | (p["tp"] == 1) | (c.model.moe is None)),
     _rule("recompute_every above 1 needs recompute=full and as many layers",
           "pp vpp recompute recompute_every", _recompute_every),
+    _rule("the framework recomputes so much", "recompute",
+          lambda c, p: _among(p["recompute"], c.framework.recomputes)),
+    _rule("the framework recomputes at the zero stage", "zero recompute",
+          lambda c, p: _is(p, Recompute.NONE, "recompute")
+          | np.isin(p["zero"], c.framework.zero_stages_with_recompute)),
     _rule("the framework recomputes every n-th layer", "recompute_every",
           lambda c, p: (p["recompute_every"] == 1) | c.framework.recompute_every),
     _rule("recompute_modules beside recompute=full have nothing to do", "recompute recompute_modules",

@@ -6,6 +6,8 @@ import os
 import hypothesis
 import pytest
 
+from tests.runners.slurm_machine import why_not
+
 LAUNCHER_PYTHON = "MESHTUNE_LAUNCHER_PYTHON"
 
 # Wall clock is noise on a shared machine, and a red run must be repeatable.
@@ -20,6 +22,8 @@ def missing_parts() -> dict[str, str]:
         missing["launcher"] = f"{LAUNCHER_PYTHON} is not set; `make test` sets it"
     if importlib.util.find_spec("torch") is None:
         missing["torch"] = "the torch extra is not installed"
+    if no_slurm := why_not():
+        missing["slurm"] = no_slurm
     return missing
 
 

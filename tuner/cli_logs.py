@@ -16,7 +16,8 @@ TrainerFlag = Annotated[
     typer.Option(
         "--trainer",
         metavar="NAME",
-        help="megatron-lm, megatron-deepspeed, deepspeed, torchtitan, nanotron, hf-trainer or json-lines.",
+        help="megatron-lm, megatron-deepspeed, deepspeed, torchtitan, nanotron, hf-trainer, composer, "
+        "json-lines.",
     ),
 ]
 BatchFlag = Annotated[

@@ -36,7 +36,11 @@ RunnerOptions = Annotated[
     typer.Option("--runner-option", metavar="KEY=VALUE", help="seed=1, noise=0.02, ...; may be repeated."),
 ]
 ExecutorFlag = Annotated[
-    str | None, typer.Option("--executor", metavar="KIND", help="ray (if not given) or in-process.")
+    str | None, typer.Option("--executor", metavar="KIND", help="ray (if not given), in-process or slurm.")
+]
+SlurmOptions = Annotated[
+    list[str] | None,
+    typer.Option("--slurm-option", metavar="KEY=VALUE", help="mode=sbatch, nodes=2, ...; may be repeated."),
 ]
 AddressFlag = Annotated[
     str | None,
@@ -77,6 +81,7 @@ def tune(  # noqa: PLR0913 - a verb's flags are its parameters
     runner_option: RunnerOptions = None,
     executor: ExecutorFlag = None,
     ray_address: AddressFlag = None,
+    slurm_option: SlurmOptions = None,
     sampler: SamplerFlag = None,
     seed: SeedFlag = None,
     prior: PriorFlag = None,
@@ -98,6 +103,7 @@ def tune(  # noqa: PLR0913 - a verb's flags are its parameters
             parallel=parallel,
             executor=executor,
             address=ray_address,
+            slurm=cli_tables.runner_options(slurm_option, "--slurm-option"),
         ),
         budget=dict(trials=trials, hours=hours),
     )

@@ -64,6 +64,8 @@ def _laid_over(name: str, kept: Tables, given: Tables) -> Tables:
         return given
     if name == "cluster" and len(given.keys() - {"devices"}):
         return {key: value for key, value in kept.items() if key == "devices"} | given
+    if isinstance(kept.get("slurm"), dict) and "slurm" in given:
+        given = {**given, "slurm": kept["slurm"] | given["slurm"]}
     return kept | given
 
 
@@ -81,14 +83,14 @@ def _cluster(flags: JobFlags) -> Tables:
     return _without_none({**where, "devices": flags.devices})
 
 
-def runner_options(words: Sequence[str] | None) -> Tables | None:
+def runner_options(words: Sequence[str] | None, flag: str = "--runner-option") -> Tables | None:
     """`KEY=VALUE` words; a value is read as TOML where it can be, so that numbers are numbers."""
     if words is None:
         return None
     options: Tables = {}
     for word in words:
         key, equals, value = word.partition("=")
-        check(bool(equals), "--runner-option must be KEY=VALUE", repr(word))
+        check(bool(equals), f"{flag} must be KEY=VALUE", repr(word))
         try:
             options[key] = tomllib.loads(f"value = {value}")["value"]
         except tomllib.TOMLDecodeError:

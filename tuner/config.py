@@ -6,18 +6,19 @@
     [workload]   seq_len, global_batch, and the other fields of Workload
     [space]      knob = [values it may take]
     [objective]  metric = "step_time", or a list for a Pareto front
-    [runner]     kind, options, time_limit_s; parallel, executor, address
+    [runner]     kind, options, time_limit_s; parallel, executor, address, slurm
     [budget]     trials, hours
 
 Only [model], [cluster] and [workload] are needed.  The command line builds the same tables from its flags.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from runners.slurm.choice import Slurm
 from search_spaces.cluster import ClusterSpec
 from search_spaces.cluster_presets import cluster_from_table, load_cluster
 from search_spaces.documents import build, read_toml
@@ -40,13 +41,15 @@ class ExecutorKind(StrEnum):
 
     RAY = "ray"
     IN_PROCESS = "in-process"
+    SLURM = "slurm"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Machine:
     """Where trials run, maybe elsewhere at each resume; `address` joins a Ray cluster, else one starts.
 
-    `resources` are what one trial reserves of Ray, by name, `bundles` times, packed onto few nodes.
+    `resources` are what one trial reserves of Ray, by name, `bundles` times, packed onto few nodes;
+    `slurm` is what it gets of Slurm.
     """
 
     parallel: int = 2
@@ -54,6 +57,7 @@ class Machine:
     address: str | None = None
     resources: Mapping[str, float] = field(default_factory=lambda: {"CPU": 1.0})
     bundles: int = 1
+    slurm: Slurm = field(default_factory=Slurm)
 
     def __post_init__(self) -> None:
         check(self.parallel > 0, "[runner] parallel must be a positive number of trials", self.parallel)
@@ -101,6 +105,7 @@ class _RunnerTable:
     address: str | None = None
     resources: dict[str, float] = field(default_factory=lambda: {"CPU": 1.0})
     bundles: int = 1
+    slurm: Slurm = field(default_factory=Slurm)
 
 
 def read_config(path: Path) -> StudyConfig:
@@ -128,7 +133,7 @@ def config_from_tables(tables: Mapping[str, Any], *, folder: Path, where: str = 
         name=study.name if study.name is not None else default_name(inputs),
         storage=study.storage,
         inputs=inputs,
-        machine=_machine(tables),
+        machine=_machine(tables, folder),
         budget=build(Budget, _table(tables, "budget"), "[budget]"),
     )
 
@@ -214,9 +219,20 @@ def _located(runner: _RunnerTable, folder: Path) -> dict[str, Any]:
     return {**given, **{name: str((folder / text).absolute()) for name, text in texts.items() if text}}
 
 
-def _machine(tables: Mapping[str, Any]) -> Machine:
+def _machine(tables: Mapping[str, Any], folder: Path) -> Machine:
     runner = build(_RunnerTable, _table(tables, "runner"), "[runner]")
-    return Machine(**{each.name: getattr(runner, each.name) for each in fields(Machine)})
+    machine = Machine(**{each.name: getattr(runner, each.name) for each in fields(Machine)})
+    if machine.executor is not ExecutorKind.SLURM:
+        return machine
+    script = machine.slurm.setup_script
+    return replace(
+        machine,
+        slurm=replace(
+            machine.slurm,
+            folder=str((folder / machine.slurm.folder).absolute()),
+            setup_script=str((folder / script).absolute()) if script else "",
+        ),
+    )
 
 
 def _table(tables: Mapping[str, Any], name: str) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from optuna.study import Study
 
 from objectives.ranking import Candidates, Ledger
 from runners.protocol import RUNNERS, Executor, RunnerRecipe
+from runners.slurm.choice import check_slurm, placed, slots
 from search_spaces.documents import build
 from search_spaces.errors import InvalidSpec, check, suggest_keys
 from tuner.book import Book
@@ -84,7 +85,7 @@ def tune(config: StudyConfig, *, executor: Executor | None = None, on_event: OnE
     """
     inputs = config.inputs
     check_sampler(inputs.sampler)
-    check_runner(inputs.recipe)
+    check_machine(inputs, config.machine)
     storage = open_storage(config.storage)
     _refuse_other(config.name, storage, inputs)
     ranking = shortlist(inputs)
@@ -179,6 +180,10 @@ def make_executor(inputs: StudyInputs, machine: Machine) -> Executor:
         from runners.in_process import InProcessExecutor  # noqa: PLC0415
 
         return InProcessExecutor(inputs.recipe, n_slots=machine.parallel, time_limit_s=limit)
+    if machine.executor is ExecutorKind.SLURM:
+        from runners.slurm.executor import slurm_executor  # noqa: PLC0415
+
+        return slurm_executor(inputs.recipe, machine.slurm, n_slots=machine.parallel, time_limit_s=limit)
     from runners.on_ray import RayExecutor  # noqa: PLC0415 - loads Ray
     from runners.on_ray_words import Reservation  # noqa: PLC0415
 
@@ -189,6 +194,22 @@ def make_executor(inputs: StudyInputs, machine: Machine) -> Executor:
         time_limit_s=limit,
         reservation=Reservation(bundles=(dict(machine.resources),) * machine.bundles),
     )
+
+
+def check_machine(inputs: StudyInputs, machine: Machine) -> None:
+    """Refuse a runner, or a place to run it, with which no trial could be tried."""
+    if machine.executor is not ExecutorKind.SLURM:
+        check_runner(inputs.recipe)
+        return
+    check_slurm(machine.slurm, inputs.recipe)
+    check_runner(placed(inputs.recipe, machine.slurm))
+
+
+def n_slots(inputs: StudyInputs, machine: Machine) -> int:
+    """Trials that really run side by side: an allocation has room for so many."""
+    if machine.executor is not ExecutorKind.SLURM:
+        return machine.parallel
+    return slots(machine.slurm, inputs.job, machine.parallel)
 
 
 def check_runner(recipe: RunnerRecipe) -> None:
@@ -262,7 +283,7 @@ def _drive(
             book=book,
             table=table,
             budget=config.budget,
-            n_slots=executor.n_slots if executor else config.machine.parallel,
+            n_slots=executor.n_slots if executor else n_slots(config.inputs, config.machine),
             get_executor=get_executor,
             is_interrupted=is_interrupted,
             on_event=on_event,

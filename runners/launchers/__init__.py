@@ -16,6 +16,7 @@ LAUNCHERS: Mapping[str, str] = MappingProxyType(
         "megatron-lm": "runners.launchers.megatron_lm:MegatronLM",
         "deepspeed": "runners.launchers.deepspeed:DeepSpeed",
         "torchtitan": "runners.launchers.torchtitan:Torchtitan",
+        "llm-foundry": "runners.launchers.llm_foundry:LLMFoundry",
     }
 )
 

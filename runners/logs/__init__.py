@@ -22,6 +22,7 @@ READERS: Mapping[str, str] = MappingProxyType(
         "torchtitan": "runners.logs.torchtitan:TorchtitanLog",
         "nanotron": "runners.logs.nanotron:NanotronLog",
         "hf-trainer": "runners.logs.hf_trainer:HFTrainerLog",
+        "composer": "runners.logs.composer:ComposerLog",
         "json-lines": "runners.logs.json_lines:JsonLinesLog",
     }
 )

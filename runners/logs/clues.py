@@ -32,8 +32,10 @@ _ROOT_RANK = re.compile(r"\s+rank +: (?P<rank>\d+) \(local_rank: \d+\)")
 _ROOT_EXIT = re.compile(r"\s+exitcode +: (?P<status>-?\d+) \(pid: \d+\)")
 _SRUN_EXIT = re.compile(
     r"srun: error: \S+: tasks? (?P<rank>\d+)[\d,-]*: "
-    r"(?:Exited with exit code (?P<status>\d+)|(?P<killed>Killed))"
+    r"(?:Exited with exit code (?P<status>\d+)"
+    r"|(?P<signal>Killed|Terminated|Segmentation fault|Aborted|Bus error))"
 )
+_SIGNALS = {"Killed": -9, "Terminated": -15, "Segmentation fault": -11, "Aborted": -6, "Bus error": -7}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,6 +94,8 @@ class Clues:
             yield self._clue(Kind.DEVICE_MEMORY, rank, text, short_bytes=short_bytes(match))
             return
         kind = kind_at_start(text)
+        if kind is Kind.ABORTED and self.root_status is not None:
+            return  # srun ends the other tasks of a step in which one has ended
         if kind is not None:
             self._open.discard(rank)
             yield self._clue(kind, rank, text)
@@ -140,4 +144,4 @@ class Clues:
             self.root_status, self._is_root = int(match["status"]), False
         elif self.root_status is None and (match := _SRUN_EXIT.match(text)):
             self.root_rank = int(match["rank"])
-            self.root_status = -9 if match["killed"] else int(match["status"])
+            self.root_status = _SIGNALS[match["signal"]] if match["signal"] else int(match["status"])

@@ -22,6 +22,7 @@ class Kind(StrEnum):
     COLLECTIVE = "collective timeout"
     PREEMPTED = "preempted"
     CANCELLED = "cancelled"
+    ABORTED = "step aborted"
     TIME_LIMIT = "time limit"
     NODE_LOST = "node lost"
     DEVICE_BROKEN = "device broken"
@@ -62,6 +63,13 @@ _STARTS: tuple[tuple[Kind, re.Pattern[str]], ...] = tuple(
         (Kind.HOST_MEMORY, r"RuntimeError: DataLoader worker \(pid[^)]*\) is killed by signal: Killed\."),
         (Kind.NODE_LOST, r"srun: error: Node failure on \S+"),
         (Kind.NODE_LOST, r"srun: error: \S+: tasks? [\d,-]+: .*(?:node failure|NODE_FAIL)"),
+        (Kind.NODE_LOST, r"srun: error: Task launch for StepId=\S+ failed on node \S+: "),
+        (
+            Kind.NODE_LOST,
+            r"srun: error: Unable to create step for job \d+: Requested node configuration is not available",
+        ),
+        (Kind.NODE_LOST, r"srun: error: Slurm job \d+ has expired"),
+        (Kind.ABORTED, r"srun: Job step aborted: Waiting up to \d+ seconds"),
         (Kind.DEVICE_BROKEN, r"(?:\w+\.)*\w*Error: CUDA error: uncorrectable ECC error encountered"),
         (
             Kind.DEVICE_BROKEN,
@@ -118,7 +126,7 @@ TRIGGERS = (
     "rror", "xception", "emory", "oom", "CANCELLED", "timeout", "Timed out", "monitoredBarrier",
     "Traceback", "Connection", "remote", "terminate", "NVRM", "not found", ": set ", "python",
     "exiting program", "usage: ", "Root Cause", "what():", "Node failure", "NODE_FAIL", "NCCL WARN",
-    "Unrecognized", "Required options", "Invalid choice",
+    "Unrecognized", "Required options", "Invalid choice", "step aborted",
 )  # fmt: skip
 
 TRACEBACK = re.compile(r"Traceback \(most recent call last\):")

@@ -157,6 +157,14 @@ def _limits(case: Case) -> Finding | None:
     return None
 
 
+def _aborted(case: Case) -> Finding | None:
+    """A step that was ended before any of its tasks was: by its user, its centre, or with its job."""
+    clue = case.clues.clue(Kind.ABORTED)
+    if clue is None or case.ending.is_ours or _raised(case) is not None:
+        return None
+    return _finding(case, clue, Cause.PREEMPTED, "ended from outside")
+
+
 def _killed(case: Case) -> Finding | None:
     """SIGKILL that is not ours is what the kernel does when memory runs out."""
     if case.ending.is_ours:
@@ -175,7 +183,9 @@ def _terminated(case: Case) -> Finding | None:
     for kind in (Kind.TERMINATED, Kind.CANCELLED):
         if (clue := case.clues.clue(kind)) is not None:
             return _finding(case, clue, Cause.PREEMPTED, "ended from outside")
-    if case.ending.signal == signal.SIGTERM:
+    # srun answers with the largest status: that of the tasks it ended after the first one.
+    is_first = case.clues.root_status in (None, -signal.SIGTERM, 128 + signal.SIGTERM)
+    if case.ending.signal == signal.SIGTERM and is_first:
         return Finding(cause=Cause.PREEMPTED, message="ended from outside by SIGTERM")
     return None
 
@@ -234,6 +244,7 @@ RULES: tuple[Callable[[Case], Finding | None], ...] = (
     _crash_before_timeout,
     _collective,
     _limits,
+    _aborted,
     _killed,
     _terminated,
     _missing_by_status,

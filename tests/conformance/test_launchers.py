@@ -14,7 +14,7 @@ from search_spaces.plan import Plan
 from tests.runners.launchers.cases import CASES, LLAMA_8B
 
 OPTIONS = Options(account="acc", program="a program", data_path="some data", tokenizer="a tokenizer")
-BATCH_FLAGS = {"--global-batch-size", "--training.global_batch_size"}
+BATCH_FLAGS = {"--global-batch-size", "--training.global_batch_size", "global_train_batch_size"}
 
 
 @pytest.fixture(params=LAUNCHERS)
@@ -45,13 +45,17 @@ class TestEveryLauncher:
 
     def test_names_each_flag_once(self, launcher):
         for case in CASES[launcher.name]:
-            flags = [argument[0] for argument in launcher.launch(case.job, case.plan, OPTIONS).arguments]
+            flags = [
+                argument[0].partition("=")[0]
+                for argument in launcher.launch(case.job, case.plan, OPTIONS).arguments
+            ]
             assert len(flags) == len(set(flags)), case.name
 
     def test_keeps_the_batch_that_was_asked_for(self, launcher):
         for case in CASES[launcher.name]:
             said = words(launcher.launch(case.job, case.plan, OPTIONS).arguments)
-            batch = next(int(b) for a, b in pairwise(said) if a in BATCH_FLAGS)
+            pairs = [*pairwise(said), *(tuple(word.split("=", 1)) for word in said if "=" in word)]
+            batch = next(int(pair[1]) for pair in pairs if pair[0] in BATCH_FLAGS)
             samples = case.plan.micro_batch * n_microbatches(case.job, case.plan) * case.plan.dp
             assert batch == samples == case.job.workload.global_batch, case.name
 

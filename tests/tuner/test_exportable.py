@@ -10,7 +10,7 @@ from objectives.ranking import rank
 from runners.launchers import LAUNCHERS, load_launcher
 from runners.launchers.base import Options
 from runners.launchers.export import export_files
-from search_spaces.errors import CannotExport
+from search_spaces.errors import CannotExport, NoLegalPlan
 from search_spaces.space import SearchSpace, SpaceSpec
 from tuner.api import describe_job
 from tuner.exportable import RULE, exportable
@@ -36,11 +36,16 @@ JOBS = {
 IMPOSSIBLE = {
     ("torchtitan", "dense, with biases"): "norm=layer",
     ("torchtitan", "experts"): "moe",
+    ("llm-foundry", "experts"): "moe",
+    ("llm-foundry", "many experts"): "moe",
+    ("llm-foundry", "latent attention"): "attention.latent",
     ("deepspeed", "many experts"): "qk_norm=per_head",
     ("deepspeed", "latent attention"): "attention.latent",
 }
 PAIRS = [(framework, name) for framework in LAUNCHERS for name in JOBS]
-POSSIBLE = [pair for pair in PAIRS if pair not in IMPOSSIBLE]
+# More devices than sequences: what only replicates and shards cannot use them all.
+NO_ROOM = [("llm-foundry", "dense, with biases"), ("llm-foundry", "long sequence")]
+POSSIBLE = [pair for pair in PAIRS if pair not in IMPOSSIBLE and pair not in NO_ROOM]
 
 
 def job_of(framework, name):
@@ -77,6 +82,12 @@ def test_a_model_that_a_framework_cannot_build_is_refused_with_the_reason(framew
     must = f"{framework} must be able to express at least one of the plans that fit; got .*{reason}"
     with pytest.raises(CannotExport, match=must):
         exportable(job, rank(job, SpaceSpec(), keep=20))
+
+
+@pytest.mark.parametrize(("framework", "name"), NO_ROOM)
+def test_a_job_that_a_framework_has_no_plan_for_is_refused_by_its_rules(framework, name):
+    with pytest.raises(NoLegalPlan, match="at least one plan must pass every rule"):
+        rank(job_of(framework, name), SpaceSpec(), keep=20)
 
 
 def test_candidates_that_the_launcher_refuses_are_dropped_and_counted():

@@ -111,7 +111,20 @@ TORCHTITAN = [
     Case("8B long warm-up", LLAMA_8B, "tp=2 pp=4 dp=8 extra_warmup=2"),
     Case("13B fp32", job("llama-2-13b", "dgx-h100", 64, 256, 2048, "fp32"), "dp=64 zero=3"),
 ]  # fmt: skip
-CASES = {"megatron-lm": MEGATRON, "deepspeed": DEEPSPEED, "torchtitan": TORCHTITAN}
+LLM_FOUNDRY = [
+    Case("8B zero 3", LLAMA_8B, "tp=1 pp=1 ep=1 dp=64 zero=3 recompute=full schedule=1f1b overlap_dp=true"),
+    Case("8B zero 2", LLAMA_8B, "dp=64 zero=2 micro_batch=2"),
+    Case("7B replicated", LLAMA_2, "dp=64 overlap_dp=true"),
+    Case("GPT", job("gpt2", "dgx-a100", 8, 64, 1024), "dp=8 zero=3 micro_batch=4"),
+    Case("8B fp16", job("llama-3-8b", "dgx-h100", 64, 256, 8192, "fp16"), "dp=64 zero=3"),
+    Case("13B fp32", job("llama-2-13b", "dgx-h100", 64, 256, 2048, "fp32"), "dp=64 zero=3"),
+]
+CASES = {
+    "megatron-lm": MEGATRON,
+    "deepspeed": DEEPSPEED,
+    "torchtitan": TORCHTITAN,
+    "llm-foundry": LLM_FOUNDRY,
+}
 
 
 def ask(python: str, check: str, questions: list[dict]) -> list[dict]:

@@ -16,12 +16,14 @@ from search_spaces.model import NormKind, QkNorm
 from search_spaces.plan import Plan
 from tests.runners.launchers.cases import (
     CASES,
+    DEEPSEEK_LITE,
     DEEPSEEK_V3,
     GPT_FRONTIER,
     LLAMA_8B,
     LLAMA_70B,
     MEGATRON,
     MIXTRAL,
+    QWEN_8B,
     QWEN_MOE,
     job,
 )
@@ -88,6 +90,24 @@ REFUSED = {
         (MIXTRAL, "dp=64 ep=8 zero=3", "moe"),
         (DEEPSEEK_V3, "tp=2 dp=1024 zero=3", "n_predict_layers=1"),
         (job("llama-3-8b", "dgx-h100", 64, 256, 8192, "fp8"), "dp=64 zero=3", "precision=fp8"),
+    ],
+    "llm-foundry": [
+        (LLAMA_8B, f"tp=2 dp=32 {SP}", "tp=2"),
+        (LLAMA_8B, "pp=4 dp=16", "pp=4"),
+        (LLAMA_8B, "dp=32 cp=2", "cp=2"),
+        (LLAMA_8B, "pp=2 dp=32 schedule=gpipe", "schedule=gpipe"),
+        (LLAMA_8B, "pp=2 dp=32 rank_order=tp-cp-pp-dp", "rank_order=tp-cp-pp-dp"),
+        (LLAMA_8B, "dp=64 zero=1", "zero=1"),
+        (LLAMA_8B, "dp=64 zero=3 offload_optimizer=true", "offload_optimizer=true"),
+        (LLAMA_8B, "dp=64 zero=3 recompute=selective", "recompute=selective"),
+        (LLAMA_8B, "dp=64 zero=3 recompute=full recompute_every=2", "recompute_every=2"),
+        (LLAMA_8B, "dp=64 recompute=full", "recompute=full"),
+        (MIXTRAL, "dp=64 zero=3", "moe"),
+        (MIXTRAL, "dp=64 ep=8 zero=3", "ep=8"),
+        (QWEN_8B, "dp=64 zero=3", "attention.qk_norm=per_head"),
+        (DEEPSEEK_LITE, "dp=64 zero=3", "attention.latent"),
+        (job("llama-3-8b", "dgx-h100", 64, 256, 8192, "fp8"), "dp=64 zero=3", "precision=fp8"),
+        (job("gpt2", "dgx-a100", 8, 64, 2048), "dp=8 zero=3", "seq_len=2048"),
     ],
 }
 

@@ -1,5 +1,6 @@
 """The scripts are run, with stand-ins for torchrun, srun and scontrol that note how they were called."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -90,7 +91,8 @@ def test_hostile_text_reaches_the_program_as_it_was_given(launcher, tmp_path, ma
     export(NODE, plan, launcher, "torchrun", folder, options)
     done, called = machine.run(folder / "run.sh")
     assert done.returncode == 0, done.stderr
-    assert called.count(HOSTILE) == 4
+    inside = "".join(path.read_text() for path in folder.glob("train.yaml")).count(json.dumps(HOSTILE))
+    assert called.count(HOSTILE) + inside == 4
     assert not list(tmp_path.rglob("pwned"))
 
 

@@ -24,6 +24,7 @@ from tests.runners.logs.reading import LOGS, read, read_text, trainer_of
         ("torchtitan", 4, 12, 2.302, 0.0017),
         ("nanotron", 3, 12, 1.545, 0.0053),
         ("hf-trainer", 4, 12, 1.254, 0.0035),
+        ("composer", 3, 12, 5.1205, 0.00303),
         ("json-lines", 3, 10, 1.26, 0.0083),
     ],
 )
@@ -61,6 +62,7 @@ def test_tflops_come_with_what_they_count(log, tflops, convention):
         ("nanotron", 45678 * MIB, "reserved"),
         ("json-lines", 41.5e9, "reserved"),
         ("hf-trainer", None, ""),
+        ("composer", 59.2e9, "reserved"),
     ],
 )
 def test_memory_is_the_fullest_rank_s_peak(log, peak_bytes, kind):
@@ -75,6 +77,7 @@ def test_memory_is_the_fullest_rank_s_peak(log, peak_bytes, kind):
         ("megatron-deepspeed", 1280 * 2048 / 212.14),
         ("torchtitan", 16 * 8192 / 2.302),
         ("nanotron", 170_000),  # printed with three digits
+        ("composer", 256 * 8192 / 5.12),
         ("json-lines", 64 * 4096 / 1.26),
     ],
 )
@@ -90,6 +93,7 @@ def test_tokens_are_of_all_devices(log, tokens_per_s):
         ("nanotron", 10.9, 8.7),
         ("hf-trainer", 9.8, 8.7),
         ("deepspeed-pipeline", 9.0, 8.1),
+        ("composer", 12.0, 10.9),
     ],
 )
 def test_loss_is_read(log, first, last):
@@ -103,6 +107,7 @@ def test_loss_is_read(log, first, last):
         ("megatron-lm", {"dp": 8, "global_batch": 64, "micro_batch": 1, "seq_len": 8192}),
         ("deepspeed", {"accumulation": 2, "global_batch": 32, "micro_batch": 4}),
         ("torchtitan", {"global_batch": 16, "seq_len": 8192}),
+        ("composer", {"global_batch": 256, "seq_len": 8192, "micro_batch": 2}),
     ],
 )
 def test_what_really_ran_is_read(log, settings):
@@ -114,7 +119,7 @@ def test_what_really_ran_is_read(log, settings):
     [
         "megatron-lm", "megatron-deepspeed", "deepspeed", "deepspeed-breakdown", "deepspeed-pipeline",
         "torchtitan",
-        "nanotron", "hf-trainer", "hf-trainer-bars", "json-lines", "megatron-lm-interleaved",
+        "nanotron", "composer", "hf-trainer", "hf-trainer-bars", "json-lines", "megatron-lm-interleaved",
     ],
 )  # fmt: skip
 def test_a_good_log_is_not_refused(log):
@@ -176,6 +181,16 @@ def test_nanotron_s_hardware_tflops_are_hardware_flops():
     summary = read_text("nanotron", "".join(line.format(i) for i in range(1, 10)))
     assert (summary.window.step_s, summary.tflops_per_device) == (1.54, 390)
     assert summary.convention is Convention.HFU
+
+
+def test_composer_s_evaluation_ends_a_stretch_and_its_figures_are_no_steps():
+    block = "[batch={0}/40]:\n\t Train loss/train/total: nan\n\t Train throughput/samples_per_sec: 32.0000\n"
+    evaluation = "[Eval batch=1/9] Eval on eval data:\n\t Eval metrics/eval/LanguageCrossEntropy: 9.0000\n"
+    text = "".join(block.format(i) for i in range(2, 9)) + evaluation
+    text += "".join(block.format(i) for i in range(9, 30))
+    summary = read_text("composer", text, global_batch=64)
+    assert (summary.window.first, summary.window.last, summary.window.step_s) == (12, 29, 2.0)
+    assert (summary.n_steps, summary.n_nan_in_a_row) == (28, 28)
 
 
 def test_a_log_read_as_it_is_written_needs_no_clock_of_its_own():
