@@ -18,6 +18,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Shard
@@ -203,8 +204,11 @@ def _sharded(chunk: Chunk, layout: Layout, compute_dtype: Any) -> nn.Module:
         mp_policy=MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32),
     )
     kind, n = chunk.places.device.type, layout.expert_data.size
-    dense = DeviceMesh.from_group(layout.data.handle, kind)
-    expert = DeviceMesh.from_group(layout.expert_data.handle, kind)
+    with (
+        unset_fake_temporarily()
+    ):  # a mesh is made of real numbers, also where memory is counted on fake ones
+        dense = DeviceMesh.from_group(layout.data.handle, kind)
+        expert = DeviceMesh.from_group(layout.expert_data.handle, kind)
     for layer in chunk.layers:
         for part in layer.modules():
             if isinstance(part, Experts):

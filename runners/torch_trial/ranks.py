@@ -169,7 +169,7 @@ def _broken(ranks: Sequence[Rank]) -> list[Rank]:
 
 def _blame(rank: Rank) -> tuple[int, float]:
     """A rank that was killed, or ran out of memory, explains the errors of those that spoke with it."""
-    kinds = ("out of memory", "nan loss", "error", "collective")
+    kinds = ("out of memory", "nan loss", "disk", "error", "collective")
     if rank.broken is None:
         return -1, rank.heard_s
     return kinds.index(rank.broken.kind), rank.heard_s

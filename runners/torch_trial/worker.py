@@ -23,6 +23,8 @@ import torch.distributed.fsdp
 import torch.distributed.pipelining
 import torch.distributed.tensor
 
+from runners.torch_trial.communication import Communication, profiled
+from runners.torch_trial.fake import peak_bytes
 from runners.torch_trial.ranks import At, Broken, Tell
 from runners.torch_trial.train import Setting, Trainer
 from search_spaces.units import KIB
@@ -33,6 +35,7 @@ _OUT_OF_MEMORY = (
     "can't allocate memory", "out of memory", "Cannot allocate memory", "bad_alloc", "not enough memory",
     "Resource temporarily unavailable",
 )  # fmt: skip
+_DISK = ("No space left on device", "Disk quota exceeded", "File too large")  # ENOSPC, EDQUOT, EFBIG
 _COLLECTIVE = (
     "Connection closed by peer",
     "Connection reset by peer",
@@ -57,16 +60,21 @@ class Orders:
     n_threads: int
     silence_s: float
     memory_limit_bytes: float = 0.0
+    profiles: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Findings:
-    """One rank's figures: seconds of every step with the warm-up, losses, and its peak bytes by source."""
+    """One rank's figures: seconds of every step with the warm-up, losses, and its peak bytes by source.
+
+    `communication` is of one more step behind those, where it was asked for.
+    """
 
     steps_s: tuple[float, ...]
     losses: tuple[float, ...]
     peak_bytes: dict[str, float]
     build_s: float
+    communication: Communication | None = None
 
 
 def prepare() -> None:
@@ -93,21 +101,51 @@ def train(orders: Orders, rank: int, tell: Tell, *, folder: Path) -> Findings:
     build_s = time.perf_counter() - started_s
     steps_s, losses = [], []
     _forget_peak(setting.device)
-    for step in range(orders.n_warmup + orders.n_steps):
+    n_steps = orders.n_warmup + orders.n_steps
+    for step in range(n_steps):
         tell(At(place=f"step {step + 1}", step=step))
-        tokens, targets = trainer.data(step)
+        step_s, loss = _step(trainer, step)
+        steps_s.append(step_s)
+        losses.append(loss)
+        if not math.isfinite(loss):
+            raise NanLoss(f"the loss of step {step + 1} is {loss}")
+    peaks = _peak_bytes(setting.device)
+    communication = None
+    if orders.profiles:
+        tell(At(place="the profiled step", step=n_steps))
+        tokens, targets = trainer.data(n_steps)
         dist.barrier()
-        begun_s = time.perf_counter()
-        share = trainer.gradients(tokens, targets)
-        trainer.update()
-        _wait_for_device(setting.device)
-        steps_s.append(time.perf_counter() - begun_s)
-        losses.append(trainer.whole_loss(share))
-        if not math.isfinite(losses[-1]):
-            raise NanLoss(f"the loss of step {step + 1} is {losses[-1]}")
+        communication = profiled(lambda: _passes(trainer, tokens, targets)[0], setting.device)
     return Findings(
-        steps_s=tuple(steps_s), losses=tuple(losses), peak_bytes=_peak_bytes(setting.device), build_s=build_s
+        steps_s=tuple(steps_s),
+        losses=tuple(losses),
+        peak_bytes=peaks,
+        build_s=build_s,
+        communication=communication,
     )
+
+
+def _step(trainer: Trainer, step: int) -> tuple[float, float]:
+    """Seconds and loss of one step."""
+    tokens, targets = trainer.data(step)
+    dist.barrier()
+    step_s, share = _passes(trainer, tokens, targets)
+    return step_s, trainer.whole_loss(share)
+
+
+def _passes(trainer: Trainer, tokens: Any, targets: Any) -> tuple[float, Any]:
+    """Seconds of all passes and the update, and this rank's share of the loss."""
+    begun_s = time.perf_counter()
+    share = trainer.gradients(tokens, targets)
+    trainer.update()
+    _wait_for_device(trainer.setting.device)
+    return time.perf_counter() - begun_s, share
+
+
+def count_on_fake_tensors(setting: Setting, rank: int, folder: Path) -> dict[str, float]:
+    """Peak bytes of a rank by kind, without its tensors; in a process of its own."""
+    torch.set_num_threads(1)
+    return peak_bytes(setting, rank, folder)
 
 
 def _join(setting: Setting, rank: int, folder: Path, *, timeout_s: float) -> None:
@@ -135,6 +173,8 @@ def explain(error: BaseException) -> Broken:
         each in text for each in _OUT_OF_MEMORY
     ):
         return Broken(kind="out of memory", message=message)
+    if any(each in text for each in _DISK):
+        return Broken(kind="disk", message=message)
     if isinstance(error, dist.DistError) or any(each in text for each in _COLLECTIVE):
         return Broken(kind="collective", message=message)
     return Broken(kind="error", message=message)
