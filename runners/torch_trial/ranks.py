@@ -131,8 +131,10 @@ def _be_rank(
         sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
 
         def tell(at: At) -> None:
-            # Shortly before the parent loses patience: where does this rank hang?
-            faulthandler.dump_traceback_later(0.9 * silence_s, file=descriptor)
+            # Shortly before the parent loses patience: where does this rank hang?  Telling it takes a thread,
+            # for which a rank that is short of memory may have no room; that alone is no failure.
+            with contextlib.suppress(RuntimeError):
+                faulthandler.dump_traceback_later(0.9 * silence_s, file=descriptor)
             link.send(at)
 
         tell(At(place="start"))
@@ -140,7 +142,7 @@ def _be_rank(
         status = 0
     except BaseException as error:  # noqa: BLE001 - a process border: whatever happened is told and logged
         traceback.print_exc()
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, MemoryError):  # the log tells it too
             link.send(explain(error))
     finally:
         os._exit(status)

@@ -252,7 +252,7 @@ class TorchRunner:
 
     def _launch(self, orders: Any, ran: Twin) -> Outcome:
         with tempfile.TemporaryDirectory(prefix="meshtune-") as name:
-            folder, kills = Path(name), oom_kills()
+            folder, kills, begun_s = Path(name), oom_kills(), time.monotonic()
             body = partial(_train, self._worker, orders, folder)
             fate = self._run_ranks(ran.plan.world_size, body, folder, orders.silence_s)
             if fate.culprit:
@@ -265,7 +265,9 @@ class TorchRunner:
                     origin=self.origin,
                 )
             fake = self._fake_memory(orders, ran, folder) if self._options.fake_memory else {}
-            return self._measured(fate, ran, fake)
+            measured = self._measured(fate, ran, fake)
+            ready_s = max(rank.done.value.joined_s for rank in fate.ranks if rank.done) - begun_s
+            return replace(measured, effective={**measured.effective, "ready_s": round(ready_s, 4)})
 
     def _run_ranks(self, n_ranks: int, body: Body, folder: Path, silence_s: float) -> Fate:
         return run_ranks(n_ranks, body, explain=self._worker.explain, folder=folder, silence_s=silence_s)

@@ -7,6 +7,11 @@ from runners.torch_trial.mesh import place_of
 from runners.torch_trial.ranks import Fate, Rank
 from search_spaces.plan import Plan
 
+# What allocators say, on the host and on devices, and threads that found no room for their stack.
+OUT_OF_MEMORY_WORDS = (
+    "can't allocate memory", "out of memory", "Cannot allocate memory", "cannot allocate memory", "bad_alloc",
+    "not enough memory", "MemoryError", "Resource temporarily unavailable", "can't start new thread",
+)  # fmt: skip
 _CAUSES = {
     "out of memory": Cause.OUT_OF_MEMORY,
     "nan loss": Cause.NAN_LOSS,
@@ -42,8 +47,15 @@ def _what(culprit: Rank, fate: Fate, limit_s: float, memory_ran_out: bool) -> tu
     if culprit.broken is not None:
         return _CAUSES[culprit.broken.kind], f"at {place}: {culprit.broken.message}"
     status = culprit.status or 0
+    said = [line for line in culprit.last_lines.splitlines() if _says_so(line)]
+    if said:  # it died before it could tell
+        return Cause.OUT_OF_MEMORY, f"at {place}: {said[-1].strip()[:300]}"
     if status == -signal.SIGKILL and memory_ran_out:
         return Cause.OUT_OF_MEMORY, f"was killed by the kernel at {place}: the machine's memory ran out"
     if status < 0:
         return Cause.CRASH, f"was killed by {signal.Signals(-status).name} at {place}"
     return Cause.CRASH, f"ended with exit status {status} at {place}"
+
+
+def _says_so(line: str) -> bool:
+    return any(words in line for words in OUT_OF_MEMORY_WORDS)

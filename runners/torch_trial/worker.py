@@ -27,14 +27,10 @@ from runners.torch_trial.communication import Communication, profiled
 from runners.torch_trial.fake import peak_bytes
 from runners.torch_trial.ranks import At, Broken, Tell
 from runners.torch_trial.train import Setting, Trainer
+from runners.torch_trial.verdict import OUT_OF_MEMORY_WORDS
 from search_spaces.units import KIB
 
 BACKENDS = {"cpu": "gloo", "cuda": "nccl"}
-# What allocators say, on the host and on devices; the last is a thread that found no room for its stack.
-_OUT_OF_MEMORY = (
-    "can't allocate memory", "out of memory", "Cannot allocate memory", "bad_alloc", "not enough memory",
-    "Resource temporarily unavailable",
-)  # fmt: skip
 _DISK = ("No space left on device", "Disk quota exceeded", "File too large")  # ENOSPC, EDQUOT, EFBIG
 _COLLECTIVE = (
     "Connection closed by peer",
@@ -67,13 +63,14 @@ class Orders:
 class Findings:
     """One rank's figures: seconds of every step with the warm-up, losses, and its peak bytes by source.
 
-    `communication` is of one more step behind those, where it was asked for.
+    `joined_s` is when it had met the others, on the clock that all processes share; `communication` is of one more step behind those, where it was asked for.
     """
 
     steps_s: tuple[float, ...]
     losses: tuple[float, ...]
     peak_bytes: dict[str, float]
     build_s: float
+    joined_s: float
     communication: Communication | None = None
 
 
@@ -95,6 +92,7 @@ def train(orders: Orders, rank: int, tell: Tell, *, folder: Path) -> Findings:
     setting = orders.setting
     torch.set_num_threads(orders.n_threads)
     _join(setting, rank, folder, timeout_s=1.5 * orders.silence_s)
+    joined_s = time.monotonic()
     _limit_memory(orders.memory_limit_bytes)
     tell(At(place="build"))
     trainer = Trainer(setting, rank, scratch=folder)
@@ -121,6 +119,7 @@ def train(orders: Orders, rank: int, tell: Tell, *, folder: Path) -> Findings:
         losses=tuple(losses),
         peak_bytes=peaks,
         build_s=build_s,
+        joined_s=joined_s,
         communication=communication,
     )
 
@@ -170,7 +169,7 @@ def explain(error: BaseException) -> Broken:
         return Broken(kind="nan loss", message=words)
     text = _chain(error)
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or any(
-        each in text for each in _OUT_OF_MEMORY
+        each in text for each in OUT_OF_MEMORY_WORDS
     ):
         return Broken(kind="out of memory", message=message)
     if any(each in text for each in _DISK):
