@@ -20,6 +20,7 @@ from search_spaces.plan import Plan
 
 GRACE_S = 10.0
 _START_S = 120.0
+_COMPILED = "TORCHINDUCTOR_CACHE_DIR"
 
 
 class ProcessLost(RunnerError):
@@ -138,6 +139,8 @@ class TrialProcess:
         # Trials keep their files here; killed, they cannot remove them.
         self._folder = tempfile.mkdtemp(prefix="meshtune-trials-")
         environment = {"OPENBLAS_NUM_THREADS": "1", SCRATCH: self._folder}
+        if _COMPILED not in os.environ:  # torch makes this folder as soon as it is loaded
+            environment[_COMPILED] = os.path.join(self._folder, "compiled")
         child = self._child = Child("runners.trial_server", environment=environment)
         try:
             child.link.send(self._source)

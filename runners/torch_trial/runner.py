@@ -29,6 +29,7 @@ from runners.torch_trial.supported import refusals
 from runners.torch_trial.twin import Limits, Twin, most_ranks, same, too_large, too_many, twin
 from runners.torch_trial.verdict import failed
 from runners.trial_process import TrialProcess
+from runners.trial_server import REQUESTED_S
 from runners.verdicts import why_illegal
 from search_spaces.errors import InvalidSpec, RunnerError, check
 from search_spaces.local_cluster import MIN_DEVICES, local_cluster
@@ -252,7 +253,7 @@ class TorchRunner:
 
     def _launch(self, orders: Any, ran: Twin) -> Outcome:
         with tempfile.TemporaryDirectory(prefix="meshtune-") as name:
-            folder, kills, begun_s = Path(name), oom_kills(), time.monotonic()
+            folder, kills = Path(name), oom_kills()
             body = partial(_train, self._worker, orders, folder)
             fate = self._run_ranks(ran.plan.world_size, body, folder, orders.silence_s)
             if fate.culprit:
@@ -265,9 +266,7 @@ class TorchRunner:
                     origin=self.origin,
                 )
             fake = self._fake_memory(orders, ran, folder) if self._options.fake_memory else {}
-            measured = self._measured(fate, ran, fake)
-            ready_s = max(rank.done.value.joined_s for rank in fate.ranks if rank.done) - begun_s
-            return replace(measured, effective={**measured.effective, "ready_s": round(ready_s, 4)})
+            return self._measured(fate, ran, fake)
 
     def _run_ranks(self, n_ranks: int, body: Body, folder: Path, silence_s: float) -> Fate:
         return run_ranks(n_ranks, body, explain=self._worker.explain, folder=folder, silence_s=silence_s)
@@ -314,6 +313,7 @@ class TorchRunner:
                 "tokens_per_s": round(ran.job.workload.tokens_per_step / step_s, 1),
                 "losses": [round(each, 6) for each in findings[0].losses],
                 "peak_bytes": sources,
+                "ready_s": _ready_s(findings),
                 "build_s": round(max(each.build_s for each in findings), 3),
                 **({"fake_bytes": dict(fake)} if fake else {}),
                 **({"communication": _communication(exchanged)} if exchanged else {}),
@@ -351,6 +351,14 @@ def _predicted(ran: Twin, device: str) -> dict[str, float]:
         "step_s": float(found.step_s[0]),
         "peak_memory_bytes": float(found.peak_memory_bytes[0]),
     }
+
+
+def _ready_s(findings: Sequence[Any]) -> float | None:
+    """Seconds from the request for the trial until its ranks had met; None where nobody tells when it was."""
+    requested_s = os.environ.get(REQUESTED_S)
+    if requested_s is None:
+        return None
+    return round(max(float(each.joined_s) for each in findings) - float(requested_s), 4)
 
 
 def _communication(ranks: Sequence[Any]) -> dict[str, Any]:

@@ -63,7 +63,8 @@ class Orders:
 class Findings:
     """One rank's figures: seconds of every step with the warm-up, losses, and its peak bytes by source.
 
-    `joined_s` is when it had met the others, on the clock that all processes share; `communication` is of one more step behind those, where it was asked for.
+    `joined_s` is when it had met the others, on the clock that all processes share; `communication` is of
+    one more step behind the others, where it was asked for.
     """
 
     steps_s: tuple[float, ...]
