@@ -141,9 +141,10 @@ def _be_rank(
         link.send(Done(value=body(number, tell)))
         status = 0
     except BaseException as error:  # noqa: BLE001 - a process border: whatever happened is told and logged
-        traceback.print_exc()
         with contextlib.suppress(OSError, MemoryError):  # the log tells it too
             link.send(explain(error))
+        with contextlib.suppress(OSError):  # unless the disk is full
+            traceback.print_exc()
     finally:
         os._exit(status)
 
