@@ -10,7 +10,7 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
@@ -59,8 +59,10 @@ class Options:
     proxy_tokens: int = 8192
     fake_memory: bool = False
     profile: bool = False
+    hsdp: int = 1
 
     def __post_init__(self) -> None:
+        check(self.hsdp >= 1, "the torch runner's hsdp must be at least 1", self.hsdp)
         check(self.n_steps >= 1, "the torch runner's n_steps must be at least 1", self.n_steps)
         for name in ("n_warmup", "seed", "n_threads", "memory_limit_bytes", "learning_rate"):
             check(
@@ -89,6 +91,7 @@ class TorchRunner:
     `schedule_class` names one of torch's pipeline schedules, `schedule_file` a CSV file of one, to run
     instead of the plan's.  With `proxy` a plan that is too large for this machine runs as its twin of at
     most `proxy_parameters` and `proxy_tokens` a step, and the outcome says which; without, it is refused.
+    With `hsdp` FSDP (zero 2 and 3) keeps so many replicas of what it shards.
     `fake_memory` also counts the peak on fake tensors, `profile` the seconds of exchanges in one more step.
     """
 
@@ -114,6 +117,7 @@ class TorchRunner:
         proxy_tokens: int = 8192,
         fake_memory: bool = False,
         profile: bool = False,
+        hsdp: int = 1,
     ) -> None:
         self._job = job
         self._options = Options(
@@ -133,6 +137,7 @@ class TorchRunner:
             proxy_tokens=proxy_tokens,
             fake_memory=fake_memory,
             profile=profile,
+            hsdp=hsdp,
         )
         self._worker: Any = None
 
@@ -165,11 +170,17 @@ class TorchRunner:
         """Before any process starts."""
         if illegal := why_illegal(self._job, plan, self.origin):
             return illegal
-        for reason in refusals(self._job.model, self._job.workload, plan):
+        own = () if self._options.proxy else self._uneven(plan)
+        for reason in (*refusals(self._job.model, self._job.workload, plan), *own):
             return self._invalid(reason)
         if self._options.device == "cpu" and not self._options.proxy and plan.world_size > most_ranks():
             return self._invalid(str(_does_not_fit(too_many(plan, most_ranks()))))
         return None
+
+    def _uneven(self, plan: Plan) -> Iterator[str]:
+        copies, hsdp = plan.dp * plan.cp, self._options.hsdp
+        if plan.zero >= 2 and copies % hsdp:
+            yield f"the built-in trainer shards over equal replicas: hsdp={hsdp} of {copies} copies"
 
     def _invalid(self, reason: str) -> Failed:
         return Failed(cause=Cause.INVALID, message=reason, origin=self.origin)
@@ -190,7 +201,7 @@ class TorchRunner:
             ran = self._within_limits(plan, machine)
         except InvalidSpec as error:
             return self._invalid(str(error))
-        for reason in refusals(ran.job.model, ran.job.workload, ran.plan):
+        for reason in (*refusals(ran.job.model, ran.job.workload, ran.plan), *self._uneven(ran.plan)):
             return self._invalid(reason)
         begun_s = time.perf_counter()
         orders = self._orders(ran, device)
@@ -202,6 +213,7 @@ class TorchRunner:
             "machine": machine,
             "backend": self._worker.BACKENDS[device],
             "n_threads": orders.n_threads,
+            "hsdp": orders.setting.hsdp,
             "proxy": {name: list(pair) for name, pair in ran.differs.items()},
             "predicted": _predicted(ran, device),
             "trial_s": round(time.perf_counter() - begun_s, 3),
@@ -240,6 +252,7 @@ class TorchRunner:
             compiles=options.compile,
             schedule_class=options.schedule_class,
             schedule_file=options.schedule_file,
+            hsdp=options.hsdp if ran.plan.zero >= 2 else 1,
         )
         return worker.Orders(
             setting=setting,
