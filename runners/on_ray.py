@@ -173,7 +173,9 @@ class RayExecutor:
     def _start(self) -> Child:
         """A host, and Ray in or behind it; `RunnerError` in bounded time where that cannot be."""
         self._folder = make_folder()
-        host = self._host = Child("runners.on_ray_host", environment=_environment(self._address))
+        host = self._host = Child(
+            "runners.on_ray_host", environment=_environment(self._address, self._folder)
+        )
         options = HostOptions(
             source=self._source,
             address=self._address,
@@ -227,9 +229,13 @@ class OnRay:
             return run_all(executor, plans)
 
 
-def _environment(address: str | None) -> dict[str, str]:
-    """What Ray reads before it starts: nobody without the token can make an embedded one run code."""
+def _environment(address: str | None, folder: "Path") -> dict[str, str]:
+    """What Ray reads before it starts: nobody without the token can make an embedded one run code.
+
+    What trials write lies in an embedded Ray's own folder, which goes even if all who wrote there are killed.
+    """
     quiet = {"RAY_USAGE_STATS_ENABLED": "0"}
     if address is None:
-        return {**quiet, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+        token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+        return {**quiet, **token, "TMPDIR": str(folder)}
     return {"RAY_AUTH_MODE": "token", **quiet} if "RAY_AUTH_TOKEN" in os.environ else quiet

@@ -48,6 +48,18 @@ class WarmRunner(Protocol):
         ...
 
 
+@runtime_checkable
+class EffectiveRunner(Protocol):
+    """A runner that may run different plans as the very same thing, and can say so before it runs them.
+
+    Its outcomes carry `effective["key"]`, and `effective["machine"]`, on which the key may depend.
+    """
+
+    def effective_key(self, plan: Plan, machine: Mapping[str, Any] | None = None) -> str | None:
+        """The key that the plan's outcome will carry on a machine (None: this one); None if nothing runs."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunnerRecipe:
     """What it takes to build a runner in another process: a name from `RUNNERS`, the job, and options."""

@@ -21,6 +21,7 @@ from search_spaces.plan import Plan
 
 GRACE_S = 10.0
 _START_S = 120.0
+_COMPILED = "TORCHINDUCTOR_CACHE_DIR"
 
 
 class ProcessLost(RunnerError):
@@ -144,6 +145,8 @@ class TrialProcess:
             self._scratch.mkdir(parents=True, exist_ok=True)
         self._folder = tempfile.mkdtemp(prefix="meshtune-trials-", dir=self._scratch)
         environment = {"OPENBLAS_NUM_THREADS": "1", SCRATCH: self._folder}
+        if _COMPILED not in os.environ:  # torch makes this folder as soon as it is loaded
+            environment[_COMPILED] = os.path.join(self._folder, "compiled")
         child = self._child = Child("runners.trial_server", environment=environment)
         try:
             child.link.send(self._source)

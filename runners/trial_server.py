@@ -34,17 +34,22 @@ from search_spaces.plan import Plan, Plans
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
 _REAP_S = 5.0
 _MOST_LOG_BYTES = 64 * 1024
+REQUESTED_S = "MESHTUNE_REQUESTED_S"  # tells a trial when it was asked for, on the clock of `time.monotonic`
 SCRATCH = "MESHTUNE_SCRATCH"  # names the folder for all that trials of a server write; the client removes it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """One trial: a plan, the tries it lost to machines before, its limit (None: none), and its variables."""
+    """One trial: a plan, the tries it lost to machines before, its limit (None: none), and its variables.
+
+    `sent_s` is when it was asked for.
+    """
 
     plan: Plan
     attempt: int = 0
     time_limit_s: float | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
+    sent_s: float = field(default_factory=time.monotonic)
 
 
 def adopt_orphans() -> None:
@@ -134,6 +139,7 @@ def _run_child(runner: Runner, request: Request, answer: Connection, log: IO[byt
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
         os.environ.update(request.environment)
+        os.environ[REQUESTED_S] = repr(request.sent_s)
         (outcome,) = runner.run(Plans.of([request.plan]), attempt=request.attempt)
         answer.send(outcome)
         status = 0

@@ -196,7 +196,8 @@ def expert_rank_parameters(model: ModelSpec, ep: Count, etp: Count) -> Count:
 def router_parameters(model: ModelSpec) -> int:
     """Router of one expert layer, replicated: E h, E biases where it has them, the shared expert's gate h."""
     moe = _moe(model)
-    return moe.n_experts * (model.d_model + moe.router_bias) + model.d_model * moe.shared_gate
+    has_gate = moe.shared_gate and moe.shared_width > 0
+    return moe.n_experts * (model.d_model + moe.router_bias) + model.d_model * has_gate
 
 
 def layer_rank_parameters(model: ModelSpec, tp: Count, kind: LayerKind = "dense") -> Count:

@@ -16,6 +16,7 @@ from search_spaces.errors import RunnerError, StorageError
 from search_spaces.plan import Plan
 from tuner.book import Book
 from tuner.budget import Budget, Stop
+from tuner.devices import refuse_other_device
 from tuner.events import OnEvent, Progress, TrialFinished, TrialsReaped, TrialStarted
 from tuner.fidelity import PredictedBy
 from tuner.inputs import StudyInputs
@@ -128,6 +129,7 @@ class Driver:
             time.sleep(POLL_S)  # other drivers have the rest of the budget
             return
         for number, outcome in self.get_executor().wait(POLL_S):
+            refuse_other_device(outcome, self.book)
             # Ctrl-C reaches the trials' processes too: a failure that follows it says nothing about the plan.
             if not (self.is_interrupted() and isinstance(outcome, Failed)):
                 self._tell(number, outcome)

@@ -15,7 +15,8 @@ from optuna.storages import BaseStorage
 from optuna.study import Study
 
 from objectives.ranking import Candidates, Ledger
-from runners.protocol import RUNNERS, Executor, RunnerRecipe
+from runners.once_each import OnceEach
+from runners.protocol import RUNNERS, EffectiveRunner, Executor, RunnerRecipe
 from runners.slurm.choice import check_slurm, placed, slots
 from search_spaces.documents import build
 from search_spaces.errors import InvalidSpec, check, suggest_keys
@@ -47,6 +48,7 @@ from tuner.samplers import check_sampler, make_sampler
 from tuner.samplers.candidates import CandidateSampler, CandidateTable
 from tuner.shortlist import shortlist
 from tuner.storage import list_studies, open_storage, storage_place, storage_trouble
+from tuner.tell import outcome_of
 from tuner.view import StudyView, load_study, require_study
 
 # A driver that creates a study writes its inputs next; another one that comes in between waits so long.
@@ -278,7 +280,7 @@ def _drive(
     executor: Executor | None,
     on_event: OnEvent,
 ) -> Stop:
-    with interruptible() as is_interrupted, _executor(config, executor) as get_executor:
+    with interruptible() as is_interrupted, _executor(config, executor, book) as get_executor:
         driver = Driver(
             book=book,
             table=table,
@@ -294,7 +296,7 @@ def _drive(
 
 
 @contextmanager
-def _executor(config: StudyConfig, given: Executor | None) -> Iterator[Callable[[], Executor]]:
+def _executor(config: StudyConfig, given: Executor | None, book: Book) -> Iterator[Callable[[], Executor]]:
     """Gives the executor when it is first asked for, and closes it if it is ours."""
     made: list[Executor] = []
 
@@ -302,7 +304,7 @@ def _executor(config: StudyConfig, given: Executor | None) -> Iterator[Callable[
         if given is not None:
             return given
         if not made:
-            made.append(make_executor(config.inputs, config.machine))
+            made.append(_once_each(make_executor(config.inputs, config.machine), config.inputs.recipe, book))
         return made[0]
 
     try:
@@ -310,6 +312,15 @@ def _executor(config: StudyConfig, given: Executor | None) -> Iterator[Callable[
     finally:
         for executor in made:
             executor.close()
+
+
+def _once_each(executor: Executor, recipe: RunnerRecipe, book: Book) -> Executor:
+    """The executor; plans that the runner runs as the same thing as an earlier one are not run again."""
+    runner = recipe.build()
+    if not isinstance(runner, EffectiveRunner):
+        return executor
+    outcomes = [outcome_of(trial.user_attrs) for trial in book.trials()]
+    return OnceEach(executor, runner, known=[outcome for outcome in outcomes if outcome is not None])
 
 
 def _refuse_other(name: str, storage: BaseStorage, inputs: StudyInputs) -> None:

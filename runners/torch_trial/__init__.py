@@ -5,7 +5,8 @@
     mesh       who speaks with whom                    collectives the exchanges, with their gradients
     model      the transformer's parts                 weights     each rank's part of every parameter
     tensor, context, experts, pipeline, data, recompute            the parallel pieces
-    train      the measured loop
+    train      the measured loop                       verdict     why ranks failed
+    fake       peak bytes without memory               communication   seconds of exchanges
 
-Only modules below `worker` import torch; `runner`, `supported`, `twin` and `mesh` do not.
+Only modules below `worker` import torch; `runner`, `supported`, `twin`, `mesh` and `verdict` do not.
 """

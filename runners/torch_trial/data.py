@@ -13,17 +13,19 @@ Source: Rajbhandari et al. (2020), arXiv:1910.02054, section 5; Zhao et al. (202
 
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Shard
 from torch.nn.parallel import DistributedDataParallel
 
-from runners.torch_trial.collectives import Group, all_reduce
+from runners.torch_trial.collectives import Group, all_reduce, make_group
 from runners.torch_trial.experts import Experts
 from runners.torch_trial.layout import Layout
 from runners.torch_trial.model import Chunk
@@ -40,16 +42,25 @@ def shards_parameters(layout: Layout) -> bool:
 class Copies:
     """The chunks of one rank among their copies."""
 
-    def __init__(self, chunks: Sequence[Chunk], layout: Layout, *, compute_dtype: Any, is_tied: bool) -> None:
+    def __init__(
+        self,
+        chunks: Sequence[Chunk],
+        layout: Layout,
+        *,
+        compute_dtype: Any,
+        is_tied: bool,
+        n_replicas: int = 1,
+    ) -> None:
         self.layout, self.chunks = layout, list(chunks)
         self.is_tied_over_stages = is_tied and layout.plan.pp > 1
         self.weights = [named_weights(chunk) for chunk in chunks]
+        self.meshes = _meshes(layout, chunks[0], n_replicas) if shards_parameters(layout) else None
         self.modules: list[nn.Module] = [self._wrapped(chunk, compute_dtype) for chunk in self.chunks]
         self._started: list[tuple[Any, Sequence[Any], Any]] = []
 
     def _wrapped(self, chunk: Chunk, compute_dtype: Any) -> nn.Module:
         if shards_parameters(self.layout):
-            return _sharded(chunk, self.layout, compute_dtype)
+            return _sharded(chunk, self.layout, compute_dtype, self.meshes)
         return _replicated(chunk, self.layout) if self._overlaps() and self.layout.plan.pp == 1 else chunk
 
     def _overlaps(self) -> bool:
@@ -195,16 +206,52 @@ def _sum_bucket(group: Any, bucket: dist.GradBucket) -> torch.futures.Future[tor
     return future.then(lambda done: done.value()[0])
 
 
-def _sharded(chunk: Chunk, layout: Layout, compute_dtype: Any) -> nn.Module:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Meshes:
+    """The ranks over which FSDP cuts dense parameters, and experts."""
+
+    dense: DeviceMesh
+    expert: DeviceMesh
+
+
+def _meshes(layout: Layout, chunk: Chunk, n_replicas: int) -> Meshes:
+    """With several replicas dense parameters are cut within each of them and copied over them (HSDP)."""
+    kind, groups = chunk.places.device.type, _replicas(layout, n_replicas)
+    with (
+        unset_fake_temporarily()
+    ):  # a mesh is made of real numbers, also where memory is counted on fake ones
+        dense = (
+            DeviceMesh.from_group(layout.data.handle, kind)
+            if n_replicas == 1
+            else DeviceMesh.from_group(
+                [group.handle for group in groups],
+                kind,
+                mesh=torch.tensor(layout.data.ranks).view(n_replicas, -1),
+                mesh_dim_names=("replicas", "shards"),
+            )
+        )
+        return Meshes(dense=dense, expert=DeviceMesh.from_group(layout.expert_data.handle, kind))
+
+
+def _replicas(layout: Layout, n_replicas: int) -> tuple[Group, ...]:
+    """The ranks with this one's part in every replica, and the ranks of its own replica."""
+    if n_replicas == 1:
+        return ()
+    ranks, n = layout.data.ranks, layout.data.size // n_replicas
+    replica, place = divmod(layout.data.index, n)
+    across, within = ranks[place::n], ranks[replica * n : (replica + 1) * n]
+    return tuple(make_group(each, layout.rank, also_alone=True) for each in (across, within))
+
+
+def _sharded(chunk: Chunk, layout: Layout, compute_dtype: Any, meshes: Meshes | None) -> nn.Module:
     """FSDP2, a group of parameters for each layer, the experts over their own copies."""
-    plan = layout.plan
+    assert meshes is not None
+    plan, dense, expert = layout.plan, meshes.dense, meshes.expert
     options: dict[str, Any] = dict(
         reshard_after_forward=plan.zero == 3,
         mp_policy=MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32),
     )
-    kind, n = chunk.places.device.type, layout.expert_data.size
-    dense = DeviceMesh.from_group(layout.data.handle, kind)
-    expert = DeviceMesh.from_group(layout.expert_data.handle, kind)
+    n = layout.expert_data.size
     for layer in chunk.layers:
         for part in layer.modules():
             if isinstance(part, Experts):

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import functional
 
 from runners.torch_trial.collectives import all_to_all, exchange
@@ -132,6 +133,8 @@ class MixtureOfExperts(nn.Module):
         held = self.moe.n_experts // plan.ep
         flat = expert.flatten()
         order = flat.argsort(stable=True)
+        if isinstance(flat, FakeTensor):
+            return self._even_dispatch(order)
         counts = torch.bincount(flat, minlength=self.moe.n_experts).view(plan.ep, held)
         to_each = counts.repeat_interleave(plan.etp, dim=0)
         if plan.etp > 1:
@@ -150,4 +153,19 @@ class MixtureOfExperts(nn.Module):
             taken=from_each.sum(dim=1).tolist(),
             by_expert=by_expert,
             counts=from_each.sum(dim=0).tolist(),
+        )
+
+    def _even_dispatch(self, order: Any) -> Dispatch:
+        """As many tokens to each expert, where memory is counted and no router has values."""
+        plan, n_ranks = self.layout.plan, self.layout.experts.size
+        rows = -(-len(order) // plan.ep)
+        held = self.moe.n_experts // plan.ep
+        per_expert = -(-rows * n_ranks // held)
+        n_rows = rows * n_ranks
+        return Dispatch(
+            order=order.new_empty(n_rows),
+            given=[rows] * n_ranks,
+            taken=[rows] * n_ranks,
+            by_expert=order.new_empty(n_rows),
+            counts=[max(min(per_expert, n_rows - i * per_expert), 0) for i in range(held)],
         )

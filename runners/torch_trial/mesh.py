@@ -57,6 +57,12 @@ def place_of(plan: Plan, rank: int) -> Place:
     return Place(tp=tp, cp=cp, dp=dp, pp=pp, plan=plan)
 
 
+def leaders(plan: Plan) -> list[int]:
+    """The first rank of each pipeline stage."""
+    places = [place_of(plan, rank) for rank in range(plan.world_size)]
+    return [place.rank for place in places if place.inner == 0]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Groups:
     """The ranks of one rank's groups, in the order of their indices.

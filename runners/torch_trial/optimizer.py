@@ -10,7 +10,9 @@ from runners.torch_trial.data import Copies, local
 
 
 class Optimizer(Protocol):
-    """One update."""
+    """One update; `adam` is torch's optimizer inside."""
+
+    adam: torch.optim.Optimizer
 
     def collect(self) -> None:
         """Bring together the gradients that the update needs."""

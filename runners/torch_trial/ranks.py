@@ -131,17 +131,20 @@ def _be_rank(
         sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
 
         def tell(at: At) -> None:
-            # Shortly before the parent loses patience: where does this rank hang?
-            faulthandler.dump_traceback_later(0.9 * silence_s, file=descriptor)
+            # Shortly before the parent loses patience: where does this rank hang?  Telling it takes a thread,
+            # for which a rank that is short of memory may have no room; that alone is no failure.
+            with contextlib.suppress(RuntimeError):
+                faulthandler.dump_traceback_later(0.9 * silence_s, file=descriptor)
             link.send(at)
 
         tell(At(place="start"))
         link.send(Done(value=body(number, tell)))
         status = 0
     except BaseException as error:  # noqa: BLE001 - a process border: whatever happened is told and logged
-        traceback.print_exc()
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, MemoryError):  # the log tells it too
             link.send(explain(error))
+        with contextlib.suppress(OSError):  # unless the disk is full
+            traceback.print_exc()
     finally:
         os._exit(status)
 
@@ -169,7 +172,7 @@ def _broken(ranks: Sequence[Rank]) -> list[Rank]:
 
 def _blame(rank: Rank) -> tuple[int, float]:
     """A rank that was killed, or ran out of memory, explains the errors of those that spoke with it."""
-    kinds = ("out of memory", "nan loss", "error", "collective")
+    kinds = ("out of memory", "nan loss", "disk", "error", "collective")
     if rank.broken is None:
         return -1, rank.heard_s
     return kinds.index(rank.broken.kind), rank.heard_s

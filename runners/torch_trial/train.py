@@ -29,7 +29,10 @@ _DTYPES = {Precision.BF16: torch.bfloat16, Precision.FP32: torch.float32}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
-    """What is trained, and how; `schedule_class` or `schedule_file` replace the plan's schedule."""
+    """What is trained, and how; `schedule_class` or `schedule_file` replace the plan's schedule.
+
+    `hsdp` is how many replicas FSDP keeps of what it shards.
+    """
 
     model: ModelSpec
     workload: Workload
@@ -40,6 +43,7 @@ class Setting:
     compiles: bool = False
     schedule_class: str = ""
     schedule_file: str = ""
+    hsdp: int = 1
 
     @property
     def n_microbatches(self) -> int:
@@ -56,7 +60,13 @@ class Trainer:
         self.layout: Layout = make_layout(plan, rank, model.attention.n_kv_heads)
         self.dtype = _DTYPES[setting.workload.precision]
         chunks = self._chunks()
-        self.copies = Copies(chunks, self.layout, compute_dtype=self.dtype, is_tied=model.embedding.tied)
+        self.copies = Copies(
+            chunks,
+            self.layout,
+            compute_dtype=self.dtype,
+            is_tied=model.embedding.tied,
+            n_replicas=setting.hsdp,
+        )
         if setting.compiles:
             for chunk in chunks:
                 for layer in chunk.layers:

@@ -23,16 +23,15 @@ import torch.distributed.fsdp
 import torch.distributed.pipelining
 import torch.distributed.tensor
 
+from runners.torch_trial.communication import Communication, profiled
+from runners.torch_trial.fake import peak_bytes
 from runners.torch_trial.ranks import At, Broken, Tell
 from runners.torch_trial.train import Setting, Trainer
+from runners.torch_trial.verdict import OUT_OF_MEMORY_WORDS
 from search_spaces.units import KIB
 
 BACKENDS = {"cpu": "gloo", "cuda": "nccl"}
-# What allocators say, on the host and on devices; the last is a thread that found no room for its stack.
-_OUT_OF_MEMORY = (
-    "can't allocate memory", "out of memory", "Cannot allocate memory", "bad_alloc", "not enough memory",
-    "Resource temporarily unavailable",
-)  # fmt: skip
+_DISK = ("No space left on device", "Disk quota exceeded", "File too large")  # ENOSPC, EDQUOT, EFBIG
 _COLLECTIVE = (
     "Connection closed by peer",
     "Connection reset by peer",
@@ -57,6 +56,7 @@ class Orders:
     n_threads: int
     silence_s: float
     memory_limit_bytes: float = 0.0
+    profiles: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +64,9 @@ class Findings:
     """One rank's figures: seconds of every step with the warm-up, losses, and its peak bytes by source.
 
     `busy_s` are the seconds of each step in which the processor worked for the rank, exchanges included: on a
-    machine that others use a step takes longer than that.
+    machine that others use a step takes longer than that.  `joined_s` is when it had met the others, on the
+    clock that all processes share; `communication` is of one more step behind the others, where it was asked
+    for.
     """
 
     steps_s: tuple[float, ...]
@@ -72,6 +74,8 @@ class Findings:
     losses: tuple[float, ...]
     peak_bytes: dict[str, float]
     build_s: float
+    joined_s: float
+    communication: Communication | None = None
 
 
 def prepare() -> None:
@@ -92,32 +96,62 @@ def train(orders: Orders, rank: int, tell: Tell, *, folder: Path) -> Findings:
     setting = orders.setting
     torch.set_num_threads(orders.n_threads)
     _join(setting, rank, folder, timeout_s=1.5 * orders.silence_s)
+    joined_s = time.monotonic()
     _limit_memory(orders.memory_limit_bytes)
     tell(At(place="build"))
     trainer = Trainer(setting, rank, scratch=folder)
     build_s = time.perf_counter() - started_s
     steps_s, busy_s, losses = [], [], []
     _forget_peak(setting.device)
-    for step in range(orders.n_warmup + orders.n_steps):
+    n_steps = orders.n_warmup + orders.n_steps
+    for step in range(n_steps):
         tell(At(place=f"step {step + 1}", step=step))
-        tokens, targets = trainer.data(step)
+        step_s, worked_s, loss = _step(trainer, step)
+        steps_s.append(step_s)
+        busy_s.append(worked_s)
+        losses.append(loss)
+        if not math.isfinite(loss):
+            raise NanLoss(f"the loss of step {step + 1} is {loss}")
+    peaks = _peak_bytes(setting.device)
+    communication = None
+    if orders.profiles:
+        tell(At(place="the profiled step", step=n_steps))
+        tokens, targets = trainer.data(n_steps)
         dist.barrier()
-        begun_s, worked_s = time.perf_counter(), time.process_time()
-        share = trainer.gradients(tokens, targets)
-        trainer.update()
-        _wait_for_device(setting.device)
-        steps_s.append(time.perf_counter() - begun_s)
-        busy_s.append(time.process_time() - worked_s)
-        losses.append(trainer.whole_loss(share))
-        if not math.isfinite(losses[-1]):
-            raise NanLoss(f"the loss of step {step + 1} is {losses[-1]}")
+        communication = profiled(lambda: _passes(trainer, tokens, targets)[0], setting.device)
     return Findings(
         steps_s=tuple(steps_s),
         busy_s=tuple(busy_s),
         losses=tuple(losses),
-        peak_bytes=_peak_bytes(setting.device),
+        peak_bytes=peaks,
         build_s=build_s,
+        joined_s=joined_s,
+        communication=communication,
     )
+
+
+def _step(trainer: Trainer, step: int) -> tuple[float, float, float]:
+    """Seconds of one step, those in which the processor worked for it, and the loss."""
+    tokens, targets = trainer.data(step)
+    dist.barrier()
+    begun_s = time.process_time()
+    step_s, share = _passes(trainer, tokens, targets)
+    return step_s, time.process_time() - begun_s, trainer.whole_loss(share)
+
+
+def _passes(trainer: Trainer, tokens: Any, targets: Any) -> tuple[float, Any]:
+    """Seconds of all passes and the update, and this rank's share of the loss."""
+    begun_s = time.perf_counter()
+    share = trainer.gradients(tokens, targets)
+    trainer.update()
+    _wait_for_device(trainer.setting.device)
+    return time.perf_counter() - begun_s, share
+
+
+def count_on_fake_tensors(setting: Setting, rank: int, folder: Path) -> dict[str, float]:
+    """Peak bytes of a rank by kind, without its tensors; in a process of its own."""
+    torch.set_num_threads(1)
+    return peak_bytes(setting, rank, folder)
 
 
 def _join(setting: Setting, rank: int, folder: Path, *, timeout_s: float) -> None:
@@ -142,9 +176,11 @@ def explain(error: BaseException) -> Broken:
         return Broken(kind="nan loss", message=words)
     text = _chain(error)
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or any(
-        each in text for each in _OUT_OF_MEMORY
+        each in text for each in OUT_OF_MEMORY_WORDS
     ):
         return Broken(kind="out of memory", message=message)
+    if any(each in text for each in _DISK):
+        return Broken(kind="disk", message=message)
     if isinstance(error, dist.DistError) or any(each in text for each in _COLLECTIVE):
         return Broken(kind="collective", message=message)
     return Broken(kind="error", message=message)

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from search_spaces.parameters import total_parameters
-from tests.runners.torch_cases import BF16, FAST, MODELS, SLOW, TORCH_CLASSES
+from tests.runners.torch_cases import BF16, FAST, HSDP, MODELS, PAIRS, SLOW, TORCH_CLASSES
+from tests.runners.torch_pairs import WRITTEN, missing
 
 pytestmark = [pytest.mark.torch, pytest.mark.timeout(600)]
 ROOT = Path(__file__).parents[2]
@@ -49,9 +50,9 @@ def findings(request, tmp_path_factory):
 
 
 def params():
-    fast = [*FAST, *TORCH_CLASSES, *BF16]
+    fast = [*FAST, *TORCH_CLASSES, *HSDP, *BF16]
     return [pytest.param(case, id=case.name) for case in fast] + [
-        pytest.param(case, id=case.name, marks=pytest.mark.slow) for case in SLOW
+        pytest.param(case, id=case.name, marks=pytest.mark.slow) for case in (*SLOW, *PAIRS)
     ]
 
 
@@ -65,3 +66,8 @@ def test_a_plan_trains_as_one_process_does(case, findings):
     assert worst[0] <= TOLERANCE[case.precision], worst
     for rank in ranks:
         assert rank["losses"] == pytest.approx(rank["wanted_losses"], rel=LOSS_TOLERANCE[case.precision])
+
+
+@pytest.mark.slow
+def test_every_pair_of_what_the_trainer_can_do_is_in_a_case():
+    assert missing((*WRITTEN, *PAIRS)) == set()

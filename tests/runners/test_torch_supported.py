@@ -1,9 +1,11 @@
 """What the built-in trainer refuses, each with one sentence; its profile lets nothing of it through."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
+from pathlib import Path
 
 import pytest
 
+from runners.torch_trial.runner import Options
 from runners.torch_trial.supported import refusals
 from search_spaces.cluster_presets import load_cluster
 from search_spaces.model import LatentAttention, MoeSpec, QkNorm
@@ -95,3 +97,9 @@ def test_every_plan_that_the_profile_lets_through_is_run(n_devices):
     }
     refused = [(plan.key, *refusals(JOB.model, workload, plan)) for plan in plans]
     assert [each for each in refused if len(each) > 1] == []
+
+
+@pytest.mark.parametrize("page", ["real-runs.md", "study-file.md"])
+def test_the_pages_name_every_option(page):
+    text = (Path(__file__).parents[2] / "docs" / page).read_text()
+    assert [each.name for each in fields(Options) if f"`{each.name}`" not in text] == []

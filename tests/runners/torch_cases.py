@@ -80,9 +80,13 @@ class Case:
 
 
 def cases(text):
-    """A case a line: model: plan."""
-    lines = [line.split(":") for line in text.strip().splitlines()]
-    return [Case(model=model.strip(), plan=" ".join(plan.split())) for model, plan in lines]
+    """A case a line: the model, its precision if that is not fp32, a colon, and the plan."""
+    found = []
+    for line in text.strip().splitlines():
+        head, _, plan = line.partition(":")
+        model, precision = [*head.split(), "fp32"][:2]
+        found.append(Case(model=model, plan=" ".join(plan.split()), precision=precision))
+    return found
 
 
 FAST = cases("""
@@ -191,6 +195,14 @@ TORCH_CLASSES = [
         ("InterleavedZeroBubble", "pp=2 vpp=2 schedule=interleaved"),
     )
 ]
+HSDP = [
+    Case(model, plan, options=(("hsdp", 2),))
+    for model, plan in (
+        ("llama", "dp=4 zero=3"),
+        ("llama", "dp=2 cp=2 zero=2"),
+        ("moe", "dp=4 ep=2 zero=3"),
+    )
+]
 BF16 = [
     Case("llama", plan, precision="bf16")
     for plan in (
@@ -202,6 +214,66 @@ BF16 = [
         "pp=2 schedule=zb-h1",
     )
 ]
+
+# Made by `python -m tests.runners.torch_pairs`: what the cases above lack of all pairs that a plan may have.
+PAIRS = cases("""
+    moe bf16: cp=2 cp_kind=all-gather pp=2 schedule=message-driven ep=2 micro_batch=2 recompute_modules=layernorm+mlp
+    gpt bf16: cp=2 cp_kind=ulysses pp=2 schedule=gpipe recompute=selective micro_batch=2
+    moe bf16: dp=2 zero=2 tp=2 sequence_parallel=true ep=2 etp=2 recompute_modules=moe micro_batch=2
+    gpt bf16: tp=2 cp=2 recompute=full micro_batch=2
+    gpt bf16: dp=2 zero=2 pp=2 schedule=zb-h2 recompute_modules=layernorm+mlp micro_batch=2
+    moe: dp=2 zero=1 pp=2 schedule=gpipe ep=2 recompute=selective micro_batch=2
+    moe bf16: cp=2 pp=2 schedule=1f1b recompute_modules=moe micro_batch=2
+    gpt: cp=2 cp_kind=all-gather pp=2 schedule=zb-h1 recompute=selective micro_batch=2
+    gpt bf16: dp=2 overlap_dp=true pp=2 schedule=message-driven recompute=full micro_batch=2
+    moe: dp=2 zero=3 cp=2 cp_kind=all-gather recompute_modules=moe micro_batch=2
+    moe: tp=2 sequence_parallel=true pp=2 schedule=zb-h2 etp=2 recompute=selective micro_batch=2
+    moe: tp=2 sequence_parallel=true pp=2 schedule=gpipe etp=2 recompute_modules=layernorm+mlp micro_batch=2
+    moe: tp=2 sequence_parallel=true cp=2 cp_kind=all-gather etp=2 recompute=full micro_batch=2
+    moe: tp=2 sequence_parallel=true pp=2 schedule=message-driven etp=2 recompute_modules=moe micro_batch=2
+    moe: dp=2 zero=3 cp=2 recompute_modules=layernorm+mlp micro_batch=2
+    moe: dp=2 zero=2 pp=2 schedule=message-driven recompute=selective micro_batch=2
+    moe: dp=2 zero=1 pp=2 schedule=zb-h2 recompute_modules=moe micro_batch=2
+    moe: dp=2 zero=1 pp=2 schedule=zb-h1 recompute_modules=layernorm+mlp micro_batch=2
+    moe: dp=2 overlap_dp=true pp=2 schedule=gpipe recompute_modules=moe micro_batch=2
+    moe: cp=2 cp_kind=ulysses pp=2 schedule=zb-h1 recompute_modules=moe micro_batch=2
+    moe: cp=2 cp_kind=ulysses pp=2 schedule=1f1b recompute_modules=layernorm+mlp micro_batch=2
+    llama: tp=2 pp=2 schedule=1f1b recompute=selective micro_batch=2
+    llama: dp=2 overlap_dp=true tp=2 recompute_modules=layernorm+mlp micro_batch=2
+    moe: tp=2 sequence_parallel=true cp=2 etp=2 recompute=selective micro_batch=2
+    moe: dp=2 zero=3 cp=2 cp_kind=ulysses recompute=full micro_batch=2
+    moe: dp=2 zero=2 pp=2 schedule=gpipe recompute=full micro_batch=2
+    moe: tp=2 sequence_parallel=true pp=2 schedule=zb-h1 etp=2 recompute_modules=moe micro_batch=2
+    moe: tp=2 sequence_parallel=true pp=2 schedule=1f1b etp=2 recompute_modules=moe micro_batch=2
+    moe: dp=2 zero=3 tp=2 sequence_parallel=true etp=2 recompute_modules=moe micro_batch=2
+    moe: dp=2 zero=2 pp=2 schedule=1f1b recompute_modules=moe micro_batch=2
+    moe: dp=2 zero=2 cp=2 cp_kind=ulysses recompute_modules=moe micro_batch=2
+    moe: dp=2 zero=2 cp=2 cp_kind=all-gather recompute_modules=moe micro_batch=2
+    moe: dp=2 zero=1 tp=2 sequence_parallel=true etp=2 recompute_modules=moe micro_batch=2
+    moe: dp=2 zero=1 pp=2 schedule=message-driven recompute_modules=moe micro_batch=2
+    moe: dp=2 zero=1 cp=2 recompute_modules=moe micro_batch=2
+    moe: dp=2 zero=1 cp=2 cp_kind=ulysses recompute_modules=moe micro_batch=2
+    moe: dp=2 overlap_dp=true tp=2 sequence_parallel=true etp=2 recompute_modules=moe micro_batch=2
+    moe: dp=2 overlap_dp=true pp=2 schedule=zb-h2 recompute_modules=moe micro_batch=2
+    moe: dp=2 overlap_dp=true cp=2 recompute_modules=moe micro_batch=2
+    moe: dp=2 overlap_dp=true cp=2 cp_kind=all-gather recompute_modules=moe micro_batch=2
+    moe: cp=2 pp=2 schedule=zb-h2 recompute_modules=moe micro_batch=2
+    moe: cp=2 pp=2 schedule=message-driven recompute_modules=moe micro_batch=2
+    moe: cp=2 pp=2 schedule=gpipe recompute_modules=moe micro_batch=2
+    moe: cp=2 cp_kind=ulysses pp=2 schedule=zb-h2 recompute_modules=moe micro_batch=2
+    moe: cp=2 cp_kind=ulysses pp=2 schedule=message-driven recompute_modules=moe micro_batch=2
+    moe: cp=2 cp_kind=all-gather pp=2 schedule=zb-h2 recompute_modules=moe micro_batch=2
+    moe: cp=2 cp_kind=all-gather pp=2 schedule=gpipe recompute_modules=moe micro_batch=2
+    moe: cp=2 cp_kind=all-gather pp=2 schedule=1f1b recompute_modules=moe micro_batch=2
+    llama: tp=2 pp=2 schedule=zb-h2 recompute_modules=layernorm+mlp micro_batch=2
+    llama: tp=2 pp=2 schedule=zb-h1 recompute_modules=layernorm+mlp micro_batch=2
+    llama: tp=2 pp=2 schedule=message-driven recompute_modules=layernorm+mlp micro_batch=2
+    llama: tp=2 pp=2 schedule=gpipe recompute_modules=layernorm+mlp micro_batch=2
+    llama: tp=2 cp=2 cp_kind=ulysses recompute_modules=layernorm+mlp micro_batch=2
+    llama: tp=2 cp=2 cp_kind=all-gather recompute_modules=layernorm+mlp micro_batch=2
+    llama: dp=2 zero=3 tp=2 recompute_modules=layernorm+mlp micro_batch=2
+    llama: dp=2 zero=2 tp=2 recompute_modules=layernorm+mlp micro_batch=2
+""")  # noqa: E501
 
 
 def work_for(case):
@@ -280,7 +352,7 @@ def _body(world, chosen, folder, rank, tell):
 
 def main(out, *names):
     """Train the cases of these names, which have one world size, and write what was found."""
-    every = {case.name: case for case in [*FAST, *SLOW, *TORCH_CLASSES, *BF16]}
+    every = {case.name: case for case in [*FAST, *SLOW, *TORCH_CLASSES, *HSDP, *BF16, *PAIRS]}
     chosen = [every[name] for name in names]
     (world,) = {case.parsed.world_size for case in chosen}
     with tempfile.TemporaryDirectory() as folder:

@@ -1,6 +1,7 @@
 """What a study's trials teach about the cost model: ratios, failures, and plans under way."""
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -24,7 +25,7 @@ class Lesson:
 
     `log_time` and `log_memory` are log(measured / predicted); `memory_is_bound` marks an out-of-memory
     plan, whose memory is at least that; `ran` is false for a plan that failed by itself for another reason
-    than memory.
+    than memory.  `source` is where the figures come from, "" for the job itself.
     """
 
     row: int
@@ -32,6 +33,7 @@ class Lesson:
     log_memory: float | None = None
     memory_is_bound: bool = False
     ran: bool | None = None
+    source: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +69,20 @@ def read_history(rows: Iterable[tuple[FrozenTrial, int]], reader: "LessonReader"
             pending.append(row)
         elif (lesson := reader.read(trial, row)) is not None:
             lessons.append(lesson)
-    return History(lessons=tuple(lessons[-MOST_LESSONS:]), pending=tuple(pending))
+    return History(lessons=tuple(of_one_source(lessons)[-MOST_LESSONS:]), pending=tuple(pending))
+
+
+def of_one_source(lessons: Sequence[Lesson]) -> list[Lesson]:
+    """The lessons from where most come, of equals the latest: one surrogate learns from one machine only.
+
+    That a plan fails by itself is learnt from wherever it was tried.
+    """
+    counts = Counter(lesson.source for lesson in lessons if lesson.log_time is not None)
+    latest = {lesson.source: i for i, lesson in enumerate(lessons)}
+    if len(counts) < 2:
+        return list(lessons)
+    source = max(counts, key=lambda each: (counts[each], latest[each]))
+    return [lesson for lesson in lessons if lesson.source == source or lesson.ran is False]
 
 
 class LessonReader:
@@ -90,19 +105,31 @@ class LessonReader:
         return lesson
 
     def _from_outcome(self, outcome: Outcome, row: int) -> Lesson | None:
+        source = source_of(outcome)
         match outcome:
             case Measured():
+                step_s, peak_bytes = self._expected(outcome, row)
                 return Lesson(
                     row=row,
-                    log_time=_sane(outcome.step_s / self.step_s[row]),
-                    log_memory=_sane(outcome.peak_memory_bytes / self.peak_bytes[row]),
+                    log_time=_sane(outcome.step_s / step_s),
+                    log_memory=_sane(outcome.peak_memory_bytes / peak_bytes),
                     ran=True,
+                    source=source,
                 )
+            case Failed(cause=Cause.OUT_OF_MEMORY) if _is_proxy(outcome):
+                return None  # a proxy's memory says nothing about the plan's
             case Failed(cause=Cause.OUT_OF_MEMORY):
                 needed = self.job.cluster.device.memory_bytes + max(outcome.short_bytes, 0.0)
                 bound = _sane(needed / self.peak_bytes[row])
-                return Lesson(row=row, log_memory=bound, memory_is_bound=bound is not None)
-        return Lesson(row=row, ran=False) if outcome.cause.blames_plan else None
+                return Lesson(row=row, log_memory=bound, memory_is_bound=bound is not None, source=source)
+        return Lesson(row=row, ran=False, source=source) if outcome.cause.blames_plan else None
+
+    def _expected(self, outcome: Measured, row: int) -> tuple[float, float]:
+        """Predicted step seconds and peak bytes of what ran: of a proxy its own, not the plan's."""
+        if _is_proxy(outcome):
+            predicted = outcome.effective.get("predicted", {})
+            return predicted.get("step_s", math.inf), predicted.get("peak_memory_bytes", math.inf)
+        return float(self.step_s[row]), float(self.peak_bytes[row])
 
     def _from_values(self, trial: FrozenTrial, row: int) -> Lesson | None:
         """Every metric but the peak is a constant times the step time or its inverse."""
@@ -120,6 +147,16 @@ class LessonReader:
             else:
                 log_time = _sane(predicted / value if value else 0.0)
         return Lesson(row=row, log_time=log_time, log_memory=log_memory, ran=True)
+
+
+def source_of(outcome: Outcome) -> str:
+    """What is the same for figures that may be learnt from together: the device, and whether a proxy ran."""
+    device = str(outcome.effective.get("device", ""))
+    return f"{device} by proxy" if _is_proxy(outcome) else device
+
+
+def _is_proxy(outcome: Outcome) -> bool:
+    return bool(outcome.effective.get("proxy"))
 
 
 def _readable_outcome(trial: FrozenTrial) -> Outcome | None:
