@@ -79,8 +79,7 @@ class FrameworkProfile:
     `warms_up_longer`: the warm-up of its 1f1b can be lengthened.  `overlaps_tp_beside_split`: also where the
     schedule splits the backward pass.  `splits_layers`: it has tensor parallelism.
     `shards_by_layer`: from ZeRO stage 2 on each layer's gradients and weights travel by themselves, weights
-    also before every forward pass, and in a pipeline gradients once a step (FSDP2).  `fused_ring`: its ring
-    attention merges blocks inside a kernel.
+    also before every forward pass, and in a pipeline gradients once a step (FSDP2).
     """
 
     name: str
@@ -108,7 +107,6 @@ class FrameworkProfile:
     splits_layers: bool = True
     splits_messages: bool = False
     shards_by_layer: bool = False
-    fused_ring: bool = True
     dropout: bool = False
     logits_bytes_per_entry: float = 6.0
     bucket_parameters: float = 40e6
@@ -297,7 +295,6 @@ FRAMEWORKS: Mapping[str, FrameworkProfile] = MappingProxyType(
                 overlaps_tp=False,
                 warms_up_longer=True,
                 shards_by_layer=True,
-                fused_ring=False,
                 bucket_parameters=12.5e6,  # DistributedDataParallel: 25 MB of bf16
                 logits_bytes_per_entry=12.0,  # 16-bit logits, their fp32 copy and its softmax, a gradient
                 state=TrainingState(gradient_bytes=2.0),
