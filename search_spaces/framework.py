@@ -79,9 +79,8 @@ class FrameworkProfile:
     `warms_up_longer`: the warm-up of its 1f1b can be lengthened.  `overlaps_tp_beside_split`: also where the
     schedule splits the backward pass.  `splits_layers`: it has tensor parallelism.
     `shards_by_layer`: from ZeRO stage 2 on each layer's gradients and weights travel by themselves, weights
-    also before every forward pass, and in a pipeline gradients once a step (FSDP2).  `fused_ring`: its ring
-    attention merges blocks inside a kernel.  `recomputes`: what it can redo.
-    `zero_stages_with_recompute`: the ZeRO stages beside which it redoes blocks.
+    also before every forward pass, and in a pipeline gradients once a step (FSDP2).  `recomputes`: what it
+    can redo.  `zero_stages_with_recompute`: the ZeRO stages beside which it redoes blocks.
     """
 
     name: str
@@ -111,7 +110,6 @@ class FrameworkProfile:
     zero_stages_with_recompute: tuple[int, ...] = ALL_ZERO_STAGES
     splits_messages: bool = False
     shards_by_layer: bool = False
-    fused_ring: bool = True
     dropout: bool = False
     logits_bytes_per_entry: float = 6.0
     bucket_parameters: float = 40e6
@@ -317,7 +315,6 @@ FRAMEWORKS: Mapping[str, FrameworkProfile] = MappingProxyType(
                 overlaps_tp=False,
                 warms_up_longer=True,
                 shards_by_layer=True,
-                fused_ring=False,
                 bucket_parameters=12.5e6,  # DistributedDataParallel: 25 MB of bf16
                 logits_bytes_per_entry=12.0,  # 16-bit logits, their fp32 copy and its softmax, a gradient
                 state=TrainingState(gradient_bytes=2.0),

@@ -31,7 +31,7 @@ class Habits:
     whose optimizer is sharded issues `shard_operations` for every layer and replica, which copy the pieces of
     each parameter into and out of the buffers that travel.  Where each layer's weights and gradients travel
     by themselves, the host issues `layer_share_operations` around each such message.  A ring of unfused
-    blocks moves `ring_score_bytes` for every score of its forward pass.
+    blocks moves `ring_score_bytes` for every score of its forward pass.  None: it does not.
 
     `traffic` is the bytes of its memory-bound kernels over the least that fused ones would move,
     `expert_traffic` that of routed experts (permutations, activation); `logits_bytes` those of the loss per
@@ -54,8 +54,8 @@ class Habits:
     cp_overlap: Constant = assumed(0.9, "all but the first exchange", 0.1)
     dp_overlap: Constant = assumed(0.9, "all but the last bucket", 0.1)
     shard_operations: Constant = assumed(0.0, "parameters lie in one buffer, cut without copies", 0.0)
-    ring_score_bytes: Constant = assumed(0.0, "a ring's blocks stay inside a kernel", 0.0)
-    layer_share_operations: Constant = assumed(0.0, "nothing is cut layer by layer", 0.0)
+    ring_score_bytes: Constant | None = None
+    layer_share_operations: Constant | None = None
     ep_overlap: Constant = assumed(0.6, "as Megatron-LM", 0.2)
     block_scale_operations: Constant = assumed(5.5, "as Megatron-LM: casts and swizzled scales", 0.5)
     expert_operations: Constant = assumed(7.5, "as Megatron-LM: products, casts, copies", 0.5)

@@ -33,7 +33,6 @@ from objectives.cost.kernels import (
 )
 from objectives.cost.moe import deduplicated_share
 from objectives.metrics import Job
-from search_spaces.framework import framework_named
 from search_spaces.model import MlpSpec
 from search_spaces.plan import CpKind, Floats, Module, Plans
 from search_spaces.workload import AttentionFlops, CudaGraphs
@@ -196,12 +195,13 @@ def _with_open_ring(job: Job, plans: Plans, fused_s: Floats, rows: Floats) -> Fl
 
     Of s / c tokens a rank computes its own block whole and half of every other: (c + 1) / 2 squares.
     """
-    if framework_named(job.workload.framework).fused_ring:
+    score_bytes = job.trainer.ring_score_bytes
+    if score_bytes is None:
         return fused_s
     scores = rows * (job.workload.seq_len / plans.cp) * (plans.cp + 1) / 2
     width = job.model.attention.head_dim + job.model.attention.v_head_dim
     seconds = unfused_attention_s(job, 2.0 * scores * width)
-    seconds = seconds + memory_bound_s(job, job.trainer.ring_score_bytes.value * scores)
+    seconds = seconds + memory_bound_s(job, score_bytes.value * scores)
     return np.where(plans.is_cp(CpKind.RING), seconds, fused_s)
 
 

@@ -211,7 +211,8 @@ def _sharing_s(job: Job, plans: Plans, parameters: RankParameters, n_layers: Int
         (parameters.expert, plans.edp, mesh.edp_members(cluster, plans)),
     )
     pieces = np.where(plans.zero >= 2, n_layers + 1, 1) if profile.shards_by_layer else np.ones(len(plans))
-    issue_s = job.trainer.layer_share_operations.value * job.cluster.device.kernel_launch_s.value
+    share = job.trainer.layer_share_operations
+    issue_s = share.value * job.cluster.device.kernel_launch_s.value if share is not None else 0.0
     for held, n, members in groups:
         gradients, weights = held * state.gradient_bytes, held * state.weight_bytes
         buckets = np.maximum(held / profile.bucket_parameters, 1.0)

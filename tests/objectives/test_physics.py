@@ -30,6 +30,7 @@ SLOWER = (
     "fixed_s",
     "per_log2",
     "operations",
+    "score_bytes",
     "operations_per_layer",
     "traffic",
     "depth",
