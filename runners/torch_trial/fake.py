@@ -3,7 +3,8 @@
 What torch's own tracker counts is the same on fake tensors as on real ones.  What differs from the run:
 tokens go evenly to the experts, because a router without values sends them nowhere; gradients that
 DistributedDataParallel would overlap are summed after the step; tensors that wait to be sent to another
-stage are gone at once; allocators' rounding is left out.
+stage are gone at once; what gloo copies for itself (a reduce-scatter's input) and allocators' rounding are
+left out.
 """
 
 from collections.abc import Sequence

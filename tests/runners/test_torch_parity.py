@@ -16,6 +16,8 @@ ROOT = Path(__file__).parents[2]
 
 # Sums in another order, in fp32; and products rounded to 8 bits of mantissa.
 TOLERANCE = {"fp32": 2e-5, "bf16": 6e-2}
+# A token whose second and third expert weigh alike goes to another one when its last bit changes.
+MOE_BF16_TOLERANCE = 0.2
 LOSS_TOLERANCE = {"fp32": 1e-5, "bf16": 2e-2}
 
 
@@ -63,7 +65,8 @@ def test_a_plan_trains_as_one_process_does(case, findings):
     worst = max((error, name) for rank in ranks for name, error in rank["worst"].items())
     assert trained == set(ranks[0]["names"])
     assert ranks[0]["n_parameters"] == total_parameters(MODELS[case.model])
-    assert worst[0] <= TOLERANCE[case.precision], worst
+    is_rounded = case.precision == "bf16" and MODELS[case.model].moe is not None
+    assert worst[0] <= (MOE_BF16_TOLERANCE if is_rounded else TOLERANCE[case.precision]), worst
     for rank in ranks:
         assert rank["losses"] == pytest.approx(rank["wanted_losses"], rel=LOSS_TOLERANCE[case.precision])
 
