@@ -239,6 +239,7 @@ def test_ranks_run_within_a_tenth_of_a_second_after_the_first_trial(executor, tm
     assert min(ready_s[1:]) < READY_S * max(crowded, crowding()), ready_s
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_a_killed_ray_worker_and_a_killed_ray_are_lost_machines_and_the_study_goes_on(traces, tmp_path):
     document = tables(tmp_path, n_trials=3)
