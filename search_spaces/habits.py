@@ -11,11 +11,12 @@ from types import MappingProxyType
 from search_spaces.cluster import Constant, Origin, assumed
 
 PUBLISHED_RUNS = "fitted to published measured runs (benchmarks/data)"
+OWN_RUNS = "fitted to runs of the built-in trainer on processors (benchmarks/data/local)"
 
 
-def fitted(value: float, spread: float = 0.2) -> Constant:
-    """A habit fitted to published runs of its trainer."""
-    return Constant(value=value, origin=Origin.FITTED, source=PUBLISHED_RUNS, spread=spread)
+def fitted(value: float, spread: float = 0.2, source: str = PUBLISHED_RUNS) -> Constant:
+    """A habit fitted to runs of its trainer."""
+    return Constant(value=value, origin=Origin.FITTED, source=source, spread=spread)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,16 +92,19 @@ MEGATRON_LM = Habits(
     message_operations=fitted(14.0, 0.5),
     **MEGATRON_EXPERTS,
 )
-# The built-in trainer's own code, runners/torch_trial, counted operation by operation and byte by byte.
+# The built-in trainer's own code, runners/torch_trial: counted operation by operation and byte by byte, or
+# fitted to its runs on processors, since no accelerator has run it yet.
 BUILT_IN = replace(
     PLAIN_PYTORCH,
-    attention=assumed(0.85, "the kernel that probes measure, its operands strided", 0.15),
+    traffic=fitted(3.2, 0.3, OWN_RUNS),
+    attention=fitted(0.64, 0.3, OWN_RUNS),
     operations_per_layer=assumed(55.0, "operations of a layer's forward pass, counted", 0.3),
     tp_operations=assumed(8.0, "four collectives and their copies", 0.5),
     accumulation_bytes=assumed(12.0, "fp32 sum and gradient read, sum written", 0.3),
     logits_bytes=assumed(24.0, "softmax, loss and their gradients read and write fp32 six times", 0.3),
     ring_score_bytes=assumed(45.0, "scores scaled, masked, summed, exponentiated: eleven fp32 moves", 0.3),
-    layer_share_operations=assumed(400.0, "FSDP2's hooks, copies in and out", 0.5),
+    layer_share_operations=fitted(990.0, 0.3, OWN_RUNS),
+    expert_traffic=fitted(4.0, 0.3, OWN_RUNS),
 )
 FSDP = Habits(traffic=fitted(2.1), attention=fitted(0.5))
 HABITS: Mapping[str, Habits] = MappingProxyType(

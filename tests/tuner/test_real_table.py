@@ -85,10 +85,10 @@ def test_the_processors_share_is_that_of_the_rows(tmp_path):
 
 @quiet
 def test_the_model_predicts_the_runs(all_runs):
-    assert all_runs.median_ape <= 0.25
-    assert all_runs.pair_order >= 0.75
+    assert all_runs.median_ape <= 0.18
+    assert all_runs.pair_order >= 0.8
 
 
 @quiet
 def test_most_searches_take_few_trials(searches):
-    assert np.mean(np.concatenate([each.trials for each in searches]) <= bench_real.TRIALS) >= 0.75
+    assert np.mean(np.concatenate([each.trials for each in searches]) <= bench_real.TRIALS) >= 0.95
