@@ -26,6 +26,18 @@ Trials = Annotated[
     int | None, typer.Option("--trials", metavar="N", help="Trials that the study may have in all.")
 ]
 Hours = Annotated[float | None, typer.Option("--hours", metavar="H", help="Wall-clock hours of this call.")]
+StopBelow = Annotated[
+    float | None,
+    typer.Option(
+        "--stop-below",
+        metavar="P",
+        help="Stop where another plan is better with a probability below this; 0: never.",
+    ),
+]
+BetterBy = Annotated[
+    float | None,
+    typer.Option("--better-by", metavar="X", help="What better means: a share saved, 0.02 if not given."),
+]
 Parallel = Annotated[int | None, typer.Option("--parallel", metavar="N", help="Trials side by side.")]
 RunnerFlag = Annotated[
     str | None,
@@ -72,6 +84,8 @@ def tune(  # noqa: PLR0913 - a verb's flags are its parameters
     name: NameFlag = None,
     trials: Trials = None,
     hours: Hours = None,
+    stop_below: StopBelow = None,
+    better_by: BetterBy = None,
     parallel: Parallel = None,
     runner: RunnerFlag = None,
     runner_option: RunnerOptions = None,
@@ -99,7 +113,7 @@ def tune(  # noqa: PLR0913 - a verb's flags are its parameters
             executor=executor,
             address=ray_address,
         ),
-        budget=dict(trials=trials, hours=hours),
+        budget=dict(trials=trials, hours=hours, stop_below=stop_below, better_by=better_by),
     )
     config = cli_tables.study_config(study, flags, asked)
     with showing(err()) as on_event:
@@ -107,11 +121,13 @@ def tune(  # noqa: PLR0913 - a verb's flags are its parameters
     _finish(result, storage=config.storage, json=json)
 
 
-def resume(
+def resume(  # noqa: PLR0913 - a verb's flags are its parameters
     name: Name,
     *,
     trials: Trials = None,
     hours: Hours = None,
+    stop_below: StopBelow = None,
+    better_by: BetterBy = None,
     parallel: Parallel = None,
     storage: StorageFlag = None,
     json: JsonFlag = False,
@@ -123,7 +139,8 @@ def resume(
     from tuner.study import stored_config
 
     where = cli_tables.storage_or_default(storage)
-    config = cli_tables.overridden(stored_config(name, where), trials=trials, hours=hours, parallel=parallel)
+    budget = dict(trials=trials, hours=hours, stop_below=stop_below, better_by=better_by)
+    config = cli_tables.overridden(stored_config(name, where), budget=budget, parallel=parallel)
     with showing(err()) as on_event:
         result = run(name, where, budget=config.budget, machine=config.machine, on_event=on_event)
     _finish(result, storage=where, json=json)

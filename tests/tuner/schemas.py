@@ -153,6 +153,9 @@ HEAD = dict(
     counts={"type": "object", "additionalProperties": COUNT},
     waiting=COUNT,
     best=maybe(TRIAL),
+    worth=maybe(
+        record(better_by=FINITE, probability=FINITE, expected_gain=FINITE, n_trials=COUNT, n_untried=COUNT)
+    ),
 )
 BODY = dict(
     **HEAD,
@@ -161,7 +164,8 @@ BODY = dict(
     created_with={"type": "object", "additionalProperties": TEXT},
 )
 STUDY = document("study", **BODY)
-TUNE = document("tune", stop={"enum": ["trials", "hours", "exhausted", "interrupted"]}, plans=LEDGER, **BODY)
+STOPS = ["trials", "hours", "exhausted", "settled", "interrupted"]
+TUNE = document("tune", stop={"enum": STOPS}, plans=LEDGER, **BODY)
 STUDIES = document("studies", studies=many(record(**HEAD)))
 EXPORT = document("export", launcher=TEXT, plan=TEXT, files=many(TEXT, 1))
 SPEC = {"type": "object"}

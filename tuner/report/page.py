@@ -12,7 +12,7 @@ from tuner.report.content import StudyReport, TrialRow, accuracy
 from tuner.report.figures import Figure
 from tuner.report.parts import MEMORY_PARTS, TIME_PARTS, Part
 from tuner.report.rank_screen import job_lines
-from tuner.report.words import gibibytes, percent, seconds, signed_percent
+from tuner.report.words import gibibytes, percent, seconds, signed_percent, worth_words
 
 BEST_PLANS_SHOWN = 8
 DRAW = """
@@ -65,6 +65,7 @@ def _cards(report: StudyReport) -> str:
             *cards,
         ]
     plan = f"<p>Best plan: <code>{escape(best.plan.key)}</code></p>" if best else ""
+    plan += f"<p>More trials: {escape(worth_words(report.worth))}.</p>" if report.worth else ""
     return f'<div class="cards">{"".join(cards)}</div>\n{plan}'
 
 
