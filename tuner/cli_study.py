@@ -195,10 +195,13 @@ def report(name: Name, *, html: HtmlFlag = None, storage: StorageFlag = None, js
     from tuner.view import load_study
 
     target = check_writable(html) if html else None
-    view = load_study(name, storage_or_default(storage))
+    where = storage_or_default(storage)
+    view = load_study(name, where)
     content = from_study.study_report(view)
     if target:
-        write_page(target, page.page(content))
+        from tuner.insight.study import explain_view
+
+        write_page(target, page.page(content, explain_view(view, where)))
     if json:
         show_json(study_documents.study_document(view))
     else:
