@@ -57,7 +57,8 @@ def forecasts(seed, n_trials):
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_the_stated_probability_comes_true_about_as_often():
-    found = np.array([each for seed in range(24) for each in forecasts(seed, 16)], dtype=float)
+    # Seeds that nothing was chosen on: how probabilities are drawn was settled on those below 124.
+    found = np.array([each for seed in range(200, 224) for each in forecasts(seed, 16)], dtype=float)
     stated, true = found[:, 0], found[:, 1]
     base = true.mean()
     assert abs(stated.mean() - base) < 0.1

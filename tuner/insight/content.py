@@ -86,6 +86,7 @@ class Insight:
     importance: tuple[Importance, ...] = ()
     shap: Mapping[str, float] = field(default_factory=dict)
     shap_best: Mapping[str, float] = field(default_factory=dict)
+    shap_is_exact: bool = True
     corrections: Mapping[str, tuple[Correction, ...]] = field(default_factory=dict)
     known_constants: Mapping[str, Constant] = field(default_factory=dict)
     steps: tuple[Step, ...] = ()

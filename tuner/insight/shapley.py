@@ -2,10 +2,10 @@
 
     φ_i = Σ over S without i  |S|! (n - |S| - 1)! / n!  ( v(S + i) - v(S) )
 
-v(S) is the mean correction where the members of S are the plan's and the others those of the background plans,
-one after another.  The offset is the same for all and drops out; the shares enter linearly, so theirs is
-beta_k (share_k - mean share_k) in closed form; only g is a game, and with up to `MOST_EXACT` knobs that differ it
-is summed over all coalitions.  With more it is averaged over `N_ORDERS` orders and their reverses.
+v(S) is the mean correction where the members of S are the plan's and the others those of the background
+plans, one after another.  The offset is the same for all and drops out; the shares enter linearly, so theirs
+is beta_k (share_k - mean share_k) in closed form; only g is a game.  With up to `MOST_EXACT` knobs that
+differ it is summed over all coalitions, with more averaged over `N_ORDERS` orders and their reverses.
 
 Source: Lundberg and Lee (2017), arXiv:1705.07874, equation 4; linear part: Corollary 1.
 """

@@ -73,7 +73,9 @@ def _legal(search: SearchSpace, best: Plan, knob: str, value: Any) -> Step:
         except InvalidSpec as error:
             why_not = why_not or error.must
             continue
-        moved = [each for each in follow if getattr(plan, each) != getattr(best, each)]
+        moved = [
+            each for each in follow if each not in changed and getattr(plan, each) != getattr(best, each)
+        ]
         return Step(
             knob=name,
             value=words,

@@ -14,7 +14,7 @@ from tuner.features import MEMORY_PARTS, TIME_PARTS, knob_columns
 from tuner.insight.beliefs import stored_posterior
 from tuner.insight.content import Correction, Insight
 from tuner.insight.rivals import nearest_rivals, turning_constants
-from tuner.insight.shapley import contributions
+from tuner.insight.shapley import MOST_EXACT, contributions
 from tuner.insight.steps import one_step
 from tuner.report.content import Importance
 from tuner.report.importance import knob_importance
@@ -86,6 +86,7 @@ def _learned(
         worth=worth_of_more(posterior, inputs.objective, better_by=better_by, seed=inputs.seed),
         shap=average,
         shap_best=of_best,
+        shap_is_exact=_n_varied(posterior) <= MOST_EXACT,
         corrections={name: corrections(posterior.beliefs[i], PARTS[i], row) for i, name in enumerate(NAMES)},
         steps=one_step(inputs.job, inputs.space, posterior, best.plan, quantity=quantity, trials=trials),
         rivals=nearest_rivals(posterior, row, quantity=quantity, trials=trials, seed=inputs.seed),
@@ -94,7 +95,7 @@ def _learned(
 
 
 def corrections(belief: Belief, parts: tuple[str, ...], row: int) -> tuple[Correction, ...]:
-    """By which factor each part of the prediction is off, the farthest in spreads first; all parts that exist.
+    """By which factor each part of the prediction is off, the farthest in spreads first.
 
     Shares add up to 1, so log(measured / predicted) ≈ Σ_k (offset + beta_k) share_k: the factor of part k is
     exp(offset + beta_k).
@@ -125,15 +126,21 @@ def _shap(posterior: Posterior, row: int, quantity: int) -> tuple[dict[str, floa
     background = features[posterior.measured]
 
     def of(each: int) -> dict[str, float]:
-        found = contributions(
+        return contributions(
             belief.model, features[each], background, shares=PARTS[quantity], knobs=knob_columns()
         )
-        return found
 
     several = [of(each) for each in rows]
     names = {name for each in several for name in each}
     average = {name: sum(abs(each.get(name, 0.0)) for each in several) / len(rows) for name in names}
     return _largest_first(average), _largest_first(of(row))
+
+
+def _n_varied(posterior: Posterior) -> int:
+    """Knobs that differ among the measured plans: the most players that any game of theirs has."""
+    knobs = posterior.table.knobs[posterior.measured]
+    varied = (knobs != knobs[0]).any(axis=0)
+    return sum(bool(varied[columns].any()) for columns in knob_columns().values())
 
 
 def _largest_first(values: Mapping[str, float]) -> dict[str, float]:

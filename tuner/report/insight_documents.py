@@ -35,7 +35,7 @@ def insight_body(insight: Insight) -> dict[str, Any]:
         "shap": {
             "mean_absolute": dict(insight.shap),
             "of_best": dict(insight.shap_best),
-            "method": "exact",
+            "method": "exact" if insight.shap_is_exact else "sampled",
         },
         "corrections": {
             name: [asdict(each) for each in found] for name, found in insight.corrections.items()

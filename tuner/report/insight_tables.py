@@ -73,8 +73,8 @@ def _shap(insight: Insight) -> Block:
     names = [name for name, value in insight.shap.items() if value > TELLING][:SHOWN]
     return Block(
         title=f"what the correction of the {insight.quantity} rests on",
-        note="exact Shapley values of the surrogate's mean: per cent of the step or the peak, on average over"
-        " the trials, and of the best plan"
+        note=f"{_method(insight)} Shapley values of the surrogate's mean: per cent of the step or the peak,"
+        " on average over the trials, and of the best plan"
         if names
         else "the trials corrected nothing that tells plans apart",
         columns=("share or knob", ">average", ">of the best plan"),
@@ -83,6 +83,10 @@ def _shap(insight: Insight) -> Block:
             for name in names
         ),
     )
+
+
+def _method(insight: Insight) -> str:
+    return "exact" if insight.shap_is_exact else "sampled"
 
 
 def _corrections(insight: Insight) -> Iterator[Block]:

@@ -37,7 +37,7 @@ def worth_of_more(
         rng = np.random.default_rng([seed, len(posterior.history.lessons)])
         gains = drawn_gains(posterior, front, rows, sought, rng)
         probability = float((gains > threshold(better_by)).mean())
-        gain = float(-np.expm1(-np.maximum(gains, 0.0)).mean())
+        gain = float((1.0 - np.exp(-np.maximum(gains, 0.0))).mean())
     return Worth(
         better_by=better_by,
         probability=probability,
