@@ -109,6 +109,11 @@ class Book:
         """Tell a running trial FAIL, and why; false if it was finished before."""
         return self._write(number, "ended", str(why)) and self._tell(number, TrialState.FAIL)
 
+    def note(self, key: str, value: Any) -> None:
+        """Write what a driver knows of the study as a whole; the latest wins."""
+        with storage_trouble(self.shown):
+            self.study.set_user_attr(key, value)
+
     def reap(self) -> list[int]:
         """End the trials of dead drivers; those whose outcome was already written are told it instead."""
         dead = expired(self.trials())

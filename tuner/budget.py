@@ -1,10 +1,11 @@
-"""When a study stops: enough trials, enough hours, no plan left, or the user's Ctrl-C."""
+"""When a study stops: enough trials, enough hours, little to gain, no plan left, or the user's Ctrl-C."""
 
 from dataclasses import dataclass
 from enum import StrEnum
 
 from search_spaces.errors import check
 from search_spaces.units import HOUR_S
+from tuner.worth import BETTER_BY
 
 DEFAULT_TRIALS = 40
 
@@ -14,6 +15,7 @@ class Stop(StrEnum):
 
     TRIALS = "all trials of the budget are done"
     HOURS = "the hours of the budget are over"
+    SETTLED = "another plan is hardly better any more"
     EXHAUSTED = "every candidate plan has been tried"
     INTERRUPTED = "interrupted"
 
@@ -23,11 +25,14 @@ class Budget:
     """How much to try.
 
     `trials` counts finished trials of the whole study, over all drivers and resumes: plans that were measured
-    and plans that failed by their own fault.  `hours` is wall-clock time of one call.
+    and plans that failed by their own fault.  `hours` is wall-clock time of one call.  With `stop_below` a
+    study ends where the probability that another plan saves more than the share `better_by` falls below it.
     """
 
     trials: int = DEFAULT_TRIALS
     hours: float | None = None
+    stop_below: float | None = None
+    better_by: float = BETTER_BY
 
     def __post_init__(self) -> None:
         check(self.trials > 0, "Budget.trials must be positive", self.trials)
@@ -36,6 +41,12 @@ class Budget:
             "Budget.hours must be positive and finite",
             self.hours,
         )
+        check(
+            self.stop_below is None or 0 <= self.stop_below <= 1,
+            "Budget.stop_below must be a probability from 0 to 1",
+            self.stop_below,
+        )
+        check(0 <= self.better_by < 1, "Budget.better_by must be a share from 0 to below 1", self.better_by)
 
     @property
     def seconds(self) -> float:

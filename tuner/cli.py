@@ -14,6 +14,7 @@ import typer
 
 from tuner import (
     cli_calibrate,
+    cli_explain,
     cli_export,
     cli_known,
     cli_logs,
@@ -49,6 +50,7 @@ for _panel, _verbs in {
         cli_study.studies,
         cli_study.show,
         cli_study.report,
+        cli_explain.explain,
         cli_export.export,
     ),
     LOGS: (cli_logs.read_log,),

@@ -26,6 +26,18 @@ Trials = Annotated[
     int | None, typer.Option("--trials", metavar="N", help="Trials that the study may have in all.")
 ]
 Hours = Annotated[float | None, typer.Option("--hours", metavar="H", help="Wall-clock hours of this call.")]
+StopBelow = Annotated[
+    float | None,
+    typer.Option(
+        "--stop-below",
+        metavar="P",
+        help="Stop where another plan is better with a probability below this; 0: never.",
+    ),
+]
+BetterBy = Annotated[
+    float | None,
+    typer.Option("--better-by", metavar="X", help="What better means: a share saved, 0.02 if not given."),
+]
 Parallel = Annotated[int | None, typer.Option("--parallel", metavar="N", help="Trials side by side.")]
 RunnerFlag = Annotated[
     str | None,
@@ -76,6 +88,8 @@ def tune(  # noqa: PLR0913 - a verb's flags are its parameters
     name: NameFlag = None,
     trials: Trials = None,
     hours: Hours = None,
+    stop_below: StopBelow = None,
+    better_by: BetterBy = None,
     parallel: Parallel = None,
     runner: RunnerFlag = None,
     runner_option: RunnerOptions = None,
@@ -105,7 +119,7 @@ def tune(  # noqa: PLR0913 - a verb's flags are its parameters
             address=ray_address,
             slurm=cli_tables.runner_options(slurm_option, "--slurm-option"),
         ),
-        budget=dict(trials=trials, hours=hours),
+        budget=dict(trials=trials, hours=hours, stop_below=stop_below, better_by=better_by),
     )
     config = cli_tables.study_config(study, flags, asked)
     with showing(err()) as on_event:
@@ -113,11 +127,13 @@ def tune(  # noqa: PLR0913 - a verb's flags are its parameters
     _finish(result, storage=config.storage, json=json)
 
 
-def resume(
+def resume(  # noqa: PLR0913 - a verb's flags are its parameters
     name: Name,
     *,
     trials: Trials = None,
     hours: Hours = None,
+    stop_below: StopBelow = None,
+    better_by: BetterBy = None,
     parallel: Parallel = None,
     storage: StorageFlag = None,
     json: JsonFlag = False,
@@ -129,7 +145,8 @@ def resume(
     from tuner.study import stored_config
 
     where = cli_tables.storage_or_default(storage)
-    config = cli_tables.overridden(stored_config(name, where), trials=trials, hours=hours, parallel=parallel)
+    budget = dict(trials=trials, hours=hours, stop_below=stop_below, better_by=better_by)
+    config = cli_tables.overridden(stored_config(name, where), budget=budget, parallel=parallel)
     with showing(err()) as on_event:
         result = run(name, where, budget=config.budget, machine=config.machine, on_event=on_event)
     _finish(result, storage=where, json=json)
@@ -184,10 +201,13 @@ def report(name: Name, *, html: HtmlFlag = None, storage: StorageFlag = None, js
     from tuner.view import load_study
 
     target = check_writable(html) if html else None
-    view = load_study(name, storage_or_default(storage))
+    where = storage_or_default(storage)
+    view = load_study(name, where)
     content = from_study.study_report(view)
     if target:
-        write_page(target, page.page(content))
+        from tuner.insight.study import explain_view
+
+        write_page(target, page.page(content, explain_view(view, where)))
     if json:
         show_json(study_documents.study_document(view))
     else:

@@ -102,14 +102,13 @@ def _without_none(table: Mapping[str, Any]) -> Tables:
     return {key: value for key, value in table.items() if value is not None}
 
 
-def overridden(
-    config: StudyConfig, *, trials: int | None, hours: float | None, parallel: int | None
-) -> StudyConfig:
-    """A stored study's configuration with another budget or another number of trials side by side."""
-    budget = _without_none({"trials": trials, "hours": hours})
+def overridden(config: StudyConfig, *, budget: Mapping[str, Any], parallel: int | None) -> StudyConfig:
+    """A stored study's configuration with other keys of the budget or other trials side by side."""
     machine = _without_none({"parallel": parallel})
     return replace(
-        config, budget=replace(config.budget, **budget), machine=replace(config.machine, **machine)
+        config,
+        budget=replace(config.budget, **_without_none(budget)),
+        machine=replace(config.machine, **machine),
     )
 
 

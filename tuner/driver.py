@@ -24,6 +24,7 @@ from tuner.leases import RENEW_S
 from tuner.ledger import Ended, Verdict, admission, n_counted, n_running, waiting_plans
 from tuner.samplers.candidates import CandidateTable, TableExhausted, plan_from_params
 from tuner.view import record_of, view_of
+from tuner.worth import WORTH_ATTRIBUTE, Worth, worth_document
 
 POLL_S = 0.5
 # Longer than a slow sampler thinks; who cannot learn what others chose withdraws, and its plan waits.
@@ -36,6 +37,7 @@ class Driver:
     """Keeps `n_slots` trials in flight; `lost` are those that another driver took over meanwhile.
 
     `predicted_by` says where a plan's prediction comes from; those it does not name are closed forms.
+    `appraise` says what more trials are worth; `n_appraised` counts those that `worth` knows of.
     """
 
     book: Book
@@ -47,6 +49,9 @@ class Driver:
     is_interrupted: Callable[[], bool]
     on_event: OnEvent
     predicted_by: Mapping[str, PredictedBy] = field(default_factory=dict)
+    appraise: Callable[[], Worth | None] = lambda: None
+    worth: Worth | None = None
+    n_appraised: int = 0
     in_flight: set[int] = field(default_factory=set)
     n_finished_here: int = 0
     n_machine_faults: int = 0
@@ -75,16 +80,31 @@ class Driver:
         trials = self.book.trials()
         if n_counted(trials) >= self.budget.trials:
             return Stop.TRIALS
+        self._appraise(trials)
+        if self._is_settled and not self.in_flight:
+            return Stop.SETTLED
         if not n_running(trials) and not waiting_plans(trials) and not self._n_untried(trials):
             return Stop.EXHAUSTED
         return None
 
     def _fill(self) -> None:
         """Start trials until the slots are full, or the budget is, counting those that run anywhere."""
-        while len(self.in_flight) < self.n_slots and not self.is_interrupted():
+        while len(self.in_flight) < self.n_slots and not (self.is_interrupted() or self._is_settled):
             trials = self.book.trials()
             if n_counted(trials) + n_running(trials) >= self.budget.trials or not self._start_one(trials):
                 return
+
+    @property
+    def _is_settled(self) -> bool:
+        limit = self.budget.stop_below
+        return limit is not None and self.worth is not None and self.worth.probability < limit
+
+    def _appraise(self, trials: list[FrozenTrial]) -> None:
+        """Say anew what more trials are worth, where some driver's trial finished since the last time."""
+        n = n_counted(trials)
+        if n != self.n_appraised:
+            self.n_appraised, self.worth = n, self.appraise()
+            self.book.note(WORTH_ATTRIBUTE, worth_document(self.worth))
 
     def _start_one(self, trials: list[FrozenTrial]) -> bool:
         """Choose one plan and submit it if it is admitted; false if there is nothing to choose from."""
@@ -145,6 +165,7 @@ class Driver:
         self.n_finished_here += record.state.is_counted
         self.n_machine_faults = 0 if record.state.is_counted else self.n_machine_faults + 1
         self.on_event(TrialFinished(trial=record))
+        self._appraise(trials)
         self.on_event(self._progress(trials))
         if self.n_machine_faults >= MOST_MACHINE_FAULTS and isinstance(outcome, Failed):
             raise RunnerError(
@@ -192,6 +213,7 @@ class Driver:
             budget_trials=self.budget.trials,
             elapsed_s=self.elapsed_s,
             left_s=self._left_s(len(view.finished)),
+            worth=self.worth,
         )
 
     def _left_s(self, n_finished: int) -> float | None:

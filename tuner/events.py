@@ -7,6 +7,7 @@ from objectives.ranking import Ledger
 from search_spaces.plan import Plan
 from tuner.budget import Stop
 from tuner.view import State, TrialRecord
+from tuner.worth import Worth
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +60,7 @@ class Progress:
     budget_trials: int
     elapsed_s: float
     left_s: float | None
+    worth: Worth | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

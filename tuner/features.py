@@ -39,6 +39,18 @@ def knob_features(plans: Plans) -> Floats:
     return np.column_stack(columns)
 
 
+def knob_columns() -> dict[str, list[int]]:
+    """Which columns of `knob_features` each knob sets; what is redone, by whichever knob, is one group."""
+    sizes = dict.fromkeys([*DEGREES, *STAGE_SIZES, "zero"], 1) | {"recompute_modules": len(Module)}
+    sizes |= {name: len(values) for name, values in ENUMS.items() if name != "recompute_modules"}
+    sizes |= dict.fromkeys(FLAGS, 1)
+    found, at = {}, 0
+    for name, size in sizes.items():
+        found[name] = list(range(at, at + size))
+        at += size
+    return found
+
+
 def time_shares(time: StepTime) -> Floats:
     """Share of each part in the predicted step; rows sum to 1; shape (n_plans, n_parts).
 

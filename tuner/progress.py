@@ -11,8 +11,9 @@ from rich.table import Table
 from objectives.metrics import metric_named
 from objectives.outcome import Failed, Measured
 from tuner.events import Event, OnEvent, Progress, Ranked, Simulated, Stopped, TrialFinished, TrialsReaped
-from tuner.report.words import count, duration, gibibytes, plan_words, seconds, signed_percent
+from tuner.report.words import count, duration, gibibytes, plan_words, seconds, signed_percent, worth_words
 from tuner.view import State, TrialRecord
+from tuner.worth import Worth
 
 
 @contextmanager
@@ -39,6 +40,8 @@ def picture(progress: Progress) -> RenderableType:
     grid.add_row("trials", states_words(progress.counts))
     bar = ProgressBar(total=progress.budget_trials, completed=progress.n_finished, width=40)
     grid.add_row(f"{progress.n_finished} of {progress.budget_trials}", bar)
+    if progress.worth:
+        grid.add_row("more trials", worth_words(progress.worth))
     grid.add_row("time", time_words(progress))
     return grid
 
@@ -50,15 +53,18 @@ def lines(event: Event) -> list[str]:
             fits = f"{count(ledger.feasible)} of {count(ledger.enumerated)} plans are legal and fit"
             return [f"{fits}; the best {count(n_candidates)} are candidates"]
         case Simulated(n_plans=n_plans, seconds=took_s):
-            when = "by an earlier driver" if took_s is None else f"in {duration(took_s)}"
-            return [f"the engine timed {count(n_plans)} of them {when}"]
+            return [f"the engine timed {count(n_plans)} of them {_when(took_s)}"]
         case TrialFinished(trial=trial):
             return [trial_line(trial)]
         case TrialsReaped(numbers=numbers):
             return [f"took over from a driver that is gone: trial {', '.join(map(str, numbers))}"]
-        case Stopped(why=why):
-            return [f"stopped: {why}"]
-    return []
+        case Progress(worth=Worth() as worth):
+            return [f"more trials: {worth_words(worth)}"]
+    return [f"stopped: {event.why}"] if isinstance(event, Stopped) else []
+
+
+def _when(took_s: float | None) -> str:
+    return "by an earlier driver" if took_s is None else f"in {duration(took_s)}"
 
 
 def trial_line(trial: TrialRecord) -> str:

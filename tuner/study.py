@@ -50,6 +50,7 @@ from tuner.shortlist import shortlist
 from tuner.storage import list_studies, open_storage, storage_place, storage_trouble
 from tuner.tell import outcome_of
 from tuner.view import StudyView, load_study, require_study
+from tuner.worth import Worth
 
 # A driver that creates a study writes its inputs next; another one that comes in between waits so long.
 CREATION_S = 5.0
@@ -291,8 +292,24 @@ def _drive(
             on_event=on_event,
             inputs=config.inputs,
             predicted_by=expected.predicted_by,
+            appraise=_appraiser(config, book, expected.candidates),
         )
         return driver.run()
+
+
+def _appraiser(config: StudyConfig, book: Book, candidates: Candidates) -> Callable[[], Worth | None]:
+    """What more trials are worth, by the beliefs of Meshtune's own sampler whichever one the study has."""
+    from tuner.samplers.model_based import MeshtuneSampler  # noqa: PLC0415 - loads scikit-learn
+
+    own, inputs = book.study.sampler, config.inputs
+    if not isinstance(own, MeshtuneSampler):
+        own = MeshtuneSampler(candidates, metrics=inputs.objective, seed=inputs.seed, job=inputs.job)
+
+    def appraise() -> Worth | None:
+        with storage_trouble(book.shown):
+            return own.worth(book.study, config.budget.better_by)
+
+    return appraise
 
 
 @contextmanager

@@ -120,10 +120,33 @@ class LogRatioSurrogate(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         std: Floats = np.sqrt(np.maximum(prior - explained, 1e-12))
         return std
 
+    def joint(self, X: Floats) -> tuple[Floats, Floats]:
+        """Mean and covariance of the true log ratios of plans (a measurement's noise not counted).
+
+        Returns
+        -------
+        shapes (n,) and (n, n)
+
+        Source
+        ------
+        Rasmussen and Williams (2006), equations 2.23 and 2.24.
+        """
+        terms, knobs = _terms(X[:, : self.n_shares]), X[:, self.n_shares :]
+        weighted, variance = terms * self._prior(), self.residual_std_**2
+        prior = weighted @ terms.T + variance * correlation(knobs, knobs)
+        across = weighted @ self.terms_.T + variance * correlation(knobs, self.knobs_)
+        half = solve_triangular(self.cholesky_, across.T, lower=True)
+        return across @ self.alpha_, prior - half.T @ half
+
+    def term_covariance(self) -> Floats:
+        """Covariance of the offset and the shares' factors; shape (1 + n_shares, 1 + n_shares)."""
+        across = solve_triangular(self.cholesky_, self.terms_ * self._prior(), lower=True)
+        covariance: Floats = np.diag(self._prior()) - across.T @ across
+        return covariance
+
     def outer_std_at(self, shares: Floats) -> Floats:
         """Spread as if no tried plan were near: quick, and hardly ever below `std_at`; shape (n,)."""
-        across = solve_triangular(self.cholesky_, self.terms_ * self._prior(), lower=True)
-        covariance = np.diag(self._prior()) - across.T @ across
+        covariance = self.term_covariance()
         variance = covariance[0, 0] + np.einsum("ij,ij->i", shares @ covariance[1:, 1:], shares)
         variance += 2.0 * (shares @ covariance[0, 1:])
         std: Floats = np.sqrt(np.maximum(variance, 0.0) + self.residual_std_**2)

@@ -21,6 +21,7 @@ from tuner.inputs import INPUTS_ATTRIBUTE, StudyInputs, inputs_from_document
 from tuner.ledger import Ended, is_ours, plan_of, waiting_plans
 from tuner.storage import list_studies, open_storage, storage_trouble
 from tuner.tell import outcome_of
+from tuner.worth import Worth, stored_worth
 
 
 class State(StrEnum):
@@ -75,7 +76,8 @@ class TrialRecord:
 class StudyView:
     """A study: the inputs it was created from, and its trials by number.
 
-    `waiting` counts plans that wait for another try; `budget_trials` is the budget of the latest driver.
+    `waiting` counts plans that wait for another try; `budget_trials` is the budget of the latest driver,
+    `worth` what it said of more trials.
     """
 
     name: str
@@ -84,6 +86,7 @@ class StudyView:
     waiting: int
     budget_trials: int | None
     versions: Mapping[str, str]
+    worth: Worth | None = None
 
     @property
     def finished(self) -> tuple[TrialRecord, ...]:
@@ -160,6 +163,7 @@ def view_of(name: str, attributes: Mapping[str, Any], trials: list[FrozenTrial])
         waiting=len(waiting_plans(trials)),
         budget_trials=budget if isinstance(budget, int) else None,
         versions=document["versions"] if isinstance(document, Mapping) else {},
+        worth=stored_worth(attributes),
     )
 
 

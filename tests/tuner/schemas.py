@@ -153,6 +153,9 @@ HEAD = dict(
     counts={"type": "object", "additionalProperties": COUNT},
     waiting=COUNT,
     best=maybe(TRIAL),
+    worth=maybe(
+        record(better_by=FINITE, probability=FINITE, expected_gain=FINITE, n_trials=COUNT, n_untried=COUNT)
+    ),
 )
 BODY = dict(
     **HEAD,
@@ -161,7 +164,8 @@ BODY = dict(
     created_with={"type": "object", "additionalProperties": TEXT},
 )
 STUDY = document("study", **BODY)
-TUNE = document("tune", stop={"enum": ["trials", "hours", "exhausted", "interrupted"]}, plans=LEDGER, **BODY)
+STOPS = ["trials", "hours", "exhausted", "settled", "interrupted"]
+TUNE = document("tune", stop={"enum": STOPS}, plans=LEDGER, **BODY)
 STUDIES = document("studies", studies=many(record(**HEAD)))
 EXPORT = document("export", launcher=TEXT, plan=TEXT, files=many(TEXT, 1))
 SPEC = {"type": "object"}
@@ -213,4 +217,31 @@ LOG = document(
     notes=many(TEXT),
     refused=many(TEXT),
     failure=maybe(record(cause=TEXT, message=TEXT, short_bytes=FINITE)),
+)
+SIGNED = {"type": "number"}
+SHARES = {"type": "object", "additionalProperties": SIGNED}
+CORRECTION = record(part=TEXT, factor=FINITE, spread=FINITE, settled=FINITE, share=FINITE)
+KNOWN = dict(value=FINITE, origin=TEXT, spread=FINITE, source={"type": "string"})
+CHANGE = dict(
+    plan=maybe(PLAN), change=maybe(SIGNED), spread=maybe(FINITE), fits=maybe(FINITE), trial=maybe(COUNT)
+)
+EXPLAIN = document(
+    "explain",
+    name=TEXT,
+    objective=many(TEXT, 1),
+    quantity={"enum": ["time", "memory"]},
+    measured=COUNT,
+    failed=COUNT,
+    missing=maybe(TEXT),
+    best=maybe(record(trial=COUNT, plan=PLAN)),
+    worth=HEAD["worth"],
+    importance=many(record(evaluator=TEXT, shares=SHARES, skipped=maybe(TEXT))),
+    shap=record(mean_absolute=SHARES, of_best=SHARES, method={"enum": ["exact", "sampled"]}),
+    corrections={"type": "object", "additionalProperties": many(CORRECTION)},
+    known_constants={"type": "object", "additionalProperties": record(**KNOWN)},
+    one_step=many(record(knob=TEXT, value=TEXT, moved=many(TEXT), not_legal=maybe(TEXT), **CHANGE)),
+    rivals=many(record(overtakes=FINITE, **CHANGE)),
+    turning_constants=many(
+        record(constant=TEXT, factor=FINITE, within_spread={"type": "boolean"}, plan=PLAN, **KNOWN)
+    ),
 )

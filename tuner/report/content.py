@@ -9,6 +9,7 @@ from objectives.metrics import Goal, Job, Metric
 from objectives.outcome import Failed, Measured, Outcome
 from search_spaces.plan import Floats, Plan
 from tuner.report.words import plan_words
+from tuner.worth import Worth
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +64,7 @@ class StudyReport:
     trials: tuple[TrialRow, ...]
     importance: tuple[Importance, ...] = ()
     provenance: tuple[tuple[str, str], ...] = ()
+    worth: Worth | None = None
 
     @property
     def complete(self) -> list[TrialRow]:

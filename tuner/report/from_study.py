@@ -18,6 +18,7 @@ def study_report(view: StudyView, *, with_importance: bool = True) -> StudyRepor
         trials=tuple(row for trial in view.trials if (row := trial_row(trial)) is not None),
         importance=_importance(view) if with_importance else (),
         provenance=tuple(provenance(view).items()),
+        worth=view.worth,
     )
 
 

@@ -7,12 +7,14 @@ from importlib.resources import files
 
 from objectives.cost.step import stage_profile
 from search_spaces.units import gib
+from tuner.insight.content import Insight
 from tuner.report import figures
 from tuner.report.content import StudyReport, TrialRow, accuracy
 from tuner.report.figures import Figure
+from tuner.report.insight_screen import insight_html
 from tuner.report.parts import MEMORY_PARTS, TIME_PARTS, Part
 from tuner.report.rank_screen import job_lines
-from tuner.report.words import gibibytes, percent, seconds, signed_percent
+from tuner.report.words import gibibytes, percent, seconds, signed_percent, worth_words
 
 BEST_PLANS_SHOWN = 8
 DRAW = """
@@ -23,9 +25,10 @@ for (const holder of document.querySelectorAll(".plot")) {
 """
 
 
-def page(report: StudyReport) -> str:
-    """The whole document."""
-    body = "\n".join([_head(report), _cards(report), '<div class="grid">', *_sections(report), "</div>"])
+def page(report: StudyReport, insight: Insight | None = None) -> str:
+    """The whole document, with what would change the answer where that was asked for."""
+    sections = [*_sections(report), *_insight(insight), _provenance(report)]
+    body = "\n".join([_head(report), _cards(report), '<div class="grid">', *sections, "</div>"])
     return html_document(report.name, body)
 
 
@@ -65,6 +68,7 @@ def _cards(report: StudyReport) -> str:
             *cards,
         ]
     plan = f"<p>Best plan: <code>{escape(best.plan.key)}</code></p>" if best else ""
+    plan += f"<p>More trials: {escape(worth_words(report.worth))}.</p>" if report.worth else ""
     return f'<div class="cards">{"".join(cards)}</div>\n{plan}'
 
 
@@ -86,7 +90,11 @@ def _sections(report: StudyReport) -> Iterable[str]:
         )
     yield _importance(report)
     yield _trials(report)
-    yield _provenance(report)
+
+
+def _insight(insight: Insight | None) -> Iterable[str]:
+    for title, note, content in insight_html(insight) if insight else ():
+        yield section(title, note, content, wide=True)
 
 
 def section(title: str, note: str, *parts: str, wide: bool = False) -> str:

@@ -7,6 +7,7 @@ from search_spaces.plan import Plan
 from tuner.report.documents import document, job_document, ledger_document, plan_document
 from tuner.study import StudyResult
 from tuner.view import StudyView, TrialRecord
+from tuner.worth import worth_document
 
 
 def study_document(view: StudyView) -> dict[str, Any]:
@@ -40,6 +41,7 @@ def _study_head(view: StudyView) -> dict[str, Any]:
         "counts": {str(state): n for state, n in view.counts.items()},
         "waiting": view.waiting,
         "best": _trial(view.best) if view.best else None,
+        "worth": worth_document(view.worth),
     }
 
 

@@ -11,7 +11,7 @@ from tuner.report.content import StudyReport, TrialRow, accuracy, pareto_front
 from tuner.report.figures import pareto_points
 from tuner.report.rank_screen import job_lines
 from tuner.report.tables import bar, facts, table
-from tuner.report.words import count, gibibytes, percent, seconds, signed_percent
+from tuner.report.words import count, gibibytes, percent, seconds, signed_percent, worth_words
 from tuner.view import State, StudyView
 
 BEST_SHOWN = 10
@@ -87,6 +87,7 @@ def summary(report: StudyReport) -> RenderableType:
             name = f"best {metric.name}" if metric is first else f"its {metric.name}"
             lines.append((name, f"{value_words(metric, value)}, {report.origin}"))
         lines.append(("best plan", best.plan.key))
+        lines += [("more trials", worth_words(report.worth))] if report.worth else []
         lines += _training(report.job, best)
     return facts(lines)
 

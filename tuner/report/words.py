@@ -2,6 +2,7 @@
 
 from search_spaces.plan import NO_MODULES, Plan, RankOrder, Recompute
 from search_spaces.units import BILLION, KILO, MILLION, MS, US, gib
+from tuner.worth import Worth
 
 
 def seconds(value_s: float) -> str:
@@ -41,6 +42,17 @@ def percent(share: float) -> str:
 def signed_percent(share: float) -> str:
     """`+4.1 %` of a fraction."""
     return f"{100 * share:+.1f} %"
+
+
+def worth_words(worth: Worth) -> str:
+    """What more trials are worth, in one line."""
+    if not worth.n_untried:
+        return "nothing: every candidate has an outcome"
+    chance = percent(worth.probability) if worth.probability >= 0.001 else "below 0.1 %"
+    return (
+        f"another plan saves over {100 * worth.better_by:g} % with a probability of {chance};"
+        f" {percent(worth.expected_gain)} to gain in the mean"
+    )
 
 
 def plan_words(plan: Plan) -> str:

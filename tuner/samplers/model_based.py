@@ -7,6 +7,7 @@ Rows are scored in two passes: all with their exact mean and a spread that ignor
 tried plan (an upper bound in all but name), then the most promising `SHORTLIST` exactly.
 """
 
+from dataclasses import replace
 from threading import Lock
 
 import numpy as np
@@ -23,7 +24,10 @@ from tuner.samplers.belief import MEMORY_SPREADS, TIME_SPREADS, Belief, Believer
 from tuner.samplers.candidates import CandidateSampler, Tried
 from tuner.samplers.goals import Goal, OneGoal, Outlook, front_goal, quantities
 from tuner.samplers.history import History, Lesson, LessonReader, read_history
+from tuner.samplers.posterior import Posterior
+from tuner.samplers.prospects import worth_of_more
 from tuner.samplers.runs import log_chances
+from tuner.worth import Worth
 
 SHORTLIST = 512
 
@@ -52,6 +56,26 @@ class MeshtuneSampler(CandidateSampler):
         """The untried row of highest score; while nothing is known, the best predicted that likely fits."""
         with self._alone, self._threads.limit(limits=1, user_api="blas"):
             return self._choose(trial, untried, read_history(others, self._reader))
+
+    def posterior(self, study: Study) -> Posterior:
+        """What is believed after the study's finished trials, whichever sampler chose them."""
+        with self._alone, self._threads.limit(limits=1, user_api="blas"):
+            history = replace(read_history(self.rows_of(study, None), self._reader), pending=())
+            beliefs = self._beliefs(history)
+            return Posterior(
+                table=self.table,
+                history=history,
+                beliefs=beliefs,
+                predicted=self._predicted,
+                every=self._outlook(history, beliefs),
+                log_limit=self._log_limit,
+            )
+
+    def worth(self, study: Study, better_by: float) -> Worth | None:
+        """What more trials of the study would be worth; None while nothing has been measured."""
+        posterior = self.posterior(study)
+        with self._alone, self._threads.limit(limits=1, user_api="blas"):
+            return worth_of_more(posterior, self.metrics, better_by=better_by, seed=self.seed)
 
     def _choose(self, trial: FrozenTrial, untried: Bools, history: History) -> int:
         beliefs = self._beliefs(history)

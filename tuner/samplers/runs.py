@@ -32,20 +32,45 @@ def log_chances(knobs: Floats, rows: Floats, ran: Bools) -> Floats:
     shape (n_plans,)
     """
     center = knobs.mean(axis=0)
-    weights = _mode(np.column_stack([np.ones(len(rows)), rows - center]), ran.astype(np.float64))
+    weights, _ = _mode(np.column_stack([np.ones(len(rows)), rows - center]), ran.astype(np.float64))
     answer: Floats = log_expit(weights[0] - center @ weights[1:] + knobs @ weights[1:])
     return answer
 
 
-def _mode(x: Floats, ran: Floats) -> Floats:
-    """Most probable weights, by Newton steps that are halved until they gain."""
+def chance_draws(some: Floats, rows: Floats, ran: Bools, *, center: Floats, normals: Floats) -> Floats:
+    """P(runs) of some plans in worlds drawn from the posterior: plans alike are right or wrong together.
+
+    Parameters
+    ----------
+    some, rows : shapes (n_some, n_knobs) and (n_tried, n_knobs)
+    ran : shape (n_tried,)
+    center : shape (n_knobs,), the mean over all plans, as in `log_chances`
+    normals : shape (n_draws, 1 + n_knobs), standard normal
+
+    Returns
+    -------
+    shape (n_draws, n_some)
+
+    Source
+    ------
+    Bishop (2006), section 4.5.1 (Laplace approximation).
+    """
+    mode, precision = _mode(np.column_stack([np.ones(len(rows)), rows - center]), ran.astype(np.float64))
+    # With precision = L L', L'^-1 z has the covariance L'^-1 L^-1.
+    weights = mode + np.linalg.solve(np.linalg.cholesky(precision).T, normals.T).T
+    answer: Floats = expit(weights @ np.column_stack([np.ones(len(some)), some - center]).T)
+    return answer
+
+
+def _mode(x: Floats, ran: Floats) -> tuple[Floats, Floats]:
+    """Most probable weights, by Newton steps that are halved until they gain; and the precision there."""
     mean = np.append(logit(PRIOR_CHANCE), np.zeros(x.shape[1] - 1))
     precision = np.append(INTERCEPT_STD**-2.0, np.full(x.shape[1] - 1, WEIGHT_STD**-2.0))
     weights, loss = mean, _loss(mean, x, ran, mean, precision)
     for _ in range(NEWTON_STEPS):
         chance = expit(x @ weights)
         slope = x.T @ (chance - ran) + precision * (weights - mean)
-        step = np.linalg.solve((x.T * (chance * (1.0 - chance))) @ x + np.diag(precision), slope)
+        step = np.linalg.solve(_curvature(weights, x, precision), slope)
         moved = weights - step
         while (new := _loss(moved, x, ran, mean, precision)) > loss and np.abs(step).max() > 1e-9:
             step = step / 2.0
@@ -53,7 +78,13 @@ def _mode(x: Floats, ran: Floats) -> Floats:
         weights, loss = moved, new
         if np.abs(step).max() < 1e-6:
             break
-    return weights
+    return weights, _curvature(weights, x, precision)
+
+
+def _curvature(weights: Floats, x: Floats, precision: Floats) -> Floats:
+    chance = expit(x @ weights)
+    answer: Floats = (x.T * (chance * (1.0 - chance))) @ x + np.diag(precision)
+    return answer
 
 
 def _loss(weights: Floats, x: Floats, ran: Floats, mean: Floats, precision: Floats) -> float:

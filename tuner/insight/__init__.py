@@ -1,0 +1,1 @@
+"""What a study has learned, and what would change its answer."""
