@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from search_spaces.plan import Floats
+from search_spaces.plan import Floats, Ints
 
 SHARES_TRIED = (0.0, 0.25, 0.5, 0.75, 1.0)
 FEWEST_VALUES = 3  # both ends and something between: with two values each is held back from one alone
@@ -30,7 +30,7 @@ QUANTILE, NORMAL_QUANTILE = 0.8, 1.2816
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trust:
-    """`share` of the correction that is kept at a new value, and what the stated spread is multiplied with."""
+    """`share` of the correction that is kept at a new value, and by what the stated spread grows."""
 
     share: float = 0.0
     widening: float = 1.0
@@ -62,7 +62,7 @@ class HeldBack:
     precision: Floats
     weighted: Floats
 
-    def without(self, rows: Floats) -> tuple[Floats, Floats]:
+    def without(self, rows: Ints) -> tuple[Floats, Floats]:
         """Error of the mean and its spread at these rows, predicted from the others; shapes (n_rows,)."""
         block = np.linalg.inv(self.precision[np.ix_(rows, rows)])
         error: Floats = block @ self.weighted[rows]
@@ -101,7 +101,7 @@ def _axis(column: Floats, targets: Floats, held: HeldBack) -> Axis:
     return Axis(values=values, beyond=_trust(ends, targets, held), between=_trust(inner, targets, held))
 
 
-def _trust(groups: Sequence[Floats], targets: Floats, held: HeldBack) -> Trust:
+def _trust(groups: Sequence[Ints], targets: Floats, held: HeldBack) -> Trust:
     found = [(targets[rows], *held.without(rows)) for rows in groups]
     shares = {share: np.mean([_cost(*each, share) for each in found]) for share in SHARES_TRIED}
     best = min(SHARES_TRIED, key=lambda share: shares[share])

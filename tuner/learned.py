@@ -1,4 +1,4 @@
-"""The cost model after measured steps of many jobs: constants calibrated, what is left learned, spread stated.
+"""The cost model after measured steps of many jobs: constants calibrated, what is left learned.
 
     ln t = ln t(c) + r(x)             c: `objectives.calibration`;  r: `tuner.residual`, gated
     std² = std_r² + (1 - trust) std_c²
@@ -13,7 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from objectives.calibration import Calibration, Linearised, TimedStep, calibrate, log_step_s
+from objectives.cost.result import Estimate
 from objectives.cost.step import estimate
+from objectives.metrics import Job
 from objectives.uncertainty import formula_spread
 from search_spaces.plan import Floats, Ints, Plans
 from tuner.features import TIME_PARTS, job_features, knob_features, time_shares
@@ -40,9 +42,8 @@ class Priced:
             job, plans = steps[rows[0]].job, Plans.of(steps[i].plan for i in rows)
             found = estimate(job, plans)
             spread[rows] = formula_spread(found)
-            known = job_features(job)
-            for i, shares, knobs in zip(rows, time_shares(found.time), knob_features(plans), strict=True):
-                features[i] = np.concatenate([shares, knobs, known])
+            for i, row in zip(rows, priced_features(job, plans, found), strict=True):
+                features[i] = row
         return cls(linear=Linearised.around(steps), features=np.array(features), spread=spread)
 
     def take(self, rows: Ints) -> "Priced":
@@ -73,16 +74,20 @@ class LearnedModel:
     residual: GatedResidual
 
     @classmethod
-    def of(cls, priced: Priced, *, source: str = "measured steps") -> "LearnedModel":
-        """Learn from measured steps.
+    def from_steps(cls, steps: Sequence[TimedStep]) -> "LearnedModel":
+        """Learn from measured steps."""
+        return cls.of(Priced.of(steps))
+
+    @classmethod
+    def of(cls, priced: Priced) -> "LearnedModel":
+        """Learn from measured steps that are priced already.
 
         Raises
         ------
         InvalidSpec
             Fewer steps than a calibration needs.
         """
-        steps = priced.linear.steps
-        calibration = calibrate(steps, source=source, parameters=priced.linear)
+        calibration = calibrate(priced.linear.steps, parameters=priced.linear)
         left = priced.linear.measured - _calibrated(calibration, priced)
         residual = GatedResidual(n_shares=len(TIME_PARTS)).fit(priced.features, left)
         return cls(calibration=calibration, residual=residual)
@@ -101,6 +106,17 @@ class LearnedModel:
             calibrated_log_s=calibrated,
             trust=trust,
         )
+
+
+def priced_features(job: Job, plans: Plans, priced: Estimate) -> Floats:
+    """What the residual sees of plans of one job: shares of the step, knobs, the job.
+
+    Returns
+    -------
+    shape (n_plans, n_features)
+    """
+    known = np.tile(job_features(job), (len(plans), 1))
+    return np.hstack([time_shares(priced.time), knob_features(plans), known])
 
 
 def _calibrated(calibration: Calibration, priced: Priced) -> Floats:

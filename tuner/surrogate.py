@@ -59,8 +59,8 @@ class LogRatioSurrogate(RegressorMixin, BaseEstimator):  # type: ignore[misc]
 
     A row of X holds `n_shares` shares of the prediction's parts, then knob coordinates. The prior spreads
     are in log units (0.3: about 30 %); those of the shares, of g and of the noise are chosen from the
-    `*_stds` by marginal likelihood, of at most `most_rows` rows. Odd rows lose weight as under Student's t noise. Rows marked `censored`
-    are lower bounds.
+    `*_stds` by marginal likelihood, of at most `most_rows` rows. Odd rows lose weight as under Student's t
+    noise. Rows marked `censored` are lower bounds.
     """
 
     def __init__(

@@ -63,7 +63,7 @@ VERBS = {
     "validate": "cluster all html json",
     "calibrate": "from out cluster all budget-s devices on fresh json",
     "tune": "job set space name trials hours parallel runner runner-option executor ray-address sampler seed"
-    " prior metric storage json",
+    " prior warm-start warm-storage metric storage json",
     "resume": "trials hours parallel storage json",
     "studies": "storage json",
     "show": "storage json",
