@@ -14,7 +14,7 @@ says what is in-sample).  Every draw follows from its seed.
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,16 +22,16 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import numpy as np
 
-from benchmarks.accuracy import markdown, percent
+from benchmarks.accuracy import NONE, markdown, percent
 from benchmarks.rows import DATA, trusted_runs
 from objectives.calibration import timed_steps
 from objectives.measurements import MeasuredRun
-from objectives.validation import INTERVAL_Z
+from objectives.validation import INTERVAL_Z, ordered_pairs
 from search_spaces.plan import Bools, Floats, Ints
 from tuner.learned import Forecast, LearnedModel, Priced
 
 MULTI_NODE, SINGLE_NODE = ("vtrain-multi", "playbook"), ("vtrain-single",)
-SCALED = ("dgxc", "internevo", "vtrain-multi", "playbook")  # sources with runs on both sides of the gap
+SCALED = ("dgxc", "internevo")  # further sources with jobs on many device counts
 N_ROWS, N_SEEDS = (10, 40, 160), 20
 MOST_ROWS = 300  # a held-out group is predicted from so many of the others: more cost time and change little
 SMALL, LARGE = 64, 256
@@ -48,9 +48,9 @@ class Source:
     job_codes: Ints
 
     @classmethod
-    def of(cls, name: str, runs: Sequence[MeasuredRun]) -> "Source":
-        """The trusted runs of that source that have a step time."""
-        own = [run for run in runs if run.labels["source"] == name and run.step_s is not None]
+    def of(cls, name: str, runs: Sequence[MeasuredRun], label: str = "source") -> "Source":
+        """The timed runs with that label."""
+        own = [run for run in runs if run.labels[label] == name and run.step_s is not None]
         codes = {key: i for i, key in enumerate(dict.fromkeys(id(run.job) for run in own))}
         return cls(
             name=name,
@@ -72,19 +72,21 @@ class Source:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figures:
-    """Median errors, share of pairs in order, and share of outcomes inside the stated 80 %."""
+    """Median errors, shares of pairs in order (of one job; of all rows) and of outcomes in the 80 %."""
 
     n: int
     preset: float
     calibrated: float
     learned: float
     order: float
+    order_all: float
     covered: float
 
     def cells(self) -> list[str]:
         """As a row of a table."""
         errors = [percent(value) for value in (self.preset, self.calibrated, self.learned)]
-        return [f"{self.n:,}", *errors, percent(self.order), percent(self.covered, 0)]
+        orders = [NONE if np.isnan(value) else percent(value) for value in (self.order, self.order_all)]
+        return [f"{self.n:,}", *errors, *orders, percent(self.covered, 0)]
 
 
 def figures(source: Source, held: Ints, forecast: Forecast) -> Figures:
@@ -98,6 +100,7 @@ def figures(source: Source, held: Ints, forecast: Forecast) -> Figures:
         calibrated=median_error(measured - forecast.calibrated_log_s),
         learned=median_error(left),
         order=pair_order(measured, forecast.log_s, source.job_codes[held]),
+        order_all=pair_order(measured, forecast.log_s, np.zeros(len(held))),
         covered=float(np.mean(np.abs(left) <= INTERVAL_Z * forecast.std)),
     )
 
@@ -108,14 +111,10 @@ def median_error(left: Floats) -> float:
 
 
 def pair_order(measured: Floats, expected: Floats, jobs: Ints) -> float:
-    """Share of the pairs of one job whose order is foreseen; equal ones do not count."""
-    right = n = 0
-    for job in np.unique(jobs):
-        was, said = measured[jobs == job], expected[jobs == job]
-        upper = np.triu(np.not_equal.outer(was, was), 1)
-        same = np.sign(np.subtract.outer(was, was)) == np.sign(np.subtract.outer(said, said))
-        right, n = right + int((same & upper).sum()), n + int(upper.sum())
-    return right / n if n else float("nan")
+    """Share of the pairs of one job whose order is foreseen; equal measurements make no pair."""
+    counts = [ordered_pairs(measured[jobs == job], expected[jobs == job]) for job in np.unique(jobs)]
+    n = sum(each for _, each in counts)
+    return sum(right for right, _ in counts) / n if n else float("nan")
 
 
 def asked(source: Source, kept: Ints, held: Ints) -> Figures:
@@ -138,7 +137,7 @@ def curves(source: Source, n_seeds: int) -> Iterator[list[str]]:
 
 def mean_of(found: Sequence[Figures]) -> Figures:
     """Means of several draws."""
-    names = ("preset", "calibrated", "learned", "order", "covered")
+    names = ("preset", "calibrated", "learned", "order", "order_all", "covered")
     means = {name: float(np.mean([getattr(each, name) for each in found])) for name in names}
     return Figures(n=found[0].n, **means)
 
@@ -171,20 +170,52 @@ def thinned(kept: Bools) -> Ints:
 
 
 def small_to_large(sources: Sequence[Source]) -> Iterator[list[str]]:
-    """Learned on small runs of a source, asked for its large ones; `all` pools the held rows."""
-    pooled: list[tuple[Figures, int]] = []
+    """Learned on a machine's small runs, asked for its large ones."""
     for source in sources:
         devices = np.array([run.job.cluster.n_devices for run in source.runs])
-        small, large = np.flatnonzero(devices <= SMALL), np.flatnonzero(devices >= LARGE)
-        if len(small) >= FEWEST_HELD and len(large) >= FEWEST_HELD:
-            found = asked(source, small, large)
-            pooled.append((found, len(large)))
-            yield [source.name, str(len(small)), *found.cells()]
+        small, large = thinned(devices <= SMALL), np.flatnonzero(devices >= LARGE)
+        if len(small) < FEWEST_HELD or len(large) < FEWEST_HELD:
+            continue
+        model = LearnedModel.of(source.priced.take(small))
+        forecast = model.forecast(source.priced.take(large))
+        yield [source.name, str(len(small)), *figures(source, large, forecast).cells()]
 
 
-CURVES = ("source", "rows", "on", "preset", "calibrated", "learned", "order", "in 80 %", "quartiles")
-HELD = ("source", "held out", "which", "rows", "preset", "calibrated", "learned", "order", "in 80 %", "harm")
-LARGER = ("source", "small runs", "large", "preset", "calibrated", "learned", "order", "in 80 %")
+def grouped(runs: Sequence[MeasuredRun], sources: Mapping[str, Source]) -> list[Source]:
+    """Each source that has both kinds of runs, then all sources of one accelerator together."""
+    accelerators = dict.fromkeys(run.labels["accelerator"] for run in runs)
+    machines = [
+        Source.of(name, runs, "accelerator") for name in ("A100-80", "H100-80") if name in accelerators
+    ]
+    return [*sources.values(), *machines]
+
+
+CURVES = (
+    "source",
+    "rows",
+    "on",
+    "preset",
+    "calibrated",
+    "learned",
+    "order",
+    "of all",
+    "in 80 %",
+    "quartiles",
+)
+HELD = (
+    "source",
+    "held out",
+    "which",
+    "rows",
+    "preset",
+    "calibrated",
+    "learned",
+    "order",
+    "of all",
+    "in 80 %",
+    "harm",
+)
+LARGER = ("source", "small runs", "large", "preset", "calibrated", "learned", "order", "of all", "in 80 %")
 
 
 def main() -> None:
@@ -199,7 +230,7 @@ def main() -> None:
         "## After random rows\n\n" + markdown(CURVES, drawn),
         "## Groups held out\n\n"
         + markdown(HELD, [row for each in sources.values() for row in held_out(each)], 3),
-        "## Small tells large\n\n" + markdown(LARGER, small_to_large([sources[name] for name in SCALED])),
+        "## Small tells large\n\n" + markdown(LARGER, small_to_large(grouped(runs, sources))),
     ]
     text = "\n\n".join(tables) + "\n"
     if given.write:

@@ -76,18 +76,18 @@ class LearnedModel:
     @classmethod
     def from_steps(cls, steps: Sequence[TimedStep]) -> "LearnedModel":
         """Learn from measured steps."""
-        return cls.of(Priced.of(steps))
+        return cls.of(Priced.of(steps), is_exact=True)
 
     @classmethod
-    def of(cls, priced: Priced) -> "LearnedModel":
-        """Learn from measured steps that are priced already.
+    def of(cls, priced: Priced, *, is_exact: bool = False) -> "LearnedModel":
+        """Learn from measured steps that are priced already; the constants by their slopes unless exactly.
 
         Raises
         ------
         InvalidSpec
             Fewer steps than a calibration needs.
         """
-        calibration = calibrate(priced.linear.steps, parameters=priced.linear)
+        calibration = calibrate(priced.linear.steps, parameters=None if is_exact else priced.linear)
         left = priced.linear.measured - _calibrated(calibration, priced)
         residual = GatedResidual(n_shares=len(TIME_PARTS)).fit(priced.features, left)
         return cls(calibration=calibration, residual=residual)

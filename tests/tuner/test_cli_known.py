@@ -61,7 +61,7 @@ VERBS = {
     "simulate": "job set space plan schedule-file synthesize detail jitter straggler slow-link expert-load"
     " seeds trace html json",
     "validate": "cluster all html json",
-    "calibrate": "from out cluster all budget-s devices on fresh json",
+    "calibrate": "from from-study storage most-devices out cluster all budget-s devices on fresh json",
     "tune": "job set space name trials hours parallel runner runner-option executor ray-address sampler seed"
     " prior warm-start warm-storage metric storage json",
     "resume": "trials hours parallel storage json",
