@@ -63,19 +63,18 @@ class GatedResidual(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         X = validate_data(self, X, dtype=np.float64, reset=False)
         mean, std = self.model_.predict(X, return_std=True)
         share, widening = self._passed(X)
-        gated = share * mean
+        gated = self.kept_ * share * mean
         return (gated, np.hypot(std * self.scale_ * widening, mean - gated)) if return_std else gated
 
     def trust(self, X: Any) -> Floats:
-        """Share of the correction that is kept; shape (n,)."""
+        """How near each row is to what was learned from: 1 at values that were tried; shape (n,)."""
         check_is_fitted(self, "model_")
         return self._passed(validate_data(self, X, dtype=np.float64, reset=False))[0]
 
     def _passed(self, X: Floats) -> tuple[Floats, Floats]:
         if not self.is_gated:
             return np.ones(len(X)), np.ones(len(X))
-        share, widening = passed(self.axes_, X[:, self.n_shares :])
-        return self.kept_ * share, widening
+        return passed(self.axes_, X[:, self.n_shares :])
 
 
 def _kept(y: Floats, expected: Floats) -> float:
