@@ -1,12 +1,15 @@
 """The verb that finds a cluster's constants: measured on this machine, or fitted to runs measured before."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tuner.cli_flags import JsonFlag
+from tuner.cli_flags import JsonFlag, StorageFlag
 from tuner.cli_output import check_writable, err, show, show_json, tell, write_page
+
+if TYPE_CHECKING:
+    from tuner.report.calibration_report import CalibrationReport
 
 ANSWER_IS_NO = 1
 MEASURE, FIT = "Measuring this machine", "Fitting to runs"
@@ -17,6 +20,21 @@ From = Annotated[
         metavar="RUNS.csv",
         help="Measured runs to fit to; benchmarks/data says which columns.",
         rich_help_panel=FIT,
+    ),
+]
+FromStudy = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--from-study",
+        metavar="NAME",
+        help="A study whose measured trials to fit to; may be repeated.",
+        rich_help_panel=FIT,
+    ),
+]
+MostFlag = Annotated[
+    int | None,
+    typer.Option(
+        "--most-devices", metavar="N", help="Only runs on so many devices or fewer.", rich_help_panel=FIT
     ),
 ]
 ClusterFlag = Annotated[
@@ -69,41 +87,76 @@ def calibrate(  # noqa: PLR0913 - a parameter for each flag
     out: Out,
     runs: From = None,
     cluster: ClusterFlag = None,
+    from_study: FromStudy = None,
+    storage: StorageFlag = None,
     every: AllFlag = False,
+    most_devices: MostFlag = None,
     budget_s: BudgetFlag = None,
     devices: DevicesFlag = None,
     on: OnFlag = None,
     fresh: FreshFlag = False,
     json: JsonFlag = False,
 ) -> None:
-    """Measure this machine, or fit a cluster's constants to measured runs (--from); write a cluster file."""
+    """Measure this machine, or fit its constants to runs (--from, --from-study); write a cluster file."""
     from search_spaces.errors import check
 
-    if runs is None:
+    check(not (runs and from_study), "calibrate must fit to one of --from and --from-study", "both")
+    check(bool(from_study) or storage is None, "--storage must come with --from-study", storage)
+    if from_study:
+        check(not every, "--all must come with --from", "--from-study", hint="leave it out")
+    if runs is None and not from_study:
         check(not every, "--all must come with --from", "measuring this machine", hint="add --from RUNS.csv")
+        check(most_devices is None, "--most-devices must come with --from or --from-study", most_devices)
         target = check_writable(_check_name(out))
         flags = {"budget_s": budget_s, "n_devices": devices, "kind": on, "cluster": cluster, "fresh": fresh}
         _measure(target, {name: value for name, value in flags.items() if value is not None}, json=json)
         return
     given = {"--budget-s": budget_s, "--devices": devices, "--on": on, "--fresh": fresh or None}
     asked = [flag for flag, value in given.items() if value is not None]
-    check(not asked, "with --from nothing is measured", ", ".join(asked), hint="leave out one of them")
-    _fit(runs, out, cluster=cluster, every=every, json=json)
+    check(most_devices is None or most_devices > 0, "--most-devices must be positive", most_devices)
+    check(
+        not asked,
+        f"with {'--from' if runs else '--from-study'} nothing is measured",
+        ", ".join(asked),
+        hint="leave out one of them",
+    )
+    target = check_writable(_check_name(out))
+    if runs:
+        report = _of_file(runs, cluster=cluster, every=every, name=out.stem, most_devices=most_devices)
+    else:
+        report = _of_studies(
+            from_study or [], storage, cluster=cluster, name=out.stem, most_devices=most_devices
+        )
+    _show(report, target, json=json)
 
 
-def _fit(runs: Path, out: Path, *, cluster: str | None, every: bool, json: bool) -> None:
+def _of_file(runs: Path, **asked: Any) -> "CalibrationReport":
+    from tuner.report.calibration_report import calibration_report
+
+    return calibration_report(runs, **asked)
+
+
+def _of_studies(names: list[str], storage: str | None, **asked: Any) -> "CalibrationReport":
+    from tuner.cli_tables import storage_or_default
+    from tuner.report.calibration_report import studies_report
+    from tuner.storage import open_storage
+    from tuner.view import load_study
+
+    opened = open_storage(storage_or_default(storage), create=False)
+    return studies_report([load_study(name, opened) for name in dict.fromkeys(names)], **asked)
+
+
+def _show(report: "CalibrationReport", out: Path, *, json: bool) -> None:
     from search_spaces.cluster_file import cluster_toml
     from tuner.report import calibration_report, calibration_screen
 
-    target = check_writable(calibration_report.check_name(out))
-    report = calibration_report.calibration_report(runs, cluster=cluster, every=every, name=out.stem)
     for row in report.rejected:
-        tell(f"{runs.name}, line {row.line}: {row.reason}")
+        tell(f"{report.name}, line {row.line}: {row.reason}")
     for why, n in report.left_out.items():
         tell(f"left out: {n} rows: {why}")
-    write_page(target, cluster_toml(report.cluster))
+    write_page(out, cluster_toml(report.cluster))
     if json:
-        show_json(calibration_report.calibration_document(report, target))
+        show_json(calibration_report.calibration_document(report, out))
     else:
         show(calibration_screen.calibration_screen(report))
     if not report.calibration.helped:

@@ -71,6 +71,18 @@ PriorFlag = Annotated[
         help="What the sampler starts from: analytic (if not given), or simulated, once before any trial.",
     ),
 ]
+WarmFlag = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--warm-start",
+        metavar="NAME",
+        help="Start from the trials of this study of the same machine; may be repeated.",
+    ),
+]
+WarmStorageFlag = Annotated[
+    str | None,
+    typer.Option("--warm-storage", metavar="URL", help="Where those studies are, if not in --storage."),
+]
 MetricFlag = Annotated[
     list[str] | None,
     typer.Option("--metric", metavar="NAME", help="What to optimise; given twice or more: a Pareto front."),
@@ -99,6 +111,8 @@ def tune(  # noqa: PLR0913 - a verb's flags are its parameters
     sampler: SamplerFlag = None,
     seed: SeedFlag = None,
     prior: PriorFlag = None,
+    warm_start: WarmFlag = None,
+    warm_storage: WarmStorageFlag = None,
     metric: MetricFlag = None,
     storage: StorageFlag = None,
     json: JsonFlag = False,
@@ -109,7 +123,15 @@ def tune(  # noqa: PLR0913 - a verb's flags are its parameters
     from tuner.study import tune as run
 
     asked = cli_tables.Asked(
-        study=dict(name=name, storage=storage, sampler=sampler, seed=seed, prior=prior),
+        study=dict(
+            name=name,
+            storage=storage,
+            sampler=sampler,
+            seed=seed,
+            prior=prior,
+            warm_start=warm_start,
+            warm_storage=warm_storage,
+        ),
         objective=dict(metric=metric),
         runner=dict(
             kind=runner,

@@ -73,13 +73,17 @@ class Machine:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StudyConfig:
-    """One study: its name and storage, its inputs, where it runs and how long."""
+    """One study: its name and storage, its inputs, where it runs and how long.
+
+    `warm_storage` holds the studies that it starts from, if its own does not; asked once, and not kept.
+    """
 
     name: str
     inputs: StudyInputs
     storage: str = DEFAULT_STORAGE
     machine: Machine = field(default_factory=Machine)
     budget: Budget = field(default_factory=Budget)
+    warm_storage: str | None = None
 
     def __post_init__(self) -> None:
         check(bool(self.name.strip()), "[study] name must not be empty", repr(self.name))
@@ -93,6 +97,8 @@ class _StudyTable:
     sampler: str = "meshtune"
     seed: int = 0
     prior: str = "analytic"
+    warm_start: tuple[str, ...] = ()
+    warm_storage: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,6 +139,7 @@ def config_from_tables(tables: Mapping[str, Any], *, folder: Path, where: str = 
         name=study.name if study.name is not None else default_name(inputs),
         storage=study.storage,
         inputs=inputs,
+        warm_storage=study.warm_storage,
         machine=_machine(tables, folder),
         budget=build(Budget, _table(tables, "budget"), "[budget]"),
     )
@@ -205,6 +212,7 @@ def _inputs(tables: Mapping[str, Any], study: _StudyTable, folder: Path) -> Stud
         sampler=study.sampler,
         seed=study.seed,
         prior=study.prior,
+        warm_start=study.warm_start,
     )
 
 

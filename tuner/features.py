@@ -9,6 +9,7 @@ from dataclasses import fields
 import numpy as np
 
 from objectives.cost.result import StepMemory, StepTime
+from objectives.metrics import Job
 from search_spaces.plan import ENUMS, FLAGS, Floats, Module, Plans
 
 DEGREES = ("tp", "pp", "dp", "cp", "ep", "etp", "vpp", "micro_batch", "recompute_every")
@@ -49,6 +50,19 @@ def knob_columns() -> dict[str, list[int]]:
         found[name] = list(range(at, at + size))
         at += size
     return found
+
+
+def job_features(job: Job) -> Floats:
+    """A job as coordinates: log2 of layers, width, experts, devices, sequences in a batch, tokens in each.
+
+    Returns
+    -------
+    shape (n_job_features,)
+    """
+    model, workload = job.model, job.workload
+    n_experts = model.moe.n_experts if model.moe else 0
+    sizes = (model.n_layers, model.d_model, 1 + n_experts, job.cluster.n_devices)
+    return np.log2(np.array([*sizes, workload.global_batch, workload.seq_len], dtype=np.float64))
 
 
 def time_shares(time: StepTime) -> Floats:

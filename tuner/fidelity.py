@@ -40,6 +40,7 @@ class PredictedBy(StrEnum):
     ANALYTIC = "analytic"
     SIMULATED = "simulated"
     CORRECTED = "corrected"  # closed form, corrected by what was simulated of other plans
+    LEARNED = "learned"  # closed form, calibrated and corrected by the trials of other studies
 
 
 def simulated_prior(job: Job, candidates: Candidates, *, budget_s: float = BUDGET_S) -> dict[str, float]:

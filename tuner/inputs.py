@@ -28,8 +28,14 @@ from search_spaces.workload import Workload
 SCHEMA = "meshtune.study"
 SCHEMA_VERSION = 1
 INPUTS_ATTRIBUTE = "meshtune_inputs"
-PARTS = ("model", "cluster", "workload", "space", "objective", "runner", "sampler", "seed", "prior")
-SINCE = {"prior": "analytic"}  # parts that came later, and what studies without them have
+PARTS = (
+    "model", "cluster", "workload", "space", "objective", "runner", "sampler", "seed", "prior",
+    "warm_start",
+)  # fmt: skip
+SINCE: Mapping[str, Any] = {
+    "prior": "analytic",
+    "warm_start": [],
+}  # parts that came later, and what studies without them have
 MOST_CHANGES = 4
 # Runners that keep the time limit themselves, and the seconds they may need for it beyond their grace.
 TIME_KEEPERS = ("command",)
@@ -70,7 +76,8 @@ class RunnerChoice:
 class StudyInputs:
     """All that decides what a study's figures mean; `objective` names a metric, or several (Pareto).
 
-    `prior` is what the sampler expects before any trial: closed forms, or the engine's times.
+    `prior` is what the sampler expects before any trial: closed forms, or the engine's times.  `warm_start`
+    names the studies whose trials correct the closed forms (`tuner.warm`).
     """
 
     model: ModelSpec
@@ -82,6 +89,7 @@ class StudyInputs:
     sampler: str = "meshtune"
     seed: int = 0
     prior: str = "analytic"
+    warm_start: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.prior not in PRIORS:
@@ -94,6 +102,11 @@ class StudyInputs:
             "[objective] metric must name each metric once",
             ", ".join(self.objective),
         )
+        both = self.warm_start and self.prior != PRIORS[0]
+        must = "a warm start corrects the analytic prior, so prior must be analytic"
+        check(not both, must, self.prior, hint="leave out the prior or the warm start")
+        twice = len(set(self.warm_start)) < len(self.warm_start)
+        check(not twice, "[study] warm_start must name each study once", ", ".join(self.warm_start))
         check(self.seed >= 0, "[study] seed must not be negative", self.seed)
 
     @property

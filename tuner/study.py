@@ -239,18 +239,20 @@ def check_runner(recipe: RunnerRecipe) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Expected:
-    """What the sampler starts from; `to_keep` is what was simulated for it just now."""
+    """What the sampler starts from; `to_keep` are attributes for the study: what was found just now."""
 
     candidates: Candidates
     predicted_by: Mapping[str, PredictedBy] = field(default_factory=dict)
-    to_keep: Mapping[str, float] | None = None
+    to_keep: Mapping[str, Any] = field(default_factory=dict)
 
 
 def _expected(
     config: StudyConfig, storage: BaseStorage, candidates: Candidates, on_event: OnEvent
 ) -> _Expected:
-    """The candidates as the study's prior has them: simulated once, and then kept in the study."""
+    """The candidates as the study's prior has them: found once, and then kept in the study."""
     inputs = config.inputs
+    if inputs.warm_start:
+        return _warm(config, storage, candidates)
     if inputs.prior != PredictedBy.SIMULATED:
         return _Expected(candidates=candidates)
     kept = _kept_prior(config.name, storage)
@@ -259,7 +261,27 @@ def _expected(
     took_s = time.monotonic() - began if kept is None else None
     on_event(Simulated(n_plans=len(step_s), seconds=took_s))
     again, by = predicted_again(inputs.job, candidates, step_s, inputs.objective)
-    return _Expected(candidates=again, predicted_by=by, to_keep=step_s if kept is None else None)
+    return _Expected(
+        candidates=again,
+        predicted_by=by,
+        to_keep={PRIOR_ATTRIBUTE: prior_document(step_s)} if kept is None else {},
+    )
+
+
+def _warm(config: StudyConfig, storage: BaseStorage, candidates: Candidates) -> _Expected:
+    """The candidates as the trials of other studies have them; these are read once, and kept in the study."""
+    from tuner import warm  # noqa: PLC0415 - loads SciPy's optimisers, for few studies
+
+    inputs, to_keep = config.inputs, {}
+    known = config.name in list_studies(storage)
+    evidence = warm.stored_evidence(_load(config.name, storage).user_attrs, config.name) if known else None
+    if evidence is None:
+        others = storage if config.warm_storage is None else open_storage(config.warm_storage, create=False)
+        views = [load_study(name, others) for name in inputs.warm_start]
+        evidence = warm.evidence_of(views, inputs.cluster)
+        to_keep = {warm.WARM_ATTRIBUTE: warm.evidence_document(evidence)}
+    again, by = warm.learned_candidates(inputs.job, candidates, evidence, inputs.objective)
+    return _Expected(candidates=again, predicted_by=by, to_keep=to_keep)
 
 
 def _kept_prior(name: str, storage: BaseStorage) -> dict[str, float] | None:
@@ -369,7 +391,7 @@ def _wait_for_inputs(study: Study) -> bool:
 
 def _remember(study: Study, config: StudyConfig, expected: _Expected) -> None:
     """What the next `resume` goes on with; the latest driver's wins."""
-    if expected.to_keep is not None:
-        study.set_user_attr(PRIOR_ATTRIBUTE, prior_document(expected.to_keep))
+    for name, document in expected.to_keep.items():
+        study.set_user_attr(name, document)
     study.set_user_attr("settings", {"machine": asdict(config.machine), "budget": asdict(config.budget)})
     study.set_user_attr("budget_trials", config.budget.trials)

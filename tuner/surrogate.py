@@ -25,6 +25,7 @@ from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from search_spaces.plan import Bools, Floats
+from tuner.gate import HeldBack
 
 LENGTH = 3.0  # knob steps over which g forgets; on 40 hidden clusters 2 and 3 raced alike, 5 was slower
 STUDENT_FREEDOM = 4.0  # tails of the noise; 4 is the customary robust choice (Lange et al. 1989, JASA 84)
@@ -58,8 +59,8 @@ class LogRatioSurrogate(RegressorMixin, BaseEstimator):  # type: ignore[misc]
 
     A row of X holds `n_shares` shares of the prediction's parts, then knob coordinates. The prior spreads
     are in log units (0.3: about 30 %); those of the shares, of g and of the noise are chosen from the
-    `*_stds` by marginal likelihood. Odd rows lose weight as under Student's t noise. Rows marked `censored`
-    are lower bounds.
+    `*_stds` by marginal likelihood, of at most `most_rows` rows. Odd rows lose weight as under Student's t
+    noise. Rows marked `censored` are lower bounds.
     """
 
     def __init__(
@@ -70,12 +71,14 @@ class LogRatioSurrogate(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         share_stds: tuple[float, ...] = (0.1, 0.3, 0.6),
         residual_stds: tuple[float, ...] = (0.03, 0.1, 0.25),
         noise_stds: tuple[float, ...] = (0.01, 0.03, 0.1),
+        most_rows: int = MOST_FOR_SELECTION,
     ) -> None:
         self.n_shares = n_shares
         self.offset_std = offset_std
         self.share_stds = share_stds
         self.residual_stds = residual_stds
         self.noise_stds = noise_stds
+        self.most_rows = most_rows
 
     def fit(self, X: Any, y: Any, *, censored: Any = None) -> Self:
         """Learn from measured log ratios; no row at all leaves the prior.
@@ -171,6 +174,11 @@ class LogRatioSurrogate(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         other._solve(targets, np.concatenate([self.variances_, np.full(len(X), self.noise_std_**2)]))
         return other
 
+    def held_back(self) -> HeldBack:
+        """The rows as the others predict them."""
+        inverse: Floats = cho_solve((self.cholesky_, True), np.eye(len(self.targets_)))
+        return HeldBack(precision=inverse, weighted=self.alpha_)
+
     def _rows(self) -> Floats:
         return np.hstack([self.terms_[:, 1:], self.knobs_])
 
@@ -183,7 +191,7 @@ class LogRatioSurrogate(RegressorMixin, BaseEstimator):  # type: ignore[misc]
 
     def _choose_spreads(self, rows: Any, y: Floats) -> None:
         """The spreads of highest marginal likelihood (Rasmussen and Williams, 5.8), odd rows muted."""
-        rows = rows[:: -(-len(rows) // MOST_FOR_SELECTION)] if len(rows) else rows
+        rows = rows[:: -(-len(rows) // self.most_rows)] if len(rows) else rows
         grid = np.array(list(product(self.share_stds, self.residual_stds, self.noise_stds)))
         middle = [
             values[len(values) // 2] for values in (self.share_stds, self.residual_stds, self.noise_stds)

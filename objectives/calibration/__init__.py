@@ -8,13 +8,14 @@ from objectives.calibration.fit import (
     calibrate,
     calibrated_cluster,
 )
-from objectives.calibration.parameters import TimedStep, log_step_s
+from objectives.calibration.parameters import Linearised, TimedStep, log_step_s
 
 __all__ = [
     "AfterRows",
     "CalibratedConstant",
     "Calibration",
     "HeldBack",
+    "Linearised",
     "TimedStep",
     "after_rows",
     "calibrate",

@@ -97,10 +97,13 @@ class Calibration:
         return [each.name for each in self.constants if not each.is_determined] + list(self.unfelt)
 
 
-def calibrate(steps: Sequence[TimedStep], *, source: str = "measured steps") -> Calibration:
+def calibrate(
+    steps: Sequence[TimedStep], *, source: str = "measured steps", parameters: Parameters | None = None
+) -> Calibration:
     """Fit the constants of the machine that the steps ran on; never worse than before on steps held back.
 
-    `source` names the steps in the fitted constants' origin.
+    `source` names the steps in the fitted constants' origin; `parameters` price the steps otherwise than the
+    formulas do (`Linearised`).
 
     Raises
     ------
@@ -108,7 +111,7 @@ def calibrate(steps: Sequence[TimedStep], *, source: str = "measured steps") -> 
         Fewer than three steps.
     """
     check(len(steps) >= FEWEST_STEPS, f"a calibration needs {FEWEST_STEPS} measured steps", len(steps))
-    parameters = Parameters.of(steps)
+    parameters = parameters or Parameters.of(steps)
     fitted = fit(parameters.log_s, parameters.measured, parameters.cap, scatter=FORMULA_SPREAD)
     shrink, held_back = _shrink(parameters, fitted)
     residuals = parameters.measured - parameters.log_s(shrink * fitted.x)

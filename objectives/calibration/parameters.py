@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from objectives.calibration.robust_fit import DIFFERENCE
 from objectives.cost.step import estimate
 from objectives.metrics import Job
 from objectives.uncertainty import TIMELESS, cluster_constants
@@ -80,6 +81,40 @@ class Parameters:
     def of_rows(self, rows: Ints) -> "Parameters":
         """The same constants and some of the steps."""
         return replace(self, steps=[self.steps[i] for i in rows])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Linearised(Parameters):
+    """The same, priced by a linearisation around what is known: many fits to parts of the same steps.
+
+    `start` (n_steps,) and `slopes` (n_steps, n_constants) are log seconds and their derivatives there.
+    """
+
+    start: Floats
+    slopes: Floats
+
+    @classmethod
+    def around(cls, steps: Sequence[TimedStep]) -> "Linearised":
+        """Every step priced once, and once more for each constant."""
+        exact = Parameters.of(steps)
+        zero = np.zeros(len(exact.names))
+        start, columns = exact.log_s(zero), []
+        for i in range(len(zero)):
+            x = zero.copy()
+            x[i] = DIFFERENCE if exact.cap[i] >= DIFFERENCE else -DIFFERENCE
+            columns.append((exact.log_s(x) - start) / x[i])
+        slopes = np.column_stack(columns) if columns else np.zeros((len(steps), 0))
+        return cls(steps=steps, preset=exact.preset, start=start, slopes=slopes)
+
+    def log_s(self, x: Floats) -> Floats:
+        """Logarithm of predicted seconds of every step, shape (n_steps,)."""
+        answer: Floats = self.start + self.slopes @ x
+        return answer
+
+    def of_rows(self, rows: Ints) -> "Linearised":
+        """The same constants and some of the steps."""
+        steps = [self.steps[i] for i in rows]
+        return replace(self, steps=steps, start=self.start[rows], slopes=self.slopes[rows])
 
 
 def log_step_s(steps: Sequence[TimedStep], factors: Mapping[str, float]) -> Floats:

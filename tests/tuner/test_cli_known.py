@@ -61,13 +61,14 @@ VERBS = {
     "simulate": "job set space plan schedule-file synthesize detail jitter straggler slow-link expert-load"
     " seeds trace html json",
     "validate": "cluster all html json",
-    "calibrate": "from out cluster all budget-s devices on fresh json",
-    "tune": "job set space name trials hours parallel runner runner-option executor ray-address"
-    " slurm-option sampler seed prior metric storage json",
-    "resume": "trials hours parallel storage json",
+    "calibrate": "from from-study storage most-devices out cluster all budget-s devices on fresh json",
+    "tune": "job set space name trials hours stop-below better-by parallel runner runner-option executor"
+    " ray-address slurm-option sampler seed prior warm-start warm-storage metric storage json",
+    "resume": "trials hours stop-below better-by parallel storage json",
     "studies": "storage json",
     "show": "storage json",
     "report": "html storage json",
+    "explain": "html storage json",
     "export": "job set space to plan trial scheduler out option storage json",
     "read-log": "trainer global-batch seq-len devices cluster precision warmup status json",
     "models": "json",

@@ -14,11 +14,14 @@ from objectives.calibration import (
     calibrated_cluster,
     timed_steps,
 )
-from objectives.measurements import MeasuredRun, RejectedRow, read_measurements
+from objectives.measurements import MeasuredRun, Measurements, RejectedRow, RunOutcome, read_measurements
+from objectives.metrics import Job
+from objectives.outcome import Measured
 from search_spaces.cluster import ClusterSpec
 from search_spaces.cluster_presets import load_cluster
 from search_spaces.errors import InvalidSpec, check
 from tuner.report.documents import document
+from tuner.view import StudyView, TrialRecord
 
 MOST_NAMES = 5
 
@@ -56,27 +59,93 @@ def check_name(out: Path) -> Path:
     return out
 
 
-def calibration_report(path: Path, *, cluster: str | None, every: bool, name: str) -> CalibrationReport:
+def calibration_report(
+    path: Path, *, cluster: str | None, every: bool, name: str, most_devices: int | None = None
+) -> CalibrationReport:
     """Read a measurements file and fit the machine that its runs used; `name` is what to call the result.
+
+    Runs on more than `most_devices` have no part in it: whether few devices tell of many can be tried so.
 
     Raises
     ------
     InvalidSpec
         The file cannot be read, its rows do not agree on a machine and none is named, or too few can be used.
     """
-    found = read_measurements(path, cluster=cluster)
-    used, left_out = _usable(found.runs, every=every, device=_device(cluster))
+    return _report(
+        Given(name=path.name, found=read_measurements(path, cluster=cluster)),
+        cluster=cluster,
+        every=every,
+        name=name,
+        most_devices=most_devices,
+    )
+
+
+def studies_report(
+    views: Sequence[StudyView], *, cluster: str | None, name: str, most_devices: int | None = None
+) -> CalibrationReport:
+    """Fit the machine that studies' trials ran on; the rest as in `calibration_report`.
+
+    Raises
+    ------
+    InvalidSpec
+        The studies do not agree on a machine and none is named, or they have too few measured trials.
+    """
+    runs = [
+        run for view in views for run in trials_as_runs(view, load_cluster(cluster, 1) if cluster else None)
+    ]
+    found = Measurements(n_rows=len(runs), runs=tuple(runs), rejected=())
+    given = Given(name=", ".join(view.name for view in views), found=found)
+    return _report(given, cluster=cluster, every=False, name=name, most_devices=most_devices)
+
+
+def trials_as_runs(view: StudyView, machine: ClusterSpec | None) -> list[MeasuredRun]:
+    """The finished trials of a study as measured runs by number; on another machine, if one is given."""
+    job = view.inputs.job
+    if machine:
+        job = replace(job, cluster=machine.with_devices(job.cluster.n_devices))
+    return [_as_run(view, trial, job) for trial in view.finished if trial.plan is not None]
+
+
+def _as_run(view: StudyView, trial: TrialRecord, job: Job) -> MeasuredRun:
+    assert trial.plan is not None
+    is_measured = isinstance(trial.outcome, Measured)
+    return MeasuredRun(
+        id=f"{view.name} trial {trial.number}",
+        line=trial.number,
+        job=job,
+        plan=trial.plan,
+        outcome=RunOutcome.OK if is_measured else RunOutcome.FAILED,
+        step_s=trial.outcome.step_s if isinstance(trial.outcome, Measured) else None,
+        peak_memory_bytes=trial.outcome.peak_memory_bytes if isinstance(trial.outcome, Measured) else None,
+        labels={"accelerator": view.inputs.cluster.device.name},
+        trusted=True,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Given:
+    """Runs to fit, and what they are called."""
+
+    name: str
+    found: Measurements
+
+
+def _report(
+    given: Given, *, cluster: str | None, every: bool, name: str, most_devices: int | None
+) -> CalibrationReport:
+    found = given.found
+    used, left_out = _usable(found.runs, every=every, device=_device(cluster), most_devices=most_devices)
     if not used:
         reasons = "; ".join(f"{n} rows: {why}" for why, n in left_out.items()) or "every row is rejected"
         raise InvalidSpec(
-            f"{path} must hold measured runs of the machine", f"none that can be used; {reasons}"
+            f"{given.name} must hold measured runs of the machine", f"none that can be used; {reasons}"
         )
     preset = load_cluster(cluster, 1) if cluster else _agreed(used)
-    calibration = calibrate(timed_steps(used), source=f"{len(used)} runs of {path.name}")
+    calibration = calibrate(timed_steps(used), source=f"{len(used)} runs of {given.name}")
     fitted = calibrated_cluster(preset, calibration)
-    source = f"{preset.source}; calibrated with {len(used)} runs of {path.name}"
+    source = f"{preset.source}; calibrated with {len(used)} runs of {given.name}"
     return CalibrationReport(
-        name=path.name,
+        name=given.name,
         n_rows=found.n_rows,
         rejected=found.rejected,
         left_out=left_out,
@@ -125,10 +194,16 @@ def _device(cluster: str | None) -> str | None:
 
 
 def _usable(
-    runs: Sequence[MeasuredRun], *, every: bool, device: str | None
+    runs: Sequence[MeasuredRun], *, every: bool, device: str | None, most_devices: int | None
 ) -> tuple[list[MeasuredRun], dict[str, int]]:
     """Runs to fit, and how many others there are by what keeps them out."""
-    reasons = [_reason(run, every=every, device=device) for run in runs]
+    most = most_devices or max((run.job.cluster.n_devices for run in runs), default=0)
+    reasons = [
+        f"more than {most} devices"
+        if run.job.cluster.n_devices > most
+        else _reason(run, every=every, device=device)
+        for run in runs
+    ]
     used = [run for run, reason in zip(runs, reasons, strict=True) if not reason]
     return used, dict(Counter(reason for reason in reasons if reason))
 

@@ -1,0 +1,138 @@
+"""A study's start from other studies of the same machine: another model, another size, another batch.
+
+    t = t(c) exp(r)        c, r: `tuner.learned` from the measured trials of those studies
+
+The constants carry over to any job; what is left of the others' errors only as far as the gate lets it.  The
+trials are kept in the new study, so that it goes on without the storage of the others.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+
+from objectives.calibration import TimedStep, calibrated_cluster
+from objectives.cost.result import StepTime
+from objectives.cost.step import estimate
+from objectives.metrics import Job
+from objectives.outcome import Measured
+from objectives.ranking import Candidates
+from search_spaces.cluster import ClusterSpec
+from search_spaces.documents import build
+from search_spaces.errors import InvalidSpec, check
+from search_spaces.model import ModelSpec
+from search_spaces.plan import Plan
+from search_spaces.workload import Workload
+from tuner.fidelity import PredictedBy
+from tuner.inputs import plain
+from tuner.learned import LearnedModel, priced_features
+from tuner.view import StudyView
+
+WARM_ATTRIBUTE = "meshtune_warm"
+FEWEST, MOST = 3, 400  # measured trials: fewer teach no constant, more cost time and change little
+CHUNK = 4096  # candidates whose likeness to the trials is held in memory at once
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PastStudy:
+    """A study's measured trials: plans by their keys, seconds of a step, and what they were of."""
+
+    name: str
+    model: ModelSpec
+    cluster: ClusterSpec
+    workload: Workload
+    plans: tuple[str, ...]
+    step_s: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evidence:
+    """What a study starts from."""
+
+    studies: tuple[PastStudy, ...]
+
+    def steps(self, cluster: ClusterSpec) -> list[TimedStep]:
+        """The trials as measured steps, on the machine as it is known to the new study."""
+        found = []
+        for past in self.studies:
+            machine = cluster.with_devices(past.cluster.n_devices)
+            job = Job(model=past.model, cluster=machine, workload=past.workload)
+            for key, step_s in zip(past.plans, past.step_s, strict=True):
+                found.append(TimedStep(job=job, plan=Plan.parse(key), step_s=step_s))
+        return found
+
+
+def past_study(view: StudyView) -> PastStudy:
+    """The measured trials of a study; the newest, if they are many."""
+    pairs = [
+        (trial.plan.key, trial.outcome.step_s)
+        for trial in view.measured
+        if trial.plan is not None and isinstance(trial.outcome, Measured)
+    ][-MOST:]
+    inputs = view.inputs
+    return PastStudy(
+        name=view.name,
+        model=inputs.model,
+        cluster=inputs.cluster,
+        workload=inputs.workload,
+        plans=tuple(key for key, _ in pairs),
+        step_s=tuple(step_s for _, step_s in pairs),
+    )
+
+
+def evidence_of(views: Sequence[StudyView], cluster: ClusterSpec) -> Evidence:
+    """What these studies tell of that cluster's machine.
+
+    Raises
+    ------
+    InvalidSpec
+        A study of another machine, or fewer measured trials than teach anything.
+    """
+    for view in views:
+        other = view.inputs.cluster
+        if _machine(other) != _machine(cluster):
+            must = "a study to start from must be of the new study's machine"
+            given = f"{view.name!r} of {other.name} with {other.device.name}"
+            raise InvalidSpec(must, given, hint=f"name studies of {cluster.name} with {cluster.device.name}")
+    studies = tuple(past_study(view) for view in views)
+    n = sum(len(past.plans) for past in studies)
+    names = ", ".join(view.name for view in views)
+    check(n >= FEWEST, f"the studies to start from must have {FEWEST} measured trials", f"{n} in {names}")
+    return Evidence(studies=studies)
+
+
+def evidence_document(evidence: Evidence) -> Any:
+    """What a study keeps of the evidence."""
+    return plain(evidence)
+
+
+def stored_evidence(attributes: Mapping[str, Any], name: str) -> Evidence | None:
+    """What a study has kept; None if it has none."""
+    kept = attributes.get(WARM_ATTRIBUTE)
+    return None if kept is None else build(Evidence, kept, f"study {name!r}: what it started from")
+
+
+def learned_candidates(
+    job: Job, candidates: Candidates, evidence: Evidence, objective: Sequence[str]
+) -> tuple[Candidates, dict[str, PredictedBy]]:
+    """Candidates as the evidence has them, best first, and where each prediction comes from, by plan."""
+    model = LearnedModel.from_steps(evidence.steps(job.cluster))
+    calibrated = replace(job, cluster=calibrated_cluster(job.cluster, model.calibration))
+    plans = candidates.plans
+    priced = estimate(calibrated, plans)
+    features = priced_features(job, plans, candidates.estimate)
+    parts = [features[i : i + CHUNK] for i in range(0, len(features), CHUNK)]
+    factor = np.exp(np.concatenate([model.residual.predict(part) for part in parts]))
+    time = StepTime(**{part.name: getattr(priced.time, part.name) * factor for part in fields(StepTime)})
+    # Memory is not learned here: the closed form's stays, with the stage that is fullest by it.
+    again = replace(candidates.estimate, time=time)
+    sign = np.sign(candidates.score[0]) or 1.0
+    score = sign * job.values(objective[0], again.step_s, again.peak_memory_bytes)
+    ranked = Candidates(plans=plans, estimate=again, score=score).take(np.argsort(score, kind="stable"))
+    return ranked, dict.fromkeys(plans.keys(), PredictedBy.LEARNED)
+
+
+def _machine(cluster: ClusterSpec) -> tuple[object, ...]:
+    """What makes two clusters the same machine, whatever is known of its constants."""
+    return (cluster.device.name, *((tier.name, tier.size) for tier in cluster.tiers))
