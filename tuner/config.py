@@ -1,6 +1,6 @@
 """The study file: one TOML document that says what to tune, on what, and for how long.
 
-    [study]      name, storage, sampler, seed, prior
+    [study]      name, storage, sampler, seed, prior, warm_start, warm_storage
     [model]      preset | hf_config | the fields of ModelSpec
     [cluster]    preset | file | the fields of a cluster file; devices
     [workload]   seq_len, global_batch, and the other fields of Workload
