@@ -112,6 +112,8 @@ class Driver:
         if waiting:
             number, attempt = self.book.retry(waiting[0]), waiting[0].attempt
             plan = Plan.parse(waiting[0].template.user_attrs["plan"])
+        elif not self._n_untried(trials):
+            return False  # Optuna fills knobs of a single choice itself: one candidate would never run out
         else:
             try:
                 number, params = self.book.ask(self.table.distributions)
