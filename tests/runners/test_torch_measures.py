@@ -16,13 +16,14 @@ from tests.runners.torch_cases import MODELS, Case, work_for
 
 pytestmark = [pytest.mark.torch, pytest.mark.timeout(240)]
 # A tensor on its way to another stage lies in memory until it is sent; with fake tensors it is gone at once.
-# The same of tokens that do not go evenly to experts.
+# The same of tokens that do not go evenly to experts, and of exchanges under way: where ranks wait for the
+# processor, a gathered layer or a message lives on beside the next one.
 CASES = {
-    "llama: dp=2": 0.0,
-    "llama: dp=2 zero=3": 0.002,
+    "llama: dp=2": 0.002,
+    "llama: dp=2 zero=3": 0.05,
     "llama: dp=2 zero=2 recompute=full": 0.002,
-    "llama: tp=2 sequence_parallel=true recompute=selective": 0.0,
-    "llama: cp=2": 0.01,
+    "llama: tp=2 sequence_parallel=true recompute=selective": 0.002,
+    "llama: cp=2": 0.02,
     "llama: pp=2 vpp=2 schedule=zb-v": 0.05,
     "moe: dp=2 ep=2": 0.02,
 }
