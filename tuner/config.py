@@ -91,7 +91,9 @@ class StudyConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _StudyTable:
+class StudyTable:
+    """The study file's `[study]`."""
+
     name: str | None = None
     storage: str = DEFAULT_STORAGE
     sampler: str = "meshtune"
@@ -133,7 +135,7 @@ def config_from_tables(tables: Mapping[str, Any], *, folder: Path, where: str = 
     for name, table in tables.items():
         check(isinstance(table, Mapping), f"[{name}] must be a table of keys", repr(table))
     plain(dict(tables))  # a number that is not finite is refused here, with its place
-    study = build(_StudyTable, _table(tables, "study"), "[study]")
+    study = build(StudyTable, _table(tables, "study"), "[study]")
     inputs = _inputs(tables, study, folder)
     return StudyConfig(
         name=study.name if study.name is not None else default_name(inputs),
@@ -198,7 +200,7 @@ def metrics_from_table(table: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _inputs(tables: Mapping[str, Any], study: _StudyTable, folder: Path) -> StudyInputs:
+def _inputs(tables: Mapping[str, Any], study: StudyTable, folder: Path) -> StudyInputs:
     runner = build(_RunnerTable, _table(tables, "runner"), "[runner]")
     return StudyInputs(
         model=model_from_table(tables["model"], folder),

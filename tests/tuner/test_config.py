@@ -12,7 +12,7 @@ from search_spaces.plan import KNOB_NAMES
 from search_spaces.workload import Precision, Workload
 from tests.tuner.studies import ROOT, config, tables
 from tuner.budget import Budget
-from tuner.config import ExecutorKind, Machine, config_from_tables, read_config
+from tuner.config import ExecutorKind, Machine, StudyTable, config_from_tables, read_config
 from tuner.inputs import RunnerChoice, inputs_from_document, inputs_to_document, plain
 
 FULL = """
@@ -248,7 +248,7 @@ def keys_documented(table):
 @pytest.mark.parametrize(
     ("table", "keys"),
     [
-        ("study", {"name", "storage", "sampler", "seed"}),
+        ("study", {field.name for field in dataclasses.fields(StudyTable)}),
         ("workload", {field.name for field in dataclasses.fields(Workload)}),
         ("space", set(KNOB_NAMES)),
         ("runner", {field.name for kind in (RunnerChoice, Machine) for field in dataclasses.fields(kind)}),
