@@ -2,14 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import import_module
 from types import MappingProxyType
 from typing import Any, Protocol, runtime_checkable
 
 from objectives.metrics import Job
 from objectives.outcome import Failed, Outcome, OutcomeOrigin
-from search_spaces.errors import UnknownName
 from search_spaces.plan import Plan, Plans
+from search_spaces.rows import load_row
 
 RUNNERS: Mapping[str, str] = MappingProxyType(
     {
@@ -80,10 +79,7 @@ class RunnerRecipe:
         return runner
 
     def _runner_class(self) -> Any:
-        if self.kind not in RUNNERS:
-            raise UnknownName("runner", self.kind, RUNNERS)
-        module, _, attribute = RUNNERS[self.kind].partition(":")
-        return getattr(import_module(module), attribute)
+        return load_row("runner", self.kind, RUNNERS)
 
 
 RunnerSource = Runner | RunnerRecipe

@@ -5,11 +5,10 @@ writes them with batch scripts.  A launcher never imports the program it writes 
 """
 
 from collections.abc import Mapping
-from importlib import import_module
 from types import MappingProxyType
 
 from runners.launchers.base import Launcher
-from search_spaces.errors import UnknownName
+from search_spaces.rows import load_row
 
 LAUNCHERS: Mapping[str, str] = MappingProxyType(
     {
@@ -29,8 +28,5 @@ def load_launcher(name: str) -> Launcher:
     UnknownName
         The table has no such row; the nearest name is suggested.
     """
-    if name not in LAUNCHERS:
-        raise UnknownName("launcher", name, LAUNCHERS)
-    module, _, attribute = LAUNCHERS[name].partition(":")
-    launcher: Launcher = getattr(import_module(module), attribute)()
+    launcher: Launcher = load_row("launcher", name, LAUNCHERS)()
     return launcher

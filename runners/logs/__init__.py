@@ -8,11 +8,10 @@ are those of the trainers' own sources, named in each reader; a reader never imp
 """
 
 from collections.abc import Mapping
-from importlib import import_module
 from types import MappingProxyType
 
 from runners.logs.facts import LogReader
-from search_spaces.errors import UnknownName
+from search_spaces.rows import load_row
 
 READERS: Mapping[str, str] = MappingProxyType(
     {
@@ -36,8 +35,5 @@ def load_reader(name: str) -> LogReader:
     UnknownName
         The table has no such row; the nearest name is suggested.
     """
-    if name not in READERS:
-        raise UnknownName("a log's trainer", name, READERS)
-    module, _, attribute = READERS[name].partition(":")
-    reader: LogReader = getattr(import_module(module), attribute)()
+    reader: LogReader = load_row("a log's trainer", name, READERS)()
     return reader

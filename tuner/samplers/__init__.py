@@ -2,11 +2,11 @@
 
 import importlib.util
 from collections.abc import Mapping
-from importlib import import_module
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from search_spaces.errors import InvalidSpec, UnknownName
+from search_spaces.rows import load_row
 
 if TYPE_CHECKING:
     from objectives.metrics import Job
@@ -55,8 +55,7 @@ def make_sampler(
         As `check_sampler` does.
     """
     check_sampler(name)
-    module, _, attribute = SAMPLERS[name].partition(":")
-    sampler: CandidateSampler = getattr(import_module(module), attribute)(
+    sampler: CandidateSampler = load_row("sampler", name, SAMPLERS)(
         candidates, metrics=metrics, seed=seed, job=job
     )
     return sampler
