@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 
-from objectives.cost.reserve import memory_bounds_bytes
 from objectives.cost.result import Estimate
 from objectives.cost.step import estimate
 from objectives.metrics import Job
@@ -162,13 +161,3 @@ def bounds(name: str, constant: Constant) -> tuple[Constant, Constant]:
     if name.endswith(("efficiency", "overlap", "wave_exponent")):
         high = min(high, 1.0)
     return replace(constant, value=low), replace(constant, value=high)
-
-
-def memory_interval_bytes(job: Job, plans: Plans) -> tuple[Floats, Floats]:
-    """Least and most peak bytes of every plan: it surely fits below the device's memory, it cannot above.
-
-    Returns
-    -------
-    two arrays of shape (n_plans,), bytes
-    """
-    return memory_bounds_bytes(job, estimate(job, plans).memory)

@@ -5,11 +5,10 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 
-from objectives.cost.reserve import device_bytes, reserved_bytes
+from objectives.cost.reserve import device_bytes, memory_bounds_bytes, reserved_bytes
 from objectives.cost.stages import leaves_a_stage_empty, stages_of
 from objectives.cost.states import deepspeed_bytes_after_step, state_table
 from objectives.cost.step import estimate, stage_profile
-from objectives.uncertainty import memory_interval_bytes
 from search_spaces.model_presets import load_model
 from search_spaces.plan import Plan, Plans
 from search_spaces.units import MIB
@@ -153,8 +152,8 @@ def test_korthikantis_34_sbh_holds_without_dropout_masks():
 @pytest.mark.parametrize("name", JOBS)
 def test_the_interval_of_the_peak_holds_the_estimate(name):
     job, plans = JOBS[name], legal_plans(name, 100)
-    low, high = memory_interval_bytes(job, plans)
     memory = estimate(job, plans).memory
+    low, high = memory_bounds_bytes(job, memory)
     assert (memory.allocated_bytes < low).all()
     assert (low < memory.total_bytes).all()
     assert (memory.total_bytes < high).all()
