@@ -17,6 +17,18 @@ N_NODES = 4
 START_S = 20.0
 TOOLS = ("slurmctld", "slurmd", "srun", "sbatch", "squeue", "scontrol", "scancel", "sinfo")
 
+# A job on two nodes of the machine, as tables of a study file.
+JOB_TABLES = """\
+[model]
+preset = "llama-3-8b"
+[cluster]
+preset = "dgx-h100"
+devices = 16
+[workload]
+global_batch = 64
+seq_len = 8192
+"""
+
 CONF = """\
 ClusterName=tests
 SlurmctldHost=localhost(127.0.0.1)

@@ -17,6 +17,7 @@ from search_spaces.plan import Plan, Plans
 from tests.runners import fake_trainer
 from tests.runners.jobs import llama_job, tiny_job
 from tests.runners.misbehaving import collect
+from tests.runners.slurm_machine import JOB_TABLES
 from tests.tuner.cli import meshtune
 
 pytestmark = pytest.mark.slurm
@@ -149,15 +150,19 @@ def test_a_step_cancelled_from_outside_is_tried_again(make, allocation, tmp_path
     assert set(attempts.read_text().split()) == {"0", "1"}
 
 
+def starts_a_step(process):
+    """Whether this is an srun, and not its helper; one that has just ended is neither."""
+    try:
+        return process.name() == "srun" and process.parent().name() != "srun"
+    except psutil.NoSuchProcess:
+        return False
+
+
 def test_an_srun_killed_by_nine_leaves_no_step(make, allocation, tmp_path):
     executor = make(recipe("hang", "3"), slurm={"nodes": 2})
     executor.submit(0, TWO_NODES)
     wait_for(lambda: len(allocation.steps()) == 1)
-    (srun,) = [
-        process
-        for process in psutil.Process().children(recursive=True)
-        if process.name() == "srun" and process.parent().name() != "srun"
-    ]
+    (srun,) = filter(starts_a_step, psutil.Process().children(recursive=True))
     srun.kill()
     found = collect(executor, 1)[0]
     assert isinstance(found, Failed)
@@ -237,15 +242,9 @@ def test_a_study_of_a_file_runs_in_the_allocation(allocation, tmp_path):
     assert not (tmp_path / "meshtune-slurm").exists()
 
 
-STUDY = """
-[model]
-preset = "llama-3-8b"
-[cluster]
-preset = "dgx-h100"
-devices = 16
-[workload]
-global_batch = 64
-seq_len = 8192
+STUDY = (
+    JOB_TABLES
+    + """\
 [space]
 tp = [8]
 pp = [1]
@@ -260,3 +259,4 @@ n_steps = 8
 [budget]
 trials = 2
 """
+)

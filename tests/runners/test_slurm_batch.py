@@ -18,6 +18,7 @@ from search_spaces.plan import Plan, Plans
 from tests.runners import fake_trainer
 from tests.runners.jobs import llama_job, tiny_job
 from tests.runners.misbehaving import collect
+from tests.runners.slurm_machine import JOB_TABLES
 
 pytestmark = pytest.mark.slurm
 TWO_NODES = Plan(tp=8, dp=2, sequence_parallel=True)
@@ -99,11 +100,16 @@ def test_the_trial_s_limit_holds_in_its_job(make):
     assert (found.cause, "3 s" in found.message) == (Cause.TIMEOUT, True)
 
 
-def test_a_cancelled_job_is_submitted_again(make, slurm, tmp_path):
-    attempts = tmp_path / "attempts"
+def at_second_try(attempts):
+    """A command that notes every attempt, sleeps at the first and measures at the next."""
     script = f"echo {{attempt}} >> {attempts}; test {{attempt}} = 0 && exec sleep 60; " \
         f'test "$NODE_RANK" = 1 || {sys.executable} {fake_trainer.__file__} measured 8'  # fmt: skip
-    executor = make(recipe(command=["bash", "-c", script]))
+    return ["bash", "-c", script]
+
+
+def test_a_cancelled_job_is_submitted_again(make, slurm, tmp_path):
+    attempts = tmp_path / "attempts"
+    executor = make(recipe(command=at_second_try(attempts)))
     executor.submit(0, TWO_NODES)
     wait_for(executor, attempts.exists)
     slurm.call("scancel", *executor.jobs)
@@ -132,9 +138,7 @@ def test_a_job_cancelled_each_time_is_given_up_as_no_fault_of_the_plan(make, slu
 def test_a_preempted_job_is_submitted_again(make, slurm, tmp_path):
     attempts, urgent = tmp_path / "attempts", tmp_path / "urgent.sh"
     urgent.write_text("#!/bin/sh\nsleep 1\n")
-    script = f"echo {{attempt}} >> {attempts}; test {{attempt}} = 0 && exec sleep 60; " \
-        f'test "$NODE_RANK" = 1 || {sys.executable} {fake_trainer.__file__} measured 8'  # fmt: skip
-    executor = make(recipe(command=["bash", "-c", script]))
+    executor = make(recipe(command=at_second_try(attempts)))
     executor.submit(0, TWO_NODES)
     wait_for(executor, attempts.exists)
     (job,) = executor.jobs
@@ -146,9 +150,7 @@ def test_a_preempted_job_is_submitted_again(make, slurm, tmp_path):
 
 def test_a_node_that_fails_under_a_job_is_no_fault_of_the_plan(make, slurm, tmp_path):
     attempts = tmp_path / "attempts"
-    script = f"echo {{attempt}} >> {attempts}; test {{attempt}} = 0 && exec sleep 60; " \
-        f'test "$NODE_RANK" = 1 || {sys.executable} {fake_trainer.__file__} measured 8'  # fmt: skip
-    executor = make(recipe(command=["bash", "-c", script]))
+    executor = make(recipe(command=at_second_try(attempts)))
     executor.submit(0, TWO_NODES)
     wait_for(executor, attempts.exists)
     (job,) = executor.jobs
@@ -257,18 +259,12 @@ def test_ctrl_c_cancels_the_jobs_of_a_study_and_it_can_be_resumed(slurm, tmp_pat
     assert Path(tmp_path / "study.db").exists()
 
 
-STUDY = """
+STUDY = (
+    JOB_TABLES
+    + """\
 [study]
 name = "slurm"
 storage = "sqlite:///study.db"
-[model]
-preset = "llama-3-8b"
-[cluster]
-preset = "dgx-h100"
-devices = 16
-[workload]
-global_batch = 64
-seq_len = 8192
 [space]
 tp = [8]
 pp = [1]
@@ -285,3 +281,4 @@ reader = "json-lines"
 [budget]
 trials = 4
 """
+)

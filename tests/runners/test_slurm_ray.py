@@ -6,20 +6,16 @@ from pathlib import Path
 
 import pytest
 
+from tests.runners.slurm_machine import JOB_TABLES
+
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "docs/examples/slurm/ray.sbatch"
-STUDY = """
+STUDY = (
+    JOB_TABLES
+    + """\
 [study]
 name = "onray"
 storage = "sqlite:///study.db"
-[model]
-preset = "llama-3-8b"
-[cluster]
-preset = "dgx-h100"
-devices = 16
-[workload]
-global_batch = 64
-seq_len = 8192
 [space]
 tp = [8]
 pp = [1]
@@ -27,6 +23,7 @@ zero = [1]
 [budget]
 trials = 2
 """
+)
 
 
 def test_shellcheck_has_nothing_to_say():

@@ -4,23 +4,10 @@ import json
 
 import pytest
 
+from tests.runners.torch_study import CONFIG
 from tests.tuner.cli import meshtune
 
 pytestmark = [pytest.mark.torch, pytest.mark.timeout(280)]
-CONFIG = {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "num_hidden_layers": 4,
-    "vocab_size": 128,
-    "max_position_embeddings": 64,
-    "tie_word_embeddings": False,
-    "hidden_act": "silu",
-    "rms_norm_eps": 1e-5,
-}
 
 
 def test_a_study_of_real_trials_on_this_machine(tmp_path):
