@@ -11,13 +11,13 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 
 from objectives.cost import pipeline
-from objectives.cost.layers import tokens_per_device
 from objectives.cost.parts import PARTS
 from objectives.cost.passes import PassTable, pass_table
 from objectives.cost.result import Estimate, StageProfile, StepMemory, StepTime
 from objectives.cost.stages import representatives, stages_of
 from objectives.cost.states import StateTable, held_parameters, state_bytes, state_table
 from objectives.cost.step import estimate, idle_s, microbatches, stage_profile, times_shared
+from objectives.cost.tokens import tokens_per_device
 from objectives.metrics import Job
 from objectives.uncertainty import TIMELESS, bounds, constants, formula_spread, with_constant
 from search_spaces.cluster import Constant

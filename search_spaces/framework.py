@@ -11,7 +11,7 @@ from types import MappingProxyType
 
 from search_spaces.errors import UnknownName
 from search_spaces.memory_habits import FRUGAL, MemoryHabits
-from search_spaces.plan import CpKind, RankOrder, Recompute, Schedule
+from search_spaces.plan import CpKind, Dispatch, RankOrder, Recompute, Schedule
 from search_spaces.state import MIXED_PRECISION_STATE, TrainingState
 
 ALL_SCHEDULES = tuple(Schedule)
@@ -49,8 +49,10 @@ class ExpertAbilities:
 
     `in_pipeline`: beside pp > 1.  `split_beside_biases`: with etp > 1 where a linear layer has a bias.
     `own_replicas_in_any_order`: where the pipeline lies inside the replicas (rank_order=tp-cp-pp-dp), experts
-    may have another number of them than the rest of the model.  `dispatcher`: it can hide the exchange of
-    tokens behind computation, and send a token once to a node.
+    may have another number of them than the rest of the model.  `overlaps`: it can hide the exchange of
+    tokens behind computation.  `deduplicates`: it can send a token once to a node; `copies_afterwards`:
+    inside the node it is copied once all have come, not as they come.  `hierarchical`: one message to a node.
+    `dispatches`: how it sends tokens.
     """
 
     in_pipeline: bool = True
@@ -58,7 +60,11 @@ class ExpertAbilities:
     ranks: ExpertRanks = ExpertRanks.ALL
     split_beside_biases: bool = True
     own_replicas_in_any_order: bool = True
-    dispatcher: bool = True
+    overlaps: bool = True
+    deduplicates: bool = True
+    copies_afterwards: bool = False
+    hierarchical: bool = False
+    dispatches: tuple[Dispatch, ...] = (Dispatch.PLAIN,)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +80,8 @@ class FrameworkProfile:
     part of a message between stages, and the receivers gather them (Megatron-LM's scatter/gather).
     `state_in_fp16`: its state where it trains in fp16, if another (Megatron-LM sums gradients in fp32 for
     bf16 alone, unless told).
-    `recompute_modules`: it redoes modules by name.  `fills_pipeline`: 1f1b needs pp - 1 micro-batches.
+    `recompute_modules`: it redoes modules by name; `recompute_stages`: on some pipeline stages only.
+    `fills_pipeline`: 1f1b needs pp - 1 micro-batches.
     `post_validates_in`: precisions in which its stages update before they agree, and take a bad step back.
     `warms_up_longer`: the warm-up of its 1f1b can be lengthened.  `overlaps_tp_beside_split`: also where the
     schedule splits the backward pass.  `splits_layers`: it has tensor parallelism.
@@ -98,6 +105,7 @@ class FrameworkProfile:
     ties_over_stages: bool = True
     recompute_every: bool = True
     recompute_modules: bool = True
+    recompute_stages: bool = False
     experts: ExpertAbilities = ExpertAbilities()
     overlaps_tp: bool = True
     keeps_stage_input: bool = False
@@ -130,7 +138,11 @@ MEGATRON_LM = FrameworkProfile(
     memory=MemoryHabits(layer_gradient_bytes=2.0, keeps_cast_operands=True),
     splits_messages=True,
     state_in_fp16=TrainingState(gradient_bytes=2.0),
-    experts=ExpertAbilities(split_beside_biases=False, own_replicas_in_any_order=False),
+    experts=ExpertAbilities(
+        split_beside_biases=False,
+        own_replicas_in_any_order=False,
+        dispatches=(Dispatch.PLAIN, Dispatch.PADDED, Dispatch.PADDING_FREE),
+    ),
 )
 FRAMEWORKS: Mapping[str, FrameworkProfile] = MappingProxyType(
     {
@@ -139,6 +151,8 @@ FRAMEWORKS: Mapping[str, FrameworkProfile] = MappingProxyType(
             FrameworkProfile(
                 name="any",
                 source="every plan that the cost model knows, whichever trainer runs it",
+                experts=ExpertAbilities(hierarchical=True, dispatches=tuple(Dispatch)),
+                recompute_stages=True,
                 post_validates_in=("bf16", "fp16", "fp8", "mxfp8", "nvfp4", "fp32"),
                 warms_up_longer=True,
             ),
@@ -160,12 +174,41 @@ FRAMEWORKS: Mapping[str, FrameworkProfile] = MappingProxyType(
                     in_pipeline=False,
                     tensor=ExpertTensor.TP_OR_WHOLE,
                     ranks=ExpertRanks.DP,
-                    dispatcher=False,
+                    overlaps=False,
+                    deduplicates=False,
+                    dispatches=(Dispatch.PLAIN, Dispatch.EINSUM, Dispatch.PADDED),
                 ),
                 overlaps_tp=False,
                 keeps_stage_input=True,
                 splits_messages=True,
                 bucket_parameters=500e6,  # reduce_bucket_size
+                memory=MemoryHabits(fixed_bucket=True),
+                state=TrainingState(gradient_bytes=2.0),
+            ),
+            FrameworkProfile(
+                name="x-moe",
+                source="X-MoE (2025), arXiv:2508.13337: a fork of Megatron-DeepSpeed; --use-pft, --use-rbd; "
+                "no pipeline",
+                schedules=(Schedule.ONE_F_ONE_B,),
+                zero_stages=(0, 1, 2),
+                zero_stages_with_pipeline=(),
+                zero_stages_with_offload=(1, 2),
+                zero_stages_with_overlap=(1, 2),
+                cp_kinds=(),
+                rank_orders=(RankOrder.TP_CP_DP_PP,),
+                end_stages=EndStages.EVEN,
+                recompute_every=False,
+                recompute_modules=False,
+                experts=ExpertAbilities(
+                    in_pipeline=False,
+                    tensor=ExpertTensor.TP_OR_WHOLE,
+                    ranks=ExpertRanks.DP,
+                    overlaps=False,
+                    copies_afterwards=True,
+                    dispatches=tuple(Dispatch),
+                ),
+                overlaps_tp=False,
+                bucket_parameters=500e6,  # DeepSpeed's reduce_bucket_size
                 memory=MemoryHabits(fixed_bucket=True),
                 state=TrainingState(gradient_bytes=2.0),
             ),
@@ -185,7 +228,10 @@ FRAMEWORKS: Mapping[str, FrameworkProfile] = MappingProxyType(
                 end_stages=EndStages.LIGHTER,
                 ties_over_stages=False,
                 experts=ExpertAbilities(
-                    tensor=ExpertTensor.TP_WITHOUT_EP, ranks=ExpertRanks.SHARDED, dispatcher=False
+                    tensor=ExpertTensor.TP_WITHOUT_EP,
+                    ranks=ExpertRanks.SHARDED,
+                    overlaps=False,
+                    deduplicates=False,
                 ),
                 zero_stages=(0, 2, 3),
                 zero_stages_with_pipeline=(0, 2, 3),
@@ -231,7 +277,9 @@ FRAMEWORKS: Mapping[str, FrameworkProfile] = MappingProxyType(
                 recompute_every=False,
                 recompute_modules=False,
                 overlaps_tp=False,
-                experts=ExpertAbilities(in_pipeline=False, ranks=ExpertRanks.DP, dispatcher=False),
+                experts=ExpertAbilities(
+                    in_pipeline=False, ranks=ExpertRanks.DP, overlaps=False, deduplicates=False
+                ),
                 state=TrainingState(gradient_bytes=2.0),
             ),
             FrameworkProfile(
@@ -299,7 +347,7 @@ FRAMEWORKS: Mapping[str, FrameworkProfile] = MappingProxyType(
                 recomputes=(Recompute.NONE, Recompute.FULL),
                 zero_stages_with_recompute=(2, 3),
                 overlaps_tp=False,
-                experts=ExpertAbilities(dispatcher=False),
+                experts=ExpertAbilities(overlaps=False, deduplicates=False),
             ),
             FrameworkProfile(
                 name="meshtune",
@@ -311,7 +359,7 @@ FRAMEWORKS: Mapping[str, FrameworkProfile] = MappingProxyType(
                 zero_stages_with_overlap=(0,),
                 zero_stages_with_offload=(),
                 waits_from_pp=10_000,  # transfers between chunks never wait
-                experts=ExpertAbilities(dispatcher=False),
+                experts=ExpertAbilities(overlaps=False, deduplicates=False),
                 overlaps_tp=False,
                 warms_up_longer=True,
                 shards_by_layer=True,

@@ -15,6 +15,7 @@ from search_spaces.plan import (
     KNOB_NAMES,
     NO_MODULES,
     CpKind,
+    Dispatch,
     OptimizerSync,
     Schedule,
     parse_value,
@@ -31,6 +32,9 @@ SCALE_UP_BANDWIDTH_SHARE = 0.5
 OPT_IN: dict[str, Any] = {
     "overlap_ep": False,
     "deduplicate_ep": False,
+    "hierarchical_ep": False,
+    "dispatch": Dispatch.PLAIN,
+    "recompute_stages": 0,
     "recompute_modules": NO_MODULES,
     "optimizer_sync": OptimizerSync.BARRIER,
     "pipeline_limit": 0,
@@ -45,8 +49,8 @@ COMMON_SCHEDULES = (
 ORDER = (
     "tp", "cp", "pp", "dp", "cp_kind", "micro_batch", "ep", "etp", "split", "vpp", "schedule",
     "optimizer_sync", "pipeline_limit", "extra_warmup", "sequence_parallel", "recompute", "recompute_modules",
-    "recompute_every", "rank_order", "zero", "overlap_tp", "overlap_pp", "overlap_dp", "offload_optimizer",
-    "overlap_ep", "deduplicate_ep",
+    "recompute_every", "recompute_stages", "rank_order", "zero", "overlap_tp", "overlap_pp", "overlap_dp",
+    "offload_optimizer", "overlap_ep", "deduplicate_ep", "hierarchical_ep", "dispatch",
 )  # fmt: skip
 
 

@@ -103,6 +103,21 @@ ModuleSet: type[StrEnum] = StrEnum(  # type: ignore[misc]
 NO_MODULES = ModuleSet("none")
 
 
+class Dispatch(StrEnum):
+    """How tokens reach their experts.
+
+    `plain` is what the model says: every (token, expert) pair once, or every expert padded to its capacity.
+    `einsum` pads and moves tokens by products with masks over all (token, expert, slot), as GShard and
+    DeepSpeed-MoE do; `padded` pads, and combines in fp32 (Tutel).  `padding-free` sends only what was routed,
+    capacity or not (X-MoE).
+    """
+
+    PLAIN = "plain"
+    EINSUM = "einsum"
+    PADDED = "padded"
+    PADDING_FREE = "padding-free"
+
+
 class RankOrder(StrEnum):
     """Mesh axes from the innermost (neighbouring ranks) to the outermost."""
 
@@ -116,13 +131,14 @@ ENUMS: dict[str, type[StrEnum]] = {
     "optimizer_sync": OptimizerSync,
     "recompute": Recompute,
     "recompute_modules": ModuleSet,
+    "dispatch": Dispatch,
     "rank_order": RankOrder,
 }
-FROM_ZERO = ("first_layers", "last_layers", "pipeline_limit", "extra_warmup")
+FROM_ZERO = ("first_layers", "last_layers", "recompute_stages", "pipeline_limit", "extra_warmup")
 MAX_DIGITS = 9  # products of two degrees stay within int64
 FLAGS = (
     "sequence_parallel", "offload_optimizer", "overlap_dp", "overlap_tp", "overlap_pp", "overlap_ep",
-    "deduplicate_ep",
+    "deduplicate_ep", "hierarchical_ep",
 )  # fmt: skip
 
 
@@ -138,11 +154,14 @@ class Plan:
     `zero` is the ZeRO stage (0-3; 3 shards parameters as FSDP does). `first_layers` and `last_layers` are the
     layers of the first and last pipeline stage (0: even split). `recompute_every` n > 1 recomputes only every
     n-th layer; it needs recompute=full. `recompute_modules` are redone beside recompute=none or selective.
+    `recompute_stages` n recomputes on the first n pipeline stages only, which keep the most micro-batches
+    (0: on all).
     `vpp` counts model chunks per stage. `pipeline_limit` is the most micro-batches between their passes on
     the first stage with schedule=message-driven (0: pp); `extra_warmup` the forward passes by which the
     warm-up of 1f1b is longer. `overlap_ep` runs one micro-batch's expert all-to-all beside another's
     computation; `deduplicate_ep` sends a token once to each node and device that holds experts of its own,
-    and copies it there.
+    and copies it there (DeepEP; X-MoE's redundancy-bypassing dispatch).  `hierarchical_ep` sends one message
+    to each node, and hands tokens on inside it (Piper's HALO).
     """
 
     tp: int = 1
@@ -157,6 +176,7 @@ class Plan:
     first_layers: int = 0
     last_layers: int = 0
     recompute_every: int = 1
+    recompute_stages: int = 0
     pipeline_limit: int = 0
     extra_warmup: int = 0
     cp_kind: CpKind = CpKind.RING
@@ -164,6 +184,7 @@ class Plan:
     optimizer_sync: OptimizerSync = OptimizerSync.BARRIER
     recompute: Recompute = Recompute.NONE
     recompute_modules: StrEnum = NO_MODULES
+    dispatch: Dispatch = Dispatch.PLAIN
     rank_order: RankOrder = RankOrder.TP_CP_DP_PP
     sequence_parallel: bool = False
     offload_optimizer: bool = False
@@ -172,6 +193,7 @@ class Plan:
     overlap_pp: bool = False
     overlap_ep: bool = False
     deduplicate_ep: bool = False
+    hierarchical_ep: bool = False
 
     def __post_init__(self) -> None:
         for name in ("tp", "pp", "dp", "cp", "ep", "etp", "vpp", "micro_batch", "recompute_every"):
@@ -270,6 +292,7 @@ class Plans:
     first_layers: Ints
     last_layers: Ints
     recompute_every: Ints
+    recompute_stages: Ints
     pipeline_limit: Ints
     extra_warmup: Ints
     cp_kind: NDArray[np.int8]
@@ -277,6 +300,7 @@ class Plans:
     optimizer_sync: NDArray[np.int8]
     recompute: NDArray[np.int8]
     recompute_modules: NDArray[np.int8]
+    dispatch: NDArray[np.int8]
     rank_order: NDArray[np.int8]
     sequence_parallel: Bools
     offload_optimizer: Bools
@@ -285,6 +309,7 @@ class Plans:
     overlap_pp: Bools
     overlap_ep: Bools
     deduplicate_ep: Bools
+    hierarchical_ep: Bools
 
     def __len__(self) -> int:
         return len(self.tp)
@@ -362,6 +387,11 @@ class Plans:
         """Where the backward pass computes this module again."""
         redone: Bools = (self.recompute_modules >> list(Module).index(module) & 1).astype(np.bool_)
         return redone
+
+    def is_dispatch(self, dispatch: Dispatch) -> Bools:
+        """Where tokens reach their experts in this way."""
+        equal: Bools = self.dispatch == code(dispatch)
+        return equal
 
     def is_cp(self, kind: CpKind) -> Bools:
         """Where the sequence is split, and in this way."""

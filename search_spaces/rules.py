@@ -25,6 +25,7 @@ from search_spaces.plan import (
     V_SHAPED,
     Bools,
     CpKind,
+    Dispatch,
     Ints,
     Module,
     OptimizerSync,
@@ -189,6 +190,20 @@ def _expert_replicas(c: Context, p: Columns) -> Bools | bool:
     return held
 
 
+def _dispatch_has_capacity(c: Context, p: Columns) -> Bools:
+    capacity = c.model.moe.capacity_factor if c.model.moe else None
+    held: Bools = _is(p, Dispatch.PLAIN, "dispatch") | (capacity is not None)
+    return held
+
+
+def _recompute_stages(c: Context, p: Columns) -> Bools:
+    redoes = ~_is(p, Recompute.NONE, "recompute") | (p["recompute_modules"] > 0)
+    held: Bools = (p["recompute_stages"] == 0) | (
+        redoes & (p["recompute_stages"] < p["pp"]) & _runs(p, Schedule.ONE_F_ONE_B, Schedule.GPIPE)
+    )
+    return held
+
+
 def _waiting_transfers(c: Context, p: Columns) -> Bools | bool:
     if c.framework.waits_from_pp <= 2:
         return True
@@ -341,6 +356,10 @@ RULES: tuple[Rule, ...] = (
           lambda c, p: (p["recompute_every"] == 1) | c.framework.recompute_every),
     _rule("recompute_modules beside recompute=full have nothing to do", "recompute recompute_modules",
           lambda c, p: (p["recompute_modules"] == 0) | ~_is(p, Recompute.FULL, "recompute")),
+    _rule("recompute_stages needs something redone, 1f1b or gpipe, and fewer stages than pp",
+          "pp schedule recompute recompute_modules recompute_stages", _recompute_stages),
+    _rule("the framework recomputes on some stages only", "recompute_stages",
+          lambda c, p: (p["recompute_stages"] == 0) | c.framework.recompute_stages),
     _rule("the framework recomputes modules by name", "recompute_modules",
           lambda c, p: (p["recompute_modules"] == 0) | c.framework.recompute_modules),
     _rule("recompute_modules are those that the model has", "recompute_modules",
@@ -369,9 +388,18 @@ RULES: tuple[Rule, ...] = (
           | np.isin(p["zero"], c.framework.zero_stages_with_overlap)),
     _rule("overlap_ep and deduplicate_ep need ep above 1", "ep overlap_ep deduplicate_ep",
           lambda c, p: (p["ep"] > 1) | ~(p["overlap_ep"] | p["deduplicate_ep"]).astype(bool)),
-    _rule("the framework overlaps and deduplicates expert parallelism", "overlap_ep deduplicate_ep",
-          lambda c, p: c.framework.experts.dispatcher
-          | ~(p["overlap_ep"] | p["deduplicate_ep"]).astype(bool)),
+    _rule("hierarchical_ep needs ep above 1", "ep hierarchical_ep",
+          lambda c, p: (p["ep"] > 1) | ~p["hierarchical_ep"].astype(bool)),
+    _rule("the framework sends one message to a node and hands tokens on inside it", "hierarchical_ep",
+          lambda c, p: c.framework.experts.hierarchical | ~p["hierarchical_ep"].astype(bool)),
+    _rule("dispatch is set only for a model with a capacity_factor: without one nothing is padded",
+          "dispatch", _dispatch_has_capacity),
+    _rule("the framework sends tokens in this way", "dispatch",
+          lambda c, p: _among(p["dispatch"], c.framework.experts.dispatches)),
+    _rule("the framework overlaps expert parallelism", "overlap_ep",
+          lambda c, p: c.framework.experts.overlaps | ~p["overlap_ep"].astype(bool)),
+    _rule("the framework deduplicates expert parallelism", "deduplicate_ep",
+          lambda c, p: c.framework.experts.deduplicates | ~p["deduplicate_ep"].astype(bool)),
     _rule("overlap_ep does not recompute whole layers", "recompute overlap_ep",
           lambda c, p: ~p["overlap_ep"].astype(bool) | ~_is(p, Recompute.FULL, "recompute")),
     _rule("overlap_ep beside a pipeline needs the interleaved schedule, dualpipe or dualpipe-v",

@@ -8,6 +8,7 @@
         core         4 T a / t                     a fused kernel's statistic of every row, fp32
         MLP          2 T (2 h / s_p + m f)         its norm's input and output, inner activations
         experts      2 k T (h + h / t_e + m f)     tokens before and after the experts, inner activations
+                     padded: c times that, 4 h / t_e after; einsum: c times that and 9 T E C of masks
 
 Entries take two bytes; with fp8, what a weight product reads takes one where the trainer keeps the cast copy.
 
@@ -19,16 +20,17 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
+from objectives.cost.dispatch import combined_wider_bytes, mask_bytes, routed_tokens
 from objectives.cost.factored import factored
 from objectives.cost.kernels import NARROW, entry_bytes
-from objectives.cost.layers import routed_tokens, sequence_shards, tokens_per_device
-from objectives.cost.stages import Stages
+from objectives.cost.stages import Stages, recomputes
+from objectives.cost.tokens import sequence_shards, tokens_per_device
 from objectives.metrics import Job
 from search_spaces.framework import framework_named
 from search_spaces.model import MlpSpec
-from search_spaces.plan import Floats, Ints, Module, Plans, Recompute
+from search_spaces.plan import Dispatch, Floats, Ints, Module, Plans, Recompute
 
-LAYER_KNOBS = ("tp", "cp", "ep", "etp", "micro_batch", "sequence_parallel", "recompute_modules")
+LAYER_KNOBS = ("tp", "cp", "ep", "etp", "micro_batch", "sequence_parallel", "recompute_modules", "dispatch")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -79,6 +81,9 @@ def stage_activations(job: Job, plans: Plans, stages: Stages) -> StageActivation
     share = np.ceil(layers / plans.recompute_every) / n_layers * plans.is_recompute(Recompute.FULL)
     selective = plans.is_recompute(Recompute.SELECTIVE)
     redone = selective * total.core_bytes + ~plans.is_recompute(Recompute.FULL) * total.modules_bytes
+    if plans.recompute_stages.any():
+        here = recomputes(plans, stages.index)
+        share, redone = share * here, redone * here
     boundary = boundary_bytes(job, plans)
     kept = (1 - share) * total.kept_bytes - redone + share * layers * boundary
     transient = np.where(share > 0, total.kept_bytes, redone) / n_layers
@@ -259,13 +264,15 @@ def _expert_bytes(job: Job, plans: Plans) -> Floats:
 
     Source
     ------
-    X-MoE, arXiv:2508.13337, section 2.3 of its analysis: 2 bytes (2 k S H + 2 k S f).
+    X-MoE, arXiv:2508.13337, table 4: 2 bytes (2 k S H + 2 k S f) without padding.
     """
     moe, h = job.model.moe, float(job.model.d_model)
     assert moe is not None
     width = np.ceil(moe.expert_width / plans.etp)
-    tokens = operand_bytes(job) * h + entry_bytes(job.workload.precision) * h / plans.etp
+    wider = plans.is_dispatch(Dispatch.PADDED) * combined_wider_bytes(job)
+    tokens = operand_bytes(job) * h + (entry_bytes(job.workload.precision) + wider) * h / plans.etp
     kept: Floats = routed_tokens(job, plans) * (tokens + _inner_bytes(job, moe.n_matrices) * width)
+    kept = kept + mask_bytes(job, plans)
     if moe.shared_width:
         return kept + _mlp_bytes(job, plans, MlpSpec(width=moe.shared_width, n_matrices=moe.n_matrices))
     return kept + 2 * boundary_bytes(job, plans)

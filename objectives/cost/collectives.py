@@ -117,6 +117,68 @@ def all_to_all_line(
     return Line(latency_s=latency_s, s_per_byte=slowest)
 
 
+def afterwards_line(
+    cluster: ClusterSpec, n: Ints, members: Floats, n_inside: int, sent_share: SentShare
+) -> Line:
+    """A pairwise exchange that sends a token once to a node, and then its copies inside the node.
+
+        t = t_between (1 − R) + t_inside R        R the share of copies that need not travel between nodes
+
+    `n_inside` tiers, from the innermost, lie inside a node.  Bytes bound for other devices of the same node
+    travel with the copies.
+
+    Source
+    ------
+    X-MoE (2025), arXiv:2508.13337, redundancy-bypassing dispatch: two stages, one after the other.
+    """
+    inside, between = _zeros(n), _zeros(n)
+    latency_s = _zeros(n)
+    node = members[n_inside - 1] if n_inside else np.ones_like(members[0])
+    share = sent_share(n / node)
+    for i, (tier, inner, outer) in enumerate(_spans(cluster, members)):
+        latency_s += tier.latency_s.value * (outer - inner)
+        part = _exit_s_per_byte(tier, inner, outer) * inner
+        if i < n_inside:
+            stay = (1 - share) * (node - inner) / node + share * (node - inner) / n
+            np.maximum(inside, part * np.where(n > node, stay, (n - inner) / n), out=inside)
+        else:
+            np.maximum(between, part * ((n - inner) / n) * share, out=between)
+    return Line(latency_s=latency_s, s_per_byte=between + inside)
+
+
+def hierarchical_line(
+    cluster: ClusterSpec, n: Ints, members: Floats, n_inside: int, sent_share: SentShare | None = None
+) -> Line:
+    """An exchange with one message to each node, handed on inside it: few messages, a second trip.
+
+        t = max(t_inside, t_between + t_redistribute)        N = n / M nodes, M members in each
+
+        between         α of N − 1 messages, s (n − M)/n bytes over a device's own card
+        redistribute    α of M − 1 messages, the same bytes inside the node
+
+    The exchange inside a node runs beside both and takes no longer than the redistribution, which moves at
+    least as many bytes: it alone counts in a group of one node.  `n_inside` tiers lie inside a node.
+
+    Source
+    ------
+    Piper (2026), arXiv:2605.05049, its topology-aware all-to-all (HALO).
+    """
+    inside, between = _zeros(n), _zeros(n)
+    latency_s = _zeros(n)
+    node = members[n_inside - 1] if n_inside else np.ones_like(members[0])
+    abroad = np.where(n > node, (n - node) / n, 1.0)
+    for i, (tier, inner, outer) in enumerate(_spans(cluster, members)):
+        part = _exit_s_per_byte(tier, inner, outer) * inner
+        share = 1.0 if sent_share is None else sent_share(n / inner)
+        if i < n_inside:
+            latency_s += tier.latency_s.value * (outer - inner)
+            np.maximum(inside, part * ((node - inner) / node) * abroad * share, out=inside)
+        else:
+            latency_s += tier.latency_s.value * (outer - inner) / node
+            np.maximum(between, part * ((n - inner) / n) * share, out=between)
+    return Line(latency_s=latency_s, s_per_byte=between + inside)
+
+
 def send_line(cluster: ClusterSpec, tier_index: Ints) -> Line:
     """One device to one other, both inside the tier of that index: one link's bandwidth, one hop."""
     tiers = cluster.tiers

@@ -13,14 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from objectives.cost import mesh
-from objectives.cost.collectives import (
-    Line,
-    all_gather_s,
-    all_reduce_s,
-    all_to_all_line,
-    all_to_all_s,
-    reduce_scatter_s,
-)
+from objectives.cost.collectives import all_gather_s, all_reduce_s, all_to_all_s, reduce_scatter_s
+from objectives.cost.dispatch import combined_wider_bytes, exchange_line, regroup_s, routed_tokens, routing_s
 from objectives.cost.flops import attention_score_flops
 from objectives.cost.kernels import (
     attention_s,
@@ -31,13 +25,14 @@ from objectives.cost.kernels import (
     memory_bound_s,
     unfused_attention_s,
 )
-from objectives.cost.moe import deduplicated_share
+from objectives.cost.tokens import sequence_shards, tokens_per_device
 from objectives.metrics import Job
 from search_spaces.model import MlpSpec
-from search_spaces.plan import CpKind, Floats, Module, Plans
+from search_spaces.plan import CpKind, Dispatch, Floats, Module, Plans
 from search_spaces.workload import AttentionFlops, CudaGraphs
 
 ATTENTION_BACKWARD_OVER_FORWARD = 2.5  # five products for two: Dao (2023), arXiv:2307.08691, section 3.1
+ROUTING_BACKWARD_OVER_FORWARD = 1.5  # three products for two: the dispatch mask has no gradient
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -66,16 +61,6 @@ class _Block:
     other_s: Floats
 
 
-def tokens_per_device(job: Job, plans: Plans) -> Floats:
-    """Tokens of one micro-batch on one context-parallel rank: b s / c."""
-    return plans.micro_batch * (job.workload.seq_len / plans.cp)
-
-
-def sequence_shards(plans: Plans) -> Floats:
-    """Ways in which sequence parallelism splits what tensor parallelism leaves whole: t, or 1 without it."""
-    return np.where(plans.sequence_parallel, plans.tp, 1).astype(np.float64)
-
-
 def layer_cost(job: Job, plans: Plans, kind: str) -> LayerCost:
     """Seconds of a dense or an expert layer."""
     attention = _attention_block(job, plans)
@@ -84,13 +69,18 @@ def layer_cost(job: Job, plans: Plans, kind: str) -> LayerCost:
     tp_forward, tp_backward = _tp_comm(job, plans, kind, attention.gemm_s + mlp.gemm_s)
     cp_forward, cp_backward = _cp_comm(job, plans, core_s)
     gemm, cast = attention.gemm_s + mlp.gemm_s, attention.cast_s + mlp.cast_s
+    routing = routing_s(job, plans) if kind == "moe" else 0.0
     ep_forward, ep_backward = (
         _ep_comm(job, plans, gemm, core_s) if kind == "moe" else (0.0 * gemm, 0.0 * gemm)
     )
     other = attention.other_s + mlp.other_s
     return LayerCost(
-        forward_s=gemm + cast + core_s + other,
-        backward_input_s=gemm + cast + ATTENTION_BACKWARD_OVER_FORWARD * core_s + 2 * other,
+        forward_s=gemm + cast + core_s + other + routing,
+        backward_input_s=gemm
+        + cast
+        + ATTENTION_BACKWARD_OVER_FORWARD * core_s
+        + 2 * other
+        + ROUTING_BACKWARD_OVER_FORWARD * routing,
         backward_weight_s=gemm,
         core_forward_s=core_s,
         modules_forward_s=_modules_s(job, plans, kind, mlp, ep_forward),
@@ -217,14 +207,6 @@ def _mlp_block(job: Job, plans: Plans, mlp: MlpSpec) -> _Block:
     return _Block(gemm_s=up + down, cast_s=cast, other_s=_traffic_s(job, moved))
 
 
-def routed_tokens(job: Job, plans: Plans) -> Floats:
-    """Token copies that the hottest device's experts compute: k T / s_p times etp, imbalance or capacity."""
-    moe = job.model.moe
-    assert moe is not None
-    load = job.workload.expert_imbalance if moe.capacity_factor is None else moe.capacity_factor
-    return tokens_per_device(job, plans) / sequence_shards(plans) * moe.top_k * plans.etp * load
-
-
 def _expert_block(job: Job, plans: Plans) -> _Block:
     """Routed experts as one grouped product each way, shared experts as a dense MLP, and the permutations."""
     h = float(job.model.d_model)
@@ -236,6 +218,7 @@ def _expert_block(job: Job, plans: Plans) -> _Block:
     up = grouped_gemm_s(job, rows, (moe.n_matrices - 1) * width, h, local)
     down = grouped_gemm_s(job, rows, np.full(len(plans), h), width, local)
     moved = entry_bytes(job.workload.precision) * routed * (4 * h + moe.n_matrices * width)
+    moved = moved + plans.is_dispatch(Dispatch.PADDED) * combined_wider_bytes(job) * 2 * routed * h
     shared = _shared_block(job, plans)
     return _Block(
         gemm_s=up + down + shared.gemm_s,
@@ -345,8 +328,8 @@ def _ep_comm(job: Job, plans: Plans, gemm: Floats, core_s: Floats) -> tuple[Floa
 
         2 all-to-alls of 2 k T h / s_p bytes over ep, 1 all-gather and 1 reduce-scatter over etp
 
-    A deduplicated dispatch sends a token once into each domain that it reaches; with 8 bits one of the two
-    all-to-alls each way carries half the bytes.  Overlapped, up to the trainer's share of a pass's exchange
+    What they cost is in `objectives.cost.dispatch`; with 8 bits one of the two all-to-alls each way carries
+    half the bytes.  Overlapped, up to the trainer's share of a pass's exchange
     runs beside another micro-batch's pass the other way.
 
     Source
@@ -357,24 +340,12 @@ def _ep_comm(job: Job, plans: Plans, gemm: Floats, core_s: Floats) -> tuple[Floa
     cluster = job.cluster
     here = routed_tokens(job, plans) / plans.etp
     sent = entry_bytes(job.workload.precision) * here * job.model.d_model
-    line = _exchange_line(job, plans)
+    line = exchange_line(job, plans)
     exchange = line.seconds(sent * (0.5 if job.workload.fp8_dispatch else 1.0)) + line.seconds(sent)
     etp_members = mesh.etp_members(cluster, plans)
     gather = all_gather_s(cluster, plans.etp, etp_members, sent * plans.etp)
     total = exchange + gather + reduce_scatter_s(cluster, plans.etp, etp_members, sent * plans.etp)
+    total = total + 2 * regroup_s(job, plans, sent)
     hidden = job.trainer.ep_overlap.value * plans.overlap_ep * exchange
     backward_s = 2 * gemm + ATTENTION_BACKWARD_OVER_FORWARD * core_s
     return total - np.minimum(hidden, backward_s), total - np.minimum(hidden, gemm + core_s)
-
-
-def _exchange_line(job: Job, plans: Plans) -> Line:
-    """One all-to-all over ep: every copy of a token alone, or once into each domain."""
-    cluster, moe = job.cluster, job.model.moe
-    assert moe is not None
-    members = mesh.ep_members(cluster, plans)
-    flat = all_to_all_line(cluster, plans.ep, members)
-    if not plans.deduplicate_ep.any():
-        return flat
-    once = all_to_all_line(cluster, plans.ep, members, lambda domains: deduplicated_share(moe, domains))
-    slope = np.where(plans.deduplicate_ep, once.s_per_byte, flat.s_per_byte)
-    return Line(latency_s=flat.latency_s, s_per_byte=slope)

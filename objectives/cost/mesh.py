@@ -69,6 +69,11 @@ def edp_members(cluster: ClusterSpec, plans: Plans) -> Floats:
     return _per_tier(cluster, plans.edp, lambda size: _group(plans, plans.etp * plans.ep, plans.edp, size))
 
 
+def n_node_tiers(cluster: ClusterSpec) -> int:
+    """How many of the tiers, from the innermost, lie within a node."""
+    return sum(t.size is not None and t.size <= cluster.devices_per_node for t in cluster.tiers)
+
+
 def pp_tier(cluster: ClusterSpec, plans: Plans) -> Ints:
     """Index of the innermost tier that holds a whole pipeline; its slowest hop is on that tier."""
     stride = plans.tp * plans.cp * np.where(pipeline_is_inside(plans) > 1, 1, plans.dp)

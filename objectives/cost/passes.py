@@ -14,29 +14,32 @@ from objectives.cost.activations import boundary_bytes, stage_activations
 from objectives.cost.collectives import all_gather_s, send_s
 from objectives.cost.factored import factored
 from objectives.cost.kernels import BLOCK_SCALED, activation_precision, entry_bytes, gemm_s, memory_bound_s
-from objectives.cost.layers import LayerCost, layer_cost, sequence_shards, tokens_per_device
+from objectives.cost.layers import LayerCost, layer_cost
 from objectives.cost.stages import (
     Stages,
     held_stages,
     mirrored,
     rank_parameters,
+    recomputes,
     representatives,
     stages_of,
 )
+from objectives.cost.tokens import sequence_shards, tokens_per_device
 from objectives.metrics import Job
 from search_spaces.framework import framework_named
-from search_spaces.plan import Floats, Ints, Plans, Recompute
+from search_spaces.plan import Bools, Floats, Ints, Plans, Recompute
 from search_spaces.workload import CudaGraphs
 
 TIE = 1e-9
 PASS_KNOBS = (
     "tp", "pp", "dp", "cp", "ep", "etp", "vpp", "micro_batch", "first_layers", "last_layers",
     "recompute_every", "cp_kind", "recompute", "recompute_modules", "rank_order", "sequence_parallel",
-    "overlap_tp", "overlap_ep", "deduplicate_ep", "folds", "mirrors",
+    "overlap_tp", "overlap_ep", "deduplicate_ep", "hierarchical_ep", "dispatch", "recompute_stages",
+    "folds", "mirrors",
 )  # fmt: skip
 LAYER_KNOBS = (
     "tp", "pp", "dp", "cp", "ep", "etp", "micro_batch", "cp_kind", "rank_order", "sequence_parallel",
-    "overlap_tp", "overlap_ep", "deduplicate_ep", "recompute_modules",
+    "overlap_tp", "overlap_ep", "deduplicate_ep", "hierarchical_ep", "dispatch", "recompute_modules",
 )  # fmt: skip
 
 
@@ -105,6 +108,8 @@ def stage_pass(job: Job, plans: Plans, stages: Stages) -> StagePass:
     ends_s = heads * head_s + n_predict * _predict_projection_s(job, plans)
     embedding_comm_s = stages.is_first * _embedding_comm(job, plans)
     again_s = _recomputation_s(plans, total, n_layers)
+    redoes = recomputes(plans, stages.index) if plans.recompute_stages.any() else np.True_
+    again_s = again_s * redoes
     forward_comm = total.tp_forward_s + total.cp_forward_s + total.ep_forward_s
     forward_comm = forward_comm + heads * head_comm_s + embedding_comm_s
     backward_comm = total.tp_backward_s + total.cp_backward_s + total.ep_backward_s
@@ -113,7 +118,8 @@ def stage_pass(job: Job, plans: Plans, stages: Stages) -> StagePass:
     accumulation_s = _accumulation_s(job, plans, stages)
     backward_s = backward_s + accumulation_s
     device_s = (total.forward_s + ends_s + forward_comm, backward_s)
-    launch_forward, launch_backward = _launch(job, plans, (n_layers, stages.n_moe + n_predict), device_s)
+    of_kinds = (n_layers, stages.n_moe + n_predict)
+    launch_forward, launch_backward = _launch(job, plans, of_kinds, device_s, redoes)
     return StagePass(
         forward_s=total.forward_s + ends_s,
         backward_input_s=total.backward_input_s + ends_s,
@@ -139,7 +145,11 @@ def _accumulation_s(job: Job, plans: Plans, stages: Stages) -> Floats:
 
 
 def _launch(
-    job: Job, plans: Plans, n_layers: tuple[Ints, Ints], device_s: tuple[Floats, Floats]
+    job: Job,
+    plans: Plans,
+    n_layers: tuple[Ints, Ints],
+    device_s: tuple[Floats, Floats],
+    redoes: Bools | np.bool_,
 ) -> tuple[Floats, Floats]:
     """Seconds in which the device does not work because of its operations' number, forward and backward.
 
@@ -161,7 +171,7 @@ def _launch(
     if job.model.moe is not None:
         forward = forward + n_layers[1] * (job.model.moe.n_experts / plans.ep) * _expert_operations(job)
     host_s = one * (forward + n_layers[0] * _peer_operations(job, plans))
-    again = plans.is_recompute(Recompute.FULL) / plans.recompute_every
+    again = redoes * plans.is_recompute(Recompute.FULL) / plans.recompute_every
     backward = trainer.backward_operations.value + again
     if job.cluster.device.is_host:
         return host_s + 0 * device_s[0], backward * host_s + 0 * device_s[1]

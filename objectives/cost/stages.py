@@ -32,7 +32,7 @@ from search_spaces.parameters import (
 from search_spaces.plan import Bools, Floats, Ints, Plans
 
 ROUNDING = 1e-9  # of a layer: shares that are whole stay so
-LAYOUT_KNOBS = ("pp", "vpp", "folds", "first_layers", "last_layers")
+LAYOUT_KNOBS = ("pp", "vpp", "folds", "first_layers", "last_layers", "recompute_stages")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -57,8 +57,8 @@ class Representatives:
 def representatives(job: Job, plans: Plans) -> Representatives:
     """The first stage, the last, and of the stages between the earliest of every kind.
 
-    A kind is a number of layers and of expert layers; the earliest of a kind has the most micro-batches in
-    flight.
+    A kind is a number of layers and of expert layers, recomputing or not; the earliest of a kind has the most
+    micro-batches in flight.
     """
     model = job.model
     last = plans.pp - 1
@@ -66,6 +66,8 @@ def representatives(job: Job, plans: Plans) -> Representatives:
     if model.n_moe_layers in (0, model.n_layers) and not _balances(job):
         index = np.stack([np.zeros_like(last), np.minimum(1, last), last])
         weight = np.stack([first_weight, np.maximum(plans.pp - 2, 0).astype(np.float64), last_weight])
+        if plans.recompute_stages.any():
+            return _with_boundary(plans, index, weight)
         return Representatives(index=index, weight=weight)
     layouts, which = distinct_settings(setting_codes(plans, LAYOUT_KNOBS))
     index, weight = _kinds_between(job, plans.take(layouts))
@@ -76,11 +78,28 @@ def representatives(job: Job, plans: Plans) -> Representatives:
     )
 
 
+def recomputes(plans: Plans, index: Ints) -> Bools:
+    """Whether the given stages are among those that compute something again; (n_stages, n_plans)."""
+    among: Bools = (plans.recompute_stages == 0) | (index < plans.recompute_stages)
+    return among
+
+
+def _with_boundary(plans: Plans, index: Ints, weight: Floats) -> Representatives:
+    """One more stage: the first of those between that keeps everything, where only some compute again."""
+    n, between = plans.recompute_stages, weight[1]
+    again = np.where(n > 0, np.clip(n - 1, 0, between), between)
+    first_kept = np.where(n > 0, np.clip(n, np.minimum(1, plans.pp - 1), plans.pp - 1), index[1])
+    return Representatives(
+        index=np.stack([index[0], index[1], first_kept, index[2]]),
+        weight=np.stack([weight[0], again, between - again, weight[2]]),
+    )
+
+
 def _kinds_between(job: Job, plans: Plans) -> tuple[Ints, Floats]:
     """The earliest middle stage of every kind, and how many there are; rows without a kind weigh nothing."""
     stage = np.arange(int(plans.pp.max(initial=1)))[:, None] + np.zeros_like(plans.pp)
     stages = stages_of(job, plans, stage)
-    kinds = stages.n_layers * (job.model.n_layers + 1) + stages.n_moe
+    kinds = 2 * (stages.n_layers * (job.model.n_layers + 1) + stages.n_moe) + recomputes(plans, stage)
     between = (stage > 0) & (stage < plans.pp - 1)
     earliest, counts = [], []
     for kind in np.unique(kinds[between]):

@@ -4,8 +4,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from objectives.cost.layers import sequence_shards, tokens_per_device
 from objectives.cost.stage_parts import COLLECTIVES, PARTS, StageParts, stage_parts
+from objectives.cost.tokens import sequence_shards, tokens_per_device
 from objectives.metrics import Job
 from objectives.simulator.program import Pass, Program
 from objectives.simulator.randomness import (

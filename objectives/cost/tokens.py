@@ -1,0 +1,16 @@
+"""Tokens of one micro-batch on one device, and how many ways sequence parallelism splits them."""
+
+import numpy as np
+
+from objectives.metrics import Job
+from search_spaces.plan import Floats, Plans
+
+
+def tokens_per_device(job: Job, plans: Plans) -> Floats:
+    """Tokens of one micro-batch on one context-parallel rank: b s / c."""
+    return plans.micro_batch * (job.workload.seq_len / plans.cp)
+
+
+def sequence_shards(plans: Plans) -> Floats:
+    """Ways in which sequence parallelism splits what tensor parallelism leaves whole: t, or 1 without it."""
+    return np.where(plans.sequence_parallel, plans.tp, 1).astype(np.float64)
