@@ -287,6 +287,8 @@ def test_ranks_end_with_a_parent_that_is_killed(tmp_path):
     assert probes_of(out)
 
 
+@needs_torch
+@pytest.mark.torch
 def test_more_processes_than_the_memory_carries_are_refused_before_they_start(tmp_path, monkeypatch):
     monkeypatch.setattr(probing, "MIN_PROCESS_BYTES", 1e15)
     said = complaint("calibrate", "-o", tmp_path / "many.toml", "--on", "cpu", "--devices", 2)
