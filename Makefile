@@ -25,7 +25,7 @@ PIP_INSTALL = -m pip install -qq --compile
 WITH_LAUNCHERS = test ! -e $(TOOLS)/installed || export MESHTUNE_LAUNCHER_PYTHON=$(CURDIR)/$(TOOLS)/bin/python;
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test setup setup-dev launchers slurm lint size bench accuracy real-calibrate real-runs \
+.PHONY: help demo test setup setup-dev launchers slurm lint size bench accuracy papers real-calibrate real-runs \
         slow clean
 
 help:  ## these lines
@@ -63,6 +63,9 @@ bench: setup  ## plans per second and the like
 
 accuracy: setup  ## predictions against published runs: prints docs/accuracy.md and writes it
 	@$(BIN)/python benchmarks/accuracy.py --write docs/accuracy.md
+
+papers: setup  ## published figures of the founding papers beside ours: prints them and writes docs/papers.md
+	@$(BIN)/meshtune papers --write docs/papers.md
 
 real-calibrate: setup-dev  ## measure this machine with two and with four processes at once: four minutes, resumable
 	$(BIN)/meshtune calibrate --on cpu --devices 2 -o $(LOCAL)/local-2.toml

@@ -18,6 +18,7 @@ from tuner import (
     cli_export,
     cli_known,
     cli_logs,
+    cli_papers,
     cli_price,
     cli_simulate,
     cli_study,
@@ -54,7 +55,7 @@ for _panel, _verbs in {
         cli_export.export,
     ),
     LOGS: (cli_logs.read_log,),
-    KNOWN: (cli_known.models, cli_known.clusters, cli_known.launchers),
+    KNOWN: (cli_known.models, cli_known.clusters, cli_known.launchers, cli_papers.papers),
 }.items():
     for _verb in _verbs:
         app.command(rich_help_panel=_panel)(_verb)

@@ -20,6 +20,10 @@ StudyFile = Annotated[
         metavar="[STUDY.toml]", help="A study file; flags win over what it says.", show_default=False
     ),
 ]
+PresetFlag = Annotated[
+    str | None,
+    typer.Option("--preset", metavar="NAME", help="A founding paper's study instead of a file; see papers."),
+]
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The study's name.")]
 NameFlag = Annotated[str | None, typer.Option("--name", metavar="NAME", help="The study's name.")]
 Trials = Annotated[
@@ -97,6 +101,7 @@ def tune(  # noqa: PLR0913 - a verb's flags are its parameters
     flags: JobFlags,
     study: StudyFile = None,
     *,
+    preset: PresetFlag = None,
     name: NameFlag = None,
     trials: Trials = None,
     hours: Hours = None,
@@ -143,10 +148,12 @@ def tune(  # noqa: PLR0913 - a verb's flags are its parameters
         ),
         budget=dict(trials=trials, hours=hours, stop_below=stop_below, better_by=better_by),
     )
-    config = cli_tables.study_config(study, flags, asked)
+    config = cli_tables.study_config(cli_tables.study_file(study, preset), flags, asked)
     with showing(err()) as on_event:
         result = run(config, on_event=on_event)
     _finish(result, storage=config.storage, json=json)
+    if preset and not json:
+        _show_paper(preset)
 
 
 def resume(  # noqa: PLR0913 - a verb's flags are its parameters
@@ -187,6 +194,17 @@ def _finish(result: "StudyResult", *, storage: str, json: bool) -> None:
         tell(f"go on with: {command_line('resume', *words)}")
         raise typer.Exit(INTERRUPTED)
     tell(f"see: {command_line('report', *words)}")
+
+
+def _show_paper(preset: str) -> None:
+    """The figures of the paper that a preset study belongs to."""
+    from tuner.papers import paper_of_preset
+    from tuner.report.papers import paper_screen
+
+    paper = paper_of_preset(preset)
+    if paper is not None:
+        put("")
+        put(paper_screen(paper, paper.figures()))
 
 
 def studies(*, storage: StorageFlag = None, json: JsonFlag = False) -> None:

@@ -11,6 +11,7 @@ from search_spaces.errors import InvalidSpec, check
 from tuner.cli_flags import JobFlags
 from tuner.cli_job import job_from, space_table, workload_table
 from tuner.config import StudyConfig, config_from_tables
+from tuner.presets import preset_path
 from tuner.storage import DEFAULT_STORAGE, list_studies, open_storage
 from tuner.view import StudyView, load_study
 
@@ -44,6 +45,22 @@ def study_config(file: Path | None, flags: JobFlags, asked: Asked) -> StudyConfi
             raise InvalidSpec(f"[{name}] must be a table of keys", repr(kept))
         tables[name] = _laid_over(name, kept, given)
     return config_from_tables(tables, folder=file.parent if file else Path(), where=str(file or "the study"))
+
+
+def study_file(file: Path | None, preset: str | None) -> Path | None:
+    """The study file that was named, or that of a preset.
+
+    Raises
+    ------
+    InvalidSpec
+        Both were given.
+    UnknownName
+        No preset of this name.
+    """
+    if preset is None:
+        return file
+    check(file is None, "tune must have a study file or --preset", f"{file} and --preset {preset}")
+    return preset_path(preset)
 
 
 def _given(flags: JobFlags, asked: Asked) -> dict[str, Tables]:

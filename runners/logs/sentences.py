@@ -70,6 +70,11 @@ _STARTS: tuple[tuple[Kind, re.Pattern[str]], ...] = tuple(
         ),
         (Kind.NODE_LOST, r"srun: error: Slurm job \d+ has expired"),
         (Kind.ABORTED, r"srun: Job step aborted: Waiting up to \d+ seconds"),
+        # The job was ending when its trial began: no word about the plan.
+        (
+            Kind.ABORTED,
+            r"srun: error: Unable to create step for job \d+: Job/step already completing or completed",
+        ),
         (Kind.DEVICE_BROKEN, r"(?:\w+\.)*\w*Error: CUDA error: uncorrectable ECC error encountered"),
         (
             Kind.DEVICE_BROKEN,

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from objectives.outcome import Cause, Failed, Measured, OutcomeOrigin, outcome_from_dict, outcome_to_dict
-from runners.cached import Cached
 from runners.protocol import RUNNERS, RunnerRecipe
 from search_spaces.errors import UnknownName
 from search_spaces.plan import Plan, Plans
@@ -18,10 +17,10 @@ from tests.runners.jobs import PLANS, WRONG_WORLD, llama_job, tiny_job, write_re
 REAL = {"torch"}
 
 
-@pytest.fixture(params=[*(name for name in RUNNERS if name not in REAL), "cached"])
+@pytest.fixture(params=[name for name in RUNNERS if name not in REAL])
 def recipe(request, tmp_path):
-    """A recipe for each row of the table; `cached` wraps the simulated one."""
-    kind = "simulated" if request.param == "cached" else request.param
+    """A recipe for each row of the table."""
+    kind = request.param
     return RunnerRecipe(kind=kind, job=llama_job(), options=options_of(kind, tmp_path))
 
 
@@ -34,9 +33,8 @@ def options_of(kind, folder):
 
 
 @pytest.fixture
-def runner(recipe, request):
-    built = recipe.build()
-    return Cached(built) if "cached" in request.node.callspec.id else built
+def runner(recipe):
+    return recipe.build()
 
 
 class TestEveryRunner:

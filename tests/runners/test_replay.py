@@ -1,7 +1,6 @@
 import pytest
 
 from objectives.outcome import Cause, Failed, Measured
-from runners.cached import Cached
 from runners.replay import ReplayRunner, replay_plans
 from search_spaces.errors import InvalidSpec
 from search_spaces.plan import Plan, Plans, Recompute
@@ -111,26 +110,3 @@ def test_a_file_that_cannot_be_used_says_why(tmp_path, columns, rows, match):
 def test_a_file_that_does_not_exist_is_one_sentence(tmp_path):
     with pytest.raises(InvalidSpec, match="must be a readable text file"):
         ReplayRunner(llama_job(), path=str(tmp_path / "none.csv"))
-
-
-class Counting:
-    """A runner that counts its tries and loses the machine on the first one."""
-
-    def __init__(self, path):
-        self.inner, self.n_tried = ReplayRunner(llama_job(), path=path), 0
-        self.origin = self.inner.origin
-
-    def run(self, plans, *, attempt=0):
-        self.n_tried += len(plans)
-        if self.n_tried == len(plans):
-            return [Failed(cause=Cause.LOST_MACHINE, message="lost", origin=self.origin)] * len(plans)
-        return self.inner.run(plans, attempt=attempt)
-
-
-def test_a_cache_tries_a_plan_once_and_again_only_when_the_machine_was_lost(path):
-    counting = Counting(path)
-    cached, twice = Cached(counting), Plans.of([FITS, FITS])
-    assert [outcome.cause for outcome in cached.run(twice)] == [Cause.LOST_MACHINE] * 2
-    assert [outcome.step_s for outcome in cached.run(twice)] == [4.5, 4.5]
-    assert [outcome.step_s for outcome in cached.run(twice)] == [4.5, 4.5]
-    assert counting.n_tried == 2

@@ -62,8 +62,8 @@ VERBS = {
     " seeds trace html json",
     "validate": "cluster all html json",
     "calibrate": "from from-study storage most-devices out cluster all budget-s devices on fresh json",
-    "tune": "job set space name trials hours stop-below better-by parallel runner runner-option executor"
-    " ray-address slurm-option sampler seed prior warm-start warm-storage metric storage json",
+    "tune": "job set space preset name trials hours stop-below better-by parallel runner runner-option"
+    " executor ray-address slurm-option sampler seed prior warm-start warm-storage metric storage json",
     "resume": "trials hours stop-below better-by parallel storage json",
     "studies": "storage json",
     "show": "storage json",
@@ -74,6 +74,7 @@ VERBS = {
     "models": "json",
     "clusters": "json",
     "launchers": "json",
+    "papers": "write json",
 }
 JOB_FLAGS = {"model", "hf-config", "cluster", "devices", "global-batch", "seq-len", "precision", "framework"}
 

@@ -40,6 +40,7 @@ GOLDEN = [
     ("node-lost-ecc", 1, LOST, "rank 4 (stage 1): a device is broken: torch.AcceleratorError"),
     ("node-lost-disk-full", 1, LOST, "a disk is full: OSError: [Errno 28] No space left on device"),
     ("node-lost-port-taken", 1, LOST, "a port is taken: torch.distributed.DistNetworkError"),
+    ("preempted-unstarted-slurm", 1, PREEMPTED, "ended from outside: srun: error: Unable to create step"),
     ("preempted-step-slurm", 137, PREEMPTED, "ended from outside: srun: Job step aborted: Waiting"),
     ("crash-before-srun-ends-the-rest", 143, CRASH, "rank 5 (stage 1): ended with exit status 7"),
     ("node-lost-launch", 233, LOST, "a node was lost: srun: error: Task launch for StepId=71.5 failed"),
