@@ -202,7 +202,6 @@ FRAMEWORKS: Mapping[str, FrameworkProfile] = MappingProxyType(
                 experts=ExpertAbilities(
                     in_pipeline=False,
                     tensor=ExpertTensor.TP_OR_WHOLE,
-                    ranks=ExpertRanks.DP,
                     overlaps=False,
                     copies_afterwards=True,
                     dispatches=tuple(Dispatch),
