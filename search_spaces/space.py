@@ -5,7 +5,7 @@ knobs are set.  A partial plan that dies takes with it all plans it would have b
 those.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any
@@ -18,23 +18,31 @@ from search_spaces.errors import InvalidSpec, NoLegalPlan
 from search_spaces.knobs import ORDER, asked_choices, default_choices, default_splits
 from search_spaces.model import ModelSpec
 from search_spaces.plan import KNOB_NAMES, Plan, Plans, column
-from search_spaces.rules import RULES, Context, broken_rules
+from search_spaces.relations import parse_relations
+from search_spaces.rules import RULES, Context, Rule, broken_rules
 from search_spaces.workload import Workload
 
 Columns = dict[str, NDArray[Any]]
 CHUNK_ROWS = 32_768
+WHERE = "where"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpaceSpec:
-    """What a user narrows: knob -> the values allowed; a knob not named keeps its full list."""
+    """What a user narrows: knob -> the values allowed; a knob not named keeps its full list.
+
+    Under `where` are relations between knobs, as text (`search_spaces.relations`).
+    """
 
     narrowed: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, table: Mapping[str, object]) -> "SpaceSpec":
         """From a [space] table; unknown knobs and values are errors that suggest the nearest name."""
-        return cls(narrowed={name: asked_choices(name, values) for name, values in table.items()})
+        narrowed = {name: asked_choices(name, values) for name, values in table.items() if name != WHERE}
+        if WHERE in table:
+            narrowed[WHERE] = tuple(map(str, parse_relations(table[WHERE])))
+        return cls(narrowed=narrowed)
 
 
 @dataclass(slots=True)
@@ -58,6 +66,11 @@ class SearchSpace:
     def __init__(self, model: ModelSpec, cluster: ClusterSpec, workload: Workload, spec: SpaceSpec) -> None:
         self.context = Context(model=model, cluster=cluster, workload=workload)
         asked = self.narrowed = dict(spec.narrowed)
+        relations = parse_relations(list(asked.pop(WHERE, ())))
+        self._relations = [each.rule(self.context) for each in relations]
+        self._rules_at = tuple(
+            (*rules, *_set_last_at(depth, self._relations)) for depth, rules in enumerate(RULES_AT)
+        )
         self._asked_splits = self._splits_asked(asked)
         self.choices = {
             name: tuple(asked.get(name, default_choices(self.context, name)))
@@ -149,7 +162,7 @@ class SearchSpace:
 
     def _apply_rules(self, columns: Columns, n_rows: int, depth: int, tally: Tally) -> tuple[Columns, int]:
         """Drop partial plans that break a rule whose last knob was just set."""
-        for rule in RULES_AT[depth]:
+        for rule in self._rules_at[depth]:
             held = np.broadcast_to(np.asarray(rule.holds(self.context, columns), dtype=bool), (n_rows,))
             if held.all():
                 continue
@@ -177,7 +190,8 @@ class SearchSpace:
         """Whether the plan keeps every rule, and every narrowed knob is one of the values asked for."""
         columns = {name: column([getattr(plan, name)], name) for name in KNOB_NAMES}
         asked = all(getattr(plan, name) in values for name, values in self.narrowed.items())
-        return asked and not broken_rules(self.context, columns)
+        related = all(np.all(rule.holds(self.context, columns)) for rule in self._relations)
+        return asked and related and not broken_rules(self.context, columns)
 
     def check(self, plan: Plan) -> None:
         """Raise `InvalidSpec` with the first rule that a plan breaks."""
@@ -213,12 +227,11 @@ def _knobs_set(depth: int) -> set[str]:
     return names
 
 
+def _set_last_at(depth: int, rules: Sequence[Rule]) -> tuple[Rule, ...]:
+    """Rules whose last knob is set at that depth."""
+    now, before = _knobs_set(depth), _knobs_set(depth - 1)
+    return tuple(rule for rule in rules if set(rule.knobs) <= now and not set(rule.knobs) <= before)
+
+
 # Each rule belongs to the depth at which its last knob is set.
-RULES_AT = tuple(
-    tuple(
-        rule
-        for rule in RULES
-        if set(rule.knobs) <= _knobs_set(d) and not set(rule.knobs) <= _knobs_set(d - 1)
-    )
-    for d in range(len(ORDER))
-)
+RULES_AT = tuple(_set_last_at(depth, RULES) for depth in range(len(ORDER)))
