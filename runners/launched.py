@@ -18,6 +18,7 @@ LAUNCHER_READERS: Mapping[str, str] = MappingProxyType(
     {
         "megatron-lm": "megatron-lm",
         "deepspeed": "megatron-deepspeed",
+        "x-moe": "megatron-deepspeed",
         "torchtitan": "torchtitan",
         "llm-foundry": "composer",
     }

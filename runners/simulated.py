@@ -15,11 +15,11 @@ from objectives.cost.result import StageProfile
 from objectives.cost.step import stage_profile
 from objectives.metrics import Job
 from objectives.outcome import Cause, Failed, Measured, Outcome, OutcomeOrigin, tail
-from objectives.simulator.randomness import Randomness
+from objectives.simulator.randomness import ExpertLoad, Randomness
 from objectives.simulator.step import PLAIN, StepSimulator
 from runners.hidden import hidden_machine
 from runners.verdicts import out_of_memory, why_illegal
-from search_spaces.errors import InvalidSpec, check
+from search_spaces.errors import InvalidSpec, UnknownName, check
 from search_spaces.plan import Floats, Plan, Plans, RankOrder
 from search_spaces.units import gib
 
@@ -48,7 +48,9 @@ class SimulatedRunner:
     """Runs each plan's steps on the engine, on a machine with hidden constants, noise and faults.
 
     `noise` is the standard deviation of the logarithm of each pass's seconds; `seconds_per_trial` sleeps
-    really.  A hang is reported as one that reached `time_limit_s`; nobody waits for it.
+    really.  A hang is reported as one that reached `time_limit_s`; nobody waits for it.  `expert_load` says
+    how tokens choose among experts, and `zipf_exponent` how unevenly; with `empty_ranks_hang` a trial hangs
+    in which an expert-parallel rank gets no token, as a trainer's does that sends no dummy one.
     """
 
     origin = OutcomeOrigin.SIMULATED
@@ -65,6 +67,9 @@ class SimulatedRunner:
         crash_probability: float = 0.0,
         lost_machine_probability: float = 0.0,
         hidden: float = 0.15,
+        expert_load: str = ExpertLoad.AS_GIVEN,
+        zipf_exponent: float = 1.0,
+        empty_ranks_hang: bool = False,
         seconds_per_trial: float = 0.0,
         time_limit_s: float = 1800.0,
     ) -> None:
@@ -85,6 +90,12 @@ class SimulatedRunner:
             lost_machine=lost_machine_probability,
         )
         self._seconds_per_trial, self._time_limit_s = seconds_per_trial, time_limit_s
+        self._randomness = Randomness(
+            jitter=noise,
+            expert_load=_load_named(expert_load, job),
+            zipf_exponent=zipf_exponent,
+            empty_ranks_hang=empty_ranks_hang,
+        )
 
     def run(self, plans: Plans, *, attempt: int = 0) -> Sequence[Outcome]:
         """Simulate every plan."""
@@ -120,22 +131,28 @@ class SimulatedRunner:
             return self._crash(plan, rng, log)
         if hang < self._faults.hang:
             return self._fail(Cause.HANG, f"no step ended within {self._time_limit_s:g} s", log)
-        steps_s = self._steps_s(plan, rng, slow=bool(straggler < self._faults.straggler))
-        return self._measured(steps_s, float(bytes_of_stage[fullest]), log)
+        steps_s, hangs = self._steps_s(plan, rng, slow=bool(straggler < self._faults.straggler))
+        if hangs:
+            return self._fail(Cause.HANG, f"step {len(steps_s) + 1} does not end: {hangs}", log)
+        return self._measured(np.array(steps_s), float(bytes_of_stage[fullest]), log)
 
     def _bytes_of_stage(self, profile: StageProfile) -> Floats:
         growth = self._machine.activation_growth - 1
         return np.asarray(profile.memory.total_bytes + growth * profile.memory.activations_bytes)
 
-    def _steps_s(self, plan: Plan, rng: np.random.Generator, *, slow: bool) -> Floats:
-        """Seconds of each step, its passes jittering; with a straggler on one stage."""
+    def _steps_s(self, plan: Plan, rng: np.random.Generator, *, slow: bool) -> tuple[list[float], str]:
+        """Seconds of each step, passes jittering, until one hangs, and why; with a straggler on a stage."""
         slow_ranks: tuple[tuple[int, float], ...] = ()
         if slow:
             slow_ranks = ((int(rng.integers(plan.pp)), float(rng.uniform(*_STRAGGLER_SLOWDOWN))),)
-        randomness = Randomness(jitter=self._noise, slow_ranks=slow_ranks)
+        randomness = replace(self._randomness, slow_ranks=slow_ranks)
         simulator = StepSimulator(self._machine.job, plan, replace(PLAIN, randomness=randomness))
-        seeds = rng.integers(np.iinfo(np.int64).max, size=self._n_steps)
-        return np.array([simulator.seconds(int(seed)) for seed in seeds])
+        steps_s: list[float] = []
+        for seed in rng.integers(np.iinfo(np.int64).max, size=self._n_steps):
+            if hangs := simulator.hangs(int(seed)):
+                return steps_s, hangs
+            steps_s.append(simulator.seconds(int(seed)))
+        return steps_s, ""
 
     def _measured(self, steps_s: Floats, peak_bytes: float, log: list[str]) -> Measured:
         n_steps = len(steps_s)
@@ -158,6 +175,16 @@ class SimulatedRunner:
         return Failed(
             cause=cause, message=message, origin=self.origin, log_tail=tail("\n".join([*log, message]))
         )
+
+
+def _load_named(name: str, job: Job) -> ExpertLoad:
+    """A load of experts by its name, where there are experts; a histogram has no place in a study file."""
+    choices = [ExpertLoad.AS_GIVEN, ExpertLoad.UNIFORM, ExpertLoad.ZIPF]
+    if name not in choices:
+        raise UnknownName("the simulated runner's expert_load", name, choices)
+    must = "the simulated runner's expert_load needs a model with experts"
+    check(name == ExpertLoad.AS_GIVEN or job.model.moe is not None, must, job.model.name)
+    return ExpertLoad(name)
 
 
 def _head(plan: Plan, profile: StageProfile) -> list[str]:

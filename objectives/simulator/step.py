@@ -209,6 +209,12 @@ class StepSimulator:
         step = self.input(seed)
         return self._step_s(step, *self._run(self._graph(step)))
 
+    def hangs(self, seed: int) -> str:
+        """Why that step never ends, if it does not."""
+        if not self._options.randomness.empty_ranks_hang:
+            return ""
+        return self._hang(self.input(seed).costs.n_empty)
+
     def input(self, seed: int) -> StepInput:
         """The passes with their costs, in an order: that of the schedule, or by arrival as passes run."""
         job, plan, wiring = self._job, self._plan, self._wiring

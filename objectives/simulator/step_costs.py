@@ -16,7 +16,7 @@ from objectives.simulator.randomness import (
     slow_factors,
 )
 from search_spaces.errors import InvalidSpec
-from search_spaces.plan import Floats, Ints, Plan, Plans
+from search_spaces.plan import Dispatch, Floats, Ints, Plan, Plans
 
 MOST_LOADS = 4096  # different draws of expert loads in one step
 # Which table of (F, B_i, W) each kind of pass adds up; F&B's second half is added apart.
@@ -108,7 +108,15 @@ def _load_change(
     moe, one = job.model.moe, Plans.of([plan])
     if moe is None:
         raise InvalidSpec("a load of experts needs a model with experts", f"{job.model.name}, which is dense")
-    more = replace(job, workload=replace(job.workload, expert_imbalance=job.workload.expert_imbalance + 1))
+    given, most = job.workload.expert_imbalance, moe.capacity_factor
+    if most is not None and plan.dispatch is not Dispatch.PADDING_FREE:
+        return np.zeros_like(halves), 0  # padded to capacity whatever the load: no rank is without slots
+    given = given if most is None else min(given, most)
+    more = replace(
+        job,
+        model=replace(job.model, moe=replace(moe, capacity_factor=None)),
+        workload=replace(job.workload, expert_imbalance=given + 1),
+    )
     steeper = _halves(program, stage_parts(more, plan))
     stage, _ = stage_of_chunk(program)
     n_stages = int(stage.max()) + 1
@@ -124,9 +132,8 @@ def _load_change(
         [program.microbatch, np.where(is_pair, program.with_microbatch, program.microbatch)]
     )
     drawn = picked[stage[program.rank, chunk], microbatch]
-    extra = loads.hottest[drawn] - job.workload.expert_imbalance
-    if moe.capacity_factor is not None:
-        extra = np.zeros_like(extra)  # padded to capacity whatever the load
+    hottest = loads.hottest[drawn] if most is None else np.minimum(loads.hottest[drawn], most)
+    extra = hottest - given
     return (steeper - halves) * extra[:, None], int(loads.n_empty[np.unique(drawn)].sum())
 
 

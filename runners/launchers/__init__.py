@@ -14,6 +14,7 @@ LAUNCHERS: Mapping[str, str] = MappingProxyType(
     {
         "megatron-lm": "runners.launchers.megatron_lm:MegatronLM",
         "deepspeed": "runners.launchers.deepspeed:DeepSpeed",
+        "x-moe": "runners.launchers.x_moe:XMoE",
         "torchtitan": "runners.launchers.torchtitan:Torchtitan",
         "llm-foundry": "runners.launchers.llm_foundry:LLMFoundry",
     }

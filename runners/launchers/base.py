@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from objectives.metrics import Job
 from search_spaces.errors import CannotExport, InvalidSpec, check
 from search_spaces.model import ModelSpec
-from search_spaces.plan import V_SHAPED, OptimizerSync, Plan, Schedule
+from search_spaces.plan import V_SHAPED, Dispatch, OptimizerSync, Plan, Schedule
 from search_spaces.workload import Workload
 
 Arguments = list[tuple[str, ...]]  # one flag with its values each
@@ -166,15 +166,19 @@ def order_lacks(plan: Plan, program: str, *, longer_warmup: bool = False) -> lis
         found.append(f"optimizer_sync={plan.optimizer_sync}: {program} agrees on a step before it updates")
     if plan.pipeline_limit:
         found.append(f"pipeline_limit={plan.pipeline_limit}: {program} runs passes in a fixed order")
+    if plan.recompute_stages:
+        found.append(f"recompute_stages={plan.recompute_stages}: {program} recomputes on every stage alike")
     if plan.extra_warmup and not longer_warmup:
         found.append(f"extra_warmup={plan.extra_warmup}: {program} has one warm-up, of pp - 1 - i passes")
     return found
 
 
-def expert_exchange(plan: Plan) -> str:
-    """What a plan asks of the exchange of tokens beyond a plain all-to-all, as knobs and values."""
-    asked = [name for name in ("overlap_ep", "deduplicate_ep") if getattr(plan, name)]
-    return " ".join(f"{name}=true" for name in asked)
+def expert_exchange(plan: Plan, *known: Dispatch) -> str:
+    """What a plan asks of the exchange of tokens beyond a plain all-to-all and the known ways of sending."""
+    known = known or (Dispatch.PLAIN,)
+    asked = [name for name in ("overlap_ep", "deduplicate_ep", "hierarchical_ep") if getattr(plan, name)]
+    words = [f"{name}=true" for name in asked]
+    return " ".join(words if plan.dispatch in known else [*words, f"dispatch={plan.dispatch}"])
 
 
 def words(arguments: Arguments) -> list[str]:

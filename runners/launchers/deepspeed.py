@@ -19,7 +19,7 @@ from runners.launchers.base import (
     pipeline_lacks,
 )
 from runners.launchers.deepspeed_model import model_arguments, model_lacks
-from search_spaces.plan import NO_MODULES, CpKind, Plan, RankOrder, Recompute, Schedule
+from search_spaces.plan import NO_MODULES, CpKind, Dispatch, Plan, RankOrder, Recompute, Schedule
 from search_spaces.workload import Precision
 
 CONFIG = "ds_config.json"
@@ -172,8 +172,8 @@ def _overlap_lacks(plan: Plan) -> list[str]:
         found.append("overlap_tp=true: Megatron-DeepSpeed does not overlap tensor parallelism")
     if plan.overlap_pp and plan.pp > 1:
         found.append("overlap_pp=true: DeepSpeed's pipeline engine does not overlap its transfers")
-    if plan.overlap_ep or plan.deduplicate_ep:
-        found.append(f"{expert_exchange(plan)}: DeepSpeed exchanges tokens plainly, and waits for them")
+    if asked := expert_exchange(plan, Dispatch.PLAIN, Dispatch.EINSUM, Dispatch.PADDED):
+        found.append(f"{asked}: DeepSpeed exchanges tokens plainly, and waits for them")
     if plan.overlap_dp and plan.zero == 0:
         found.append("overlap_dp=true: DeepSpeed overlaps gradient reduction only from ZeRO 1 on")
     return found
@@ -198,6 +198,7 @@ def _parallel(job: Job, plan: Plan) -> Arguments:
     if job.model.moe:
         found.append(flag("--moe-expert-parallel-size", plan.ep))
         found += [flag("--create-moe-param-group")] if plan.zero else []
+        found += [flag("--use-tutel")] if plan.dispatch is Dispatch.PADDED else []
         found += [flag("--enable-expert-tensor-parallelism")] if plan.etp > 1 else []
     return found
 

@@ -208,8 +208,8 @@ def _step_lacks(job: Job, plan: Plan) -> list[str]:
         found.append(f"precision={job.workload.precision}: Meshtune writes bf16, fp16 and fp32 for Composer")
     if plan.overlap_tp or plan.overlap_pp:
         found.append("overlap_tp=true or overlap_pp=true: there is nothing to overlap")
-    if plan.overlap_ep or plan.deduplicate_ep:
-        found.append(f"{expert_exchange(plan)}: llm-foundry spreads no experts")
+    if asked := expert_exchange(plan):
+        found.append(f"{asked}: llm-foundry spreads no experts")
     return found
 
 

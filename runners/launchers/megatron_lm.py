@@ -19,8 +19,8 @@ from runners.launchers.base import (
     stage_layers,
 )
 from runners.launchers.megatron_model import biases, model_arguments, model_lacks
-from search_spaces.model import ModelSpec
-from search_spaces.plan import NO_MODULES, CpKind, Plan, RankOrder, Recompute, Schedule
+from search_spaces.model import ModelSpec, MoeSpec
+from search_spaces.plan import NO_MODULES, CpKind, Dispatch, Plan, RankOrder, Recompute, Schedule
 from search_spaces.workload import CudaGraphs, Precision, Workload
 
 PROGRAM = '"${MEGATRON_LM:?set MEGATRON_LM to a checkout of github.com/NVIDIA/Megatron-LM}/pretrain_gpt.py"'
@@ -106,6 +106,10 @@ def _overlap_lacks(plan: Plan) -> list[str]:
         found.append(
             "overlap_ep=true: Megatron-LM overlaps expert parallelism in a pipeline only with vpp > 1"
         )
+    if plan.hierarchical_ep:
+        found.append("hierarchical_ep=true: Megatron-LM's dispatchers send to every rank, or once to a node")
+    if plan.dispatch is Dispatch.EINSUM:
+        found.append("dispatch=einsum: Megatron-LM moves tokens by index, without masks over slots")
     if plan.overlap_ep and plan.recompute is Recompute.FULL:
         found.append("overlap_ep=true: Megatron-LM overlaps expert parallelism only without recompute=full")
     if not plan.overlap_pp and plan.vpp > 1 and plan.pp == 2:
@@ -179,16 +183,18 @@ def _experts(model: ModelSpec, plan: Plan) -> Arguments:
         return [
             flag("--expert-model-parallel-size", plan.ep),
             flag("--expert-tensor-parallel-size", plan.etp),
-            *_dispatch(plan),
+            *_dispatch(model.moe, plan),
         ]
     width = _expert_tp(model, plan)
     return [] if width == plan.tp else [flag("--expert-tensor-parallel-size", width)]
 
 
-def _dispatch(plan: Plan) -> Arguments:
+def _dispatch(moe: MoeSpec, plan: Plan) -> Arguments:
     found = [flag("--moe-token-dispatcher-type", "flex" if plan.deduplicate_ep else "alltoall")]
     if plan.deduplicate_ep:
         found.append(flag("--moe-flex-dispatcher-backend", "deepep"))
+    if moe.capacity_factor is not None and plan.dispatch is not Dispatch.PADDING_FREE:
+        found.append(flag("--moe-pad-expert-input-to-capacity"))
     if plan.overlap_ep:
         found.append(flag("--overlap-moe-expert-parallel-comm"))
     return found

@@ -139,7 +139,6 @@ def _moe(model: ModelSpec, moe: MoeSpec) -> Arguments:
         found.append(flag("--moe-router-dtype", "fp32"))
     if moe.capacity_factor is not None:
         found.append(flag("--moe-expert-capacity-factor", moe.capacity_factor))
-        found.append(flag("--moe-pad-expert-input-to-capacity"))
     return found
 
 

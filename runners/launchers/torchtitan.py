@@ -185,8 +185,8 @@ def _step_lacks(job: Job, plan: Plan) -> list[str]:
         found.append(f"recompute_every={plan.recompute_every}: torchtitan recomputes every layer or none")
     if job.workload.precision not in PRECISION:
         found.append(f"precision={job.workload.precision}: Meshtune writes bf16 and fp32 for torchtitan")
-    if plan.overlap_ep or plan.deduplicate_ep:
-        found.append(f"{expert_exchange(plan)}: Meshtune writes torchtitan's plain exchange of tokens only")
+    if asked := expert_exchange(plan):
+        found.append(f"{asked}: Meshtune writes torchtitan's plain exchange of tokens only")
     if plan.overlap_tp and plan.tp == 1:
         found.append("overlap_tp=true: there is nothing to overlap with tp=1")
     if plan.overlap_tp and plan.schedule in SPLIT_BACKWARD:

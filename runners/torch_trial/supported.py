@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from search_spaces.model import ModelSpec
-from search_spaces.plan import CpKind, OptimizerSync, Plan, Schedule
+from search_spaces.plan import CpKind, Dispatch, OptimizerSync, Plan, Schedule
 from search_spaces.workload import CudaGraphs, Precision, Workload
 
 
@@ -46,6 +46,9 @@ _PLANS: tuple[Refusal, ...] = (
     ("waits for tensor parallelism's exchanges (overlap_tp)", lambda q: q.plan.overlap_tp),
     ("waits for the experts' exchanges (overlap_ep)", lambda q: q.plan.overlap_ep),
     ("sends a token once for each of its experts (deduplicate_ep)", lambda q: q.plan.deduplicate_ep),
+    ("sends tokens straight to each device (hierarchical_ep)", lambda q: q.plan.hierarchical_ep),
+    ("sends tokens as the model says (dispatch)", lambda q: q.plan.dispatch is not Dispatch.PLAIN),
+    ("recomputes on every stage alike (recompute_stages)", lambda q: q.plan.recompute_stages > 0),
     ("recomputes no single products (recompute_modules=moe_act, mla_up_proj)",
      lambda q: any(word in ("moe_act", "mla_up_proj") for word in str(q.plan.recompute_modules).split("+"))),
     ("runs zero=3 beside whole backward passes only: torch's FSDP loses gradients in halves",

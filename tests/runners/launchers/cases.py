@@ -35,6 +35,7 @@ DEEPSEEK_V3 = job("deepseek-v3", "h800-pod", 2048, 15360, 4096)
 DEEPSEEK_V2 = job("deepseek-v2", "dgx-h100", 256, 512, 4096)
 DEEPSEEK_LITE = job("deepseek-v2-lite", "dgx-h100", 64, 256, 4096)
 MIXTRAL = job("mixtral-8x7b", "dgx-h100", 64, 256, 4096)
+XMOE_LARGE = job("x-moe-large", "frontier", 256, 1024, 4096, "fp16")
 QWEN_8B = job("qwen3-8b", "dgx-h100", 64, 256, 4096)
 QWEN_MOE = job("qwen3-30b-a3b", "dgx-h100", 64, 256, 4096)
 QWEN_LARGE = job("qwen3-235b-a22b", "dgx-h100", 256, 512, 4096)
@@ -91,7 +92,16 @@ DEEPSPEED = [
     Case("8B ulysses", LLAMA_8B, "dp=16 cp=4 cp_kind=ulysses zero=3"),
     Case("8B fp16", job("llama-3-8b", "dgx-h100", 64, 256, 8192, "fp16"), "tp=4 dp=16 zero=1"),
     Case("Mixtral", MIXTRAL, "tp=2 dp=32 ep=8 etp=2 zero=1"),
+    Case("padded", XMOE_LARGE, f"tp=2 dp=128 ep=64 zero=1 {SP} dispatch=padded"),
+    Case("masks", XMOE_LARGE, f"tp=2 dp=128 ep=64 etp=2 zero=2 {SP} dispatch=einsum"),
 ]
+X_MOE = [
+    Case("large", XMOE_LARGE, f"tp=2 dp=128 ep=64 zero=1 micro_batch=1 {SP} overlap_dp=true "
+         "dispatch=padding-free deduplicate_ep=true schedule=1f1b"),
+    Case("more expert ranks than replicas", XMOE_LARGE,
+         f"tp=8 dp=32 pp=1 ep=64 zero=2 {SP} dispatch=padding-free recompute=full"),
+    Case("split experts", XMOE_LARGE, f"tp=2 dp=128 ep=64 etp=2 zero=1 {SP} dispatch=einsum"),
+]  # fmt: skip
 TORCHTITAN = [
     Case("70B vpp", LLAMA_70B, f"tp=8 pp=4 dp=16 vpp=5 schedule=interleaved zero=3 {SP} overlap_dp=true "
          "recompute=selective"),
@@ -122,6 +132,7 @@ LLM_FOUNDRY = [
 CASES = {
     "megatron-lm": MEGATRON,
     "deepspeed": DEEPSPEED,
+    "x-moe": X_MOE,
     "torchtitan": TORCHTITAN,
     "llm-foundry": LLM_FOUNDRY,
 }

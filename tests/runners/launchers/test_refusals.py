@@ -25,6 +25,8 @@ from tests.runners.launchers.cases import (
     MIXTRAL,
     QWEN_8B,
     QWEN_MOE,
+    X_MOE,
+    XMOE_LARGE,
     job,
 )
 
@@ -49,6 +51,9 @@ REFUSED = {
         (MIXTRAL, "tp=2 dp=32 ep=8", "sequence_parallel=false"),
         (MIXTRAL, "pp=2 dp=32 ep=8 overlap_ep=true", "overlap_ep=true"),
         (MIXTRAL, "dp=64 ep=8 overlap_ep=true recompute=full", "overlap_ep=true"),
+        (XMOE_LARGE, "dp=256 ep=64 hierarchical_ep=true", "hierarchical_ep=true"),
+        (XMOE_LARGE, "dp=256 ep=64 dispatch=einsum", "dispatch=einsum"),
+        (LLAMA_8B, "pp=4 dp=16 recompute=full recompute_stages=2", "recompute_stages=2"),
     ],
     "deepspeed": [
         (GPT_FRONTIER, "tp=4 pp=16 dp=16 zero=2", "zero=2"),
@@ -70,8 +75,18 @@ REFUSED = {
         (MIXTRAL, "tp=2 pp=2 dp=16 ep=8", "pp=2"),
         (MIXTRAL, "tp=16 dp=4 ep=8", "ep=8"),
         (DEEPSEEK_V3, "tp=2 dp=1024", "attention.latent"),
+        (XMOE_LARGE, "dp=256 ep=64 zero=1 dispatch=padding-free", "dispatch=padding-free"),
+        (XMOE_LARGE, "dp=256 ep=64 zero=1 hierarchical_ep=true", "hierarchical_ep=true"),
+        (GPT_FRONTIER, "tp=4 pp=16 dp=16 recompute=full recompute_stages=3", "recompute_stages=3"),
+    ],
+    "x-moe": [
+        (XMOE_LARGE, "dp=256 ep=64 zero=1 dispatch=padded deduplicate_ep=true", "deduplicate_ep=true"),
+        (XMOE_LARGE, "dp=256 ep=64 zero=1 hierarchical_ep=true", "hierarchical_ep=true"),
+        (XMOE_LARGE, "pp=2 dp=128 ep=64 zero=1", "pp=2"),
+        (XMOE_LARGE, "tp=4 dp=64 ep=128 etp=4 zero=1", "ep=128"),
     ],
     "torchtitan": [
+        (MIXTRAL, "dp=64 ep=8 zero=3 dispatch=padding-free", "dispatch=padding-free"),
         (LLAMA_8B, "tp=2 pp=4 dp=8 schedule=dualpipe", "schedule=dualpipe"),
         (LLAMA_8B, "tp=2 pp=4 dp=8 schedule=message-driven pipeline_limit=8", "pipeline_limit=8"),
         (LLAMA_8B, "tp=2 pp=4 dp=8 schedule=zb-h2 optimizer_sync=post-validation", "optimizer_sync=post-v"),
@@ -135,7 +150,9 @@ MODEL_CHANGES = {
 @pytest.mark.parametrize("field", MODEL_CHANGES)
 def test_a_model_that_a_launcher_cannot_build_is_refused_by_the_fields_name(launcher, field):
     odd = replace(LLAMA_8B, model=replace(LLAMA_8B.model, **MODEL_CHANGES[field]))
-    lacks = load_launcher(launcher).lacks(odd, Plan(dp=64, zero=0 if launcher == "deepspeed" else 3))
+    lacks = load_launcher(launcher).lacks(
+        odd, Plan(dp=64, zero=0 if launcher in ("deepspeed", "x-moe") else 3)
+    )
     assert any(sentence.startswith(field) for sentence in lacks), lacks
 
 
@@ -258,3 +275,38 @@ def test_layers_of_stages(plan, sizes):
 def test_layers_that_do_not_divide_are_an_error(plan):
     with pytest.raises(InvalidSpec, match="must share the layers evenly"):
         stage_layers(80, Plan.parse(plan))
+
+
+def test_x_moe_is_told_how_tokens_travel():
+    told = [words(load_launcher("x-moe").launch(case.job, case.plan, Options()).arguments) for case in X_MOE]
+    named = [
+        [flag for flag in ("--use-pft", "--use-uneven-all-to-all", "--use-rbd") if flag in each]
+        for each in told
+    ]
+    assert named == [
+        ["--use-pft", "--use-uneven-all-to-all", "--use-rbd"],
+        ["--use-pft", "--use-uneven-all-to-all"],
+        [],
+    ]
+    assert ["--enable-expert-tensor-parallelism" in each for each in told] == [False, False, True]
+
+
+def test_x_moe_says_that_attention_keeps_whole_sequences():
+    launch = load_launcher("x-moe").launch(X_MOE[0].job, X_MOE[0].plan, Options())
+    assert "--sequence-parallel" not in words(launch.arguments)
+    assert any("attention keeps more" in note for note in launch.notes)
+
+
+@pytest.mark.parametrize(("dispatch", "pads"), [("plain", True), ("padded", True), ("padding-free", False)])
+def test_megatron_lm_pads_experts_unless_told_otherwise(dispatch, pads):
+    plan = Plan.parse(f"dp=256 ep=64 zero=1 dispatch={dispatch}")
+    said = words(load_launcher("megatron-lm").launch(XMOE_LARGE, plan, Options()).arguments)
+    assert ("--moe-pad-expert-input-to-capacity" in said) is pads
+    assert "--moe-expert-capacity-factor" in said
+
+
+@pytest.mark.parametrize(("dispatch", "is_tutel"), [("padded", True), ("einsum", False)])
+def test_deepspeed_asks_tutel_for_padded_experts(dispatch, is_tutel):
+    plan = Plan.parse(f"dp=256 ep=64 zero=1 dispatch={dispatch}")
+    said = words(load_launcher("deepspeed").launch(XMOE_LARGE, plan, Options()).arguments)
+    assert ("--use-tutel" in said) is is_tutel
