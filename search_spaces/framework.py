@@ -87,7 +87,10 @@ class FrameworkProfile:
     schedule splits the backward pass.  `splits_layers`: it has tensor parallelism.
     `shards_by_layer`: from ZeRO stage 2 on each layer's gradients and weights travel by themselves, weights
     also before every forward pass, and in a pipeline gradients once a step (FSDP2).  `recomputes`: what it
-    can redo.  `zero_stages_with_recompute`: the ZeRO stages beside which it redoes blocks.
+    can redo.  `zero_stages_with_recompute`: the ZeRO stages beside which it redoes blocks.  `zero_plus`: it
+    sends what ZeRO-3 moves in fewer bits, and keeps weights a second time nearby.  `chunks_sequences`: a
+    sequence can pass a layer in chunks.  `offloads_checkpoints`: inputs of redone layers can wait on the
+    host.
     """
 
     name: str
@@ -116,6 +119,9 @@ class FrameworkProfile:
     splits_layers: bool = True
     recomputes: tuple[Recompute, ...] = tuple(Recompute)
     zero_stages_with_recompute: tuple[int, ...] = ALL_ZERO_STAGES
+    zero_plus: bool = False
+    chunks_sequences: bool = False
+    offloads_checkpoints: bool = False
     splits_messages: bool = False
     shards_by_layer: bool = False
     dropout: bool = False
@@ -155,6 +161,9 @@ FRAMEWORKS: Mapping[str, FrameworkProfile] = MappingProxyType(
                 recompute_stages=True,
                 post_validates_in=("bf16", "fp16", "fp8", "mxfp8", "nvfp4", "fp32"),
                 warms_up_longer=True,
+                zero_plus=True,
+                chunks_sequences=True,
+                offloads_checkpoints=True,
             ),
             MEGATRON_LM,
             FrameworkProfile(
@@ -179,6 +188,9 @@ FRAMEWORKS: Mapping[str, FrameworkProfile] = MappingProxyType(
                     dispatches=(Dispatch.PLAIN, Dispatch.EINSUM, Dispatch.PADDED),
                 ),
                 overlaps_tp=False,
+                zero_plus=True,
+                chunks_sequences=True,  # deepspeed/sequence/fpdt_layer.py
+                offloads_checkpoints=True,  # --checkpoint-in-cpu
                 keeps_stage_input=True,
                 splits_messages=True,
                 bucket_parameters=500e6,  # reduce_bucket_size
@@ -291,6 +303,7 @@ FRAMEWORKS: Mapping[str, FrameworkProfile] = MappingProxyType(
                 end_stages=EndStages.EVEN,
                 overlaps_tp=False,
                 recompute_modules=False,
+                offloads_checkpoints=True,
                 keeps_stage_input=True,
                 splits_messages=True,
                 dropout=True,

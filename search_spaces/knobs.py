@@ -20,14 +20,13 @@ from search_spaces.plan import (
     Schedule,
     parse_value,
 )
-from search_spaces.rules import Context
+from search_spaces.rules import Context, scale_up_devices
 
 MAX_MICRO_BATCH = 64
 LAYER_BYTES_PER_ENTRY = 34  # one layer's activations, Korthikanti et al. (2022), arXiv:2205.05198, equation 1
 MAX_CHUNKS = 8
 MAX_STAGE_GAP = 2
 MIN_SEQUENCE_SHARD_TOKENS = 512
-SCALE_UP_BANDWIDTH_SHARE = 0.5
 # Tried where a user names them: they take a trainer's extra kernels or code, or are many.
 OPT_IN: dict[str, Any] = {
     "overlap_ep": False,
@@ -39,6 +38,12 @@ OPT_IN: dict[str, Any] = {
     "optimizer_sync": OptimizerSync.BARRIER,
     "pipeline_limit": 0,
     "extra_warmup": 0,
+    "quantized_weights": False,
+    "hpz": 1,
+    "quantized_gradients": False,
+    "sequence_chunk": 0,
+    "offload_sequence": False,
+    "offload_checkpoints": False,
 }
 # Schedules tried wherever the trainer runs them; others where a user, or the trainer's profile, names them.
 COMMON_SCHEDULES = (
@@ -50,7 +55,8 @@ ORDER = (
     "tp", "cp", "pp", "dp", "cp_kind", "micro_batch", "ep", "etp", "split", "vpp", "schedule",
     "optimizer_sync", "pipeline_limit", "extra_warmup", "sequence_parallel", "recompute", "recompute_modules",
     "recompute_every", "recompute_stages", "rank_order", "zero", "overlap_tp", "overlap_pp", "overlap_dp",
-    "offload_optimizer", "overlap_ep", "deduplicate_ep", "hierarchical_ep", "dispatch",
+    "offload_optimizer", "overlap_ep", "deduplicate_ep", "hierarchical_ep", "dispatch", "quantized_weights", "hpz", "quantized_gradients", "sequence_chunk",
+    "offload_sequence", "offload_checkpoints",
 )  # fmt: skip
 
 
@@ -58,20 +64,6 @@ def divisors(n: int) -> list[int]:
     """Whole numbers that divide n."""
     small = [i for i in range(1, int(n**0.5) + 1) if n % i == 0]
     return small + [n // i for i in reversed(small) if i * i != n]
-
-
-def scale_up_devices(context: Context) -> int:
-    """Devices of the largest domain whose links keep a fair share of the innermost tier's bandwidth.
-
-    Tensor parallelism is tried up to twice as far: a group over two domains is slow, a wider one hopeless.
-    """
-    tiers = context.cluster.tiers
-    fair = [
-        t
-        for t in tiers
-        if t.bandwidth_bytes_per_s >= SCALE_UP_BANDWIDTH_SHARE * tiers[0].bandwidth_bytes_per_s
-    ]
-    return max(context.cluster.n_devices if tier.size is None else tier.size for tier in fair)
 
 
 def powers_of_two(n: int) -> list[int]:

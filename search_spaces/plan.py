@@ -134,11 +134,13 @@ ENUMS: dict[str, type[StrEnum]] = {
     "dispatch": Dispatch,
     "rank_order": RankOrder,
 }
-FROM_ZERO = ("first_layers", "last_layers", "recompute_stages", "pipeline_limit", "extra_warmup")
+FROM_ZERO = (
+    "first_layers", "last_layers", "recompute_stages", "pipeline_limit", "extra_warmup", "sequence_chunk",
+)  # fmt: skip
 MAX_DIGITS = 9  # products of two degrees stay within int64
 FLAGS = (
     "sequence_parallel", "offload_optimizer", "overlap_dp", "overlap_tp", "overlap_pp", "overlap_ep",
-    "deduplicate_ep", "hierarchical_ep",
+    "deduplicate_ep", "hierarchical_ep", "quantized_weights", "quantized_gradients", "offload_sequence", "offload_checkpoints",
 )  # fmt: skip
 
 
@@ -161,7 +163,11 @@ class Plan:
     warm-up of 1f1b is longer. `overlap_ep` runs one micro-batch's expert all-to-all beside another's
     computation; `deduplicate_ep` sends a token once to each node and device that holds experts of its own,
     and copies it there (DeepEP; X-MoE's redundancy-bypassing dispatch).  `hierarchical_ep` sends one message
-    to each node, and hands tokens on inside it (Piper's HALO).
+    to each node, and hands tokens on inside it (Piper's HALO).  `quantized_weights` and `quantized_gradients` send what ZeRO-3 moves in 8 and 4
+    bits; `hpz` devices next to each other hold the weights a second time, for the backward pass (1: none do).
+    `sequence_chunk` is the tokens of a sequence that pass a layer at a time (0: all); `offload_sequence`
+    keeps the other chunks' queries, keys and values on the host, `offload_checkpoints` the inputs of layers
+    that are redone.
     """
 
     tp: int = 1
@@ -179,6 +185,8 @@ class Plan:
     recompute_stages: int = 0
     pipeline_limit: int = 0
     extra_warmup: int = 0
+    hpz: int = 1
+    sequence_chunk: int = 0
     cp_kind: CpKind = CpKind.RING
     schedule: Schedule = Schedule.ONE_F_ONE_B
     optimizer_sync: OptimizerSync = OptimizerSync.BARRIER
@@ -194,9 +202,13 @@ class Plan:
     overlap_ep: bool = False
     deduplicate_ep: bool = False
     hierarchical_ep: bool = False
+    quantized_weights: bool = False
+    quantized_gradients: bool = False
+    offload_sequence: bool = False
+    offload_checkpoints: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("tp", "pp", "dp", "cp", "ep", "etp", "vpp", "micro_batch", "recompute_every"):
+        for name in ("tp", "pp", "dp", "cp", "ep", "etp", "vpp", "micro_batch", "recompute_every", "hpz"):
             check(getattr(self, name) >= 1, f"Plan.{name} must be at least 1", getattr(self, name))
         check(0 <= self.zero <= 3, "Plan.zero must be a ZeRO stage from 0 to 3", self.zero)
         for name in FROM_ZERO:
@@ -295,6 +307,8 @@ class Plans:
     recompute_stages: Ints
     pipeline_limit: Ints
     extra_warmup: Ints
+    hpz: Ints
+    sequence_chunk: Ints
     cp_kind: NDArray[np.int8]
     schedule: NDArray[np.int8]
     optimizer_sync: NDArray[np.int8]
@@ -310,6 +324,10 @@ class Plans:
     overlap_ep: Bools
     deduplicate_ep: Bools
     hierarchical_ep: Bools
+    quantized_weights: Bools
+    quantized_gradients: Bools
+    offload_sequence: Bools
+    offload_checkpoints: Bools
 
     def __len__(self) -> int:
         return len(self.tp)

@@ -37,6 +37,7 @@ from search_spaces.plan import (
 from search_spaces.workload import Workload
 
 Columns = Mapping[str, Ints]
+SCALE_UP_BANDWIDTH_SHARE = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,15 +56,38 @@ class Context:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rule:
-    """A named condition over some knobs; `holds(context, columns)` has shape (n_plans,)."""
+    """A named condition over some knobs; `holds(context, columns)` has shape (n_plans,).
+
+    `of_opt_in`: it holds wherever the knobs among them that only a user turns on are off, so that a space
+    without them need not ask.
+    """
 
     name: str
     knobs: tuple[str, ...]
     holds: Callable[[Context, Columns], Bools | bool]
+    of_opt_in: bool = False
+
+
+def scale_up_devices(context: Context) -> int:
+    """Devices of the largest domain whose links keep a fair share of the innermost tier's bandwidth.
+
+    Tensor parallelism is tried up to twice as far: a group over two domains is slow, a wider one hopeless.
+    """
+    tiers = context.cluster.tiers
+    fair = [
+        t
+        for t in tiers
+        if t.bandwidth_bytes_per_s >= SCALE_UP_BANDWIDTH_SHARE * tiers[0].bandwidth_bytes_per_s
+    ]
+    return max(context.cluster.n_devices if tier.size is None else tier.size for tier in fair)
 
 
 def _rule(name: str, knobs: str, holds: Callable[[Context, Columns], Bools | bool]) -> Rule:
     return Rule(name=name, knobs=tuple(knobs.split()), holds=holds)
+
+
+def _opt_in(name: str, knobs: str, holds: Callable[[Context, Columns], Bools | bool]) -> Rule:
+    return Rule(name=name, knobs=tuple(knobs.split()), holds=holds, of_opt_in=True)
 
 
 def _is(p: Columns, value: StrEnum, knob: str) -> Bools:
@@ -258,6 +282,37 @@ def _recompute_every(c: Context, p: Columns) -> Bools:
     return held
 
 
+def _zero_plus(p: Columns) -> Bools:
+    """Where ZeRO-3 moves fewer bytes: 8-bit weights, 4-bit gradients, or weights near at hand."""
+    bits = (p["quantized_weights"] | p["quantized_gradients"]).astype(bool)
+    return bits | (p["hpz"] > 1)
+
+
+def _second_shards(c: Context, p: Columns) -> Bools:
+    """A second copy needs more sharers than one of its groups, and so do experts' own replicas."""
+    sharers = p["dp"] * p["cp"]
+    held: Bools = (sharers % p["hpz"] == 0) & (p["hpz"] < sharers)
+    if c.model.moe is not None:
+        held = held & (p["tp"] * sharers // (p["etp"] * p["ep"]) % p["hpz"] == 0)
+    return held | (p["hpz"] == 1)
+
+
+def _near_at_hand(c: Context, p: Columns) -> Bools:
+    """Its members sit side by side, in whole groups to a node or to a scale-up domain."""
+    reach = p["tp"] * p["hpz"]
+    inside = (c.cluster.devices_per_node % reach == 0) | (scale_up_devices(c) % reach == 0)
+    held: Bools = (p["hpz"] == 1) | (inside & _is(p, RankOrder.TP_CP_DP_PP, "rank_order"))
+    return held
+
+
+def _chunks_divide(c: Context, p: Columns) -> Bools:
+    """Whole chunks, more than one; an MLP takes half of one at a time, and each rank its share of that."""
+    chunk = np.maximum(p["sequence_chunk"], 1)
+    fits = (c.workload.seq_len % chunk == 0) & (chunk < c.workload.seq_len) & (chunk % (2 * p["cp"]) == 0)
+    held: Bools = (p["sequence_chunk"] == 0) | fits
+    return held
+
+
 RULES: tuple[Rule, ...] = (
     _rule("tp divides n_heads", "tp", lambda c, p: c.model.attention.n_heads % p["tp"] == 0),
     _rule("tp divides n_kv_heads or is a multiple of it", "tp", _kv_heads_fit),
@@ -412,6 +467,36 @@ RULES: tuple[Rule, ...] = (
           lambda c, p: ((p["pp"] > 1) & (p["dp"] > 1)) | _is(p, RankOrder.TP_CP_DP_PP, "rank_order")),
     _rule("the framework lays ranks in this order", "rank_order",
           lambda c, p: _among(p["rank_order"], c.framework.rank_orders)),
+    _opt_in("quantized_weights, hpz above 1 and quantized_gradients need zero=3",
+          "zero quantized_weights hpz quantized_gradients",
+          lambda c, p: (p["zero"] == 3) | ~_zero_plus(p)),
+    _opt_in("the framework quantizes what ZeRO-3 moves, or keeps its weights twice",
+          "quantized_weights hpz quantized_gradients",
+          lambda c, p: c.framework.zero_plus | ~_zero_plus(p)),
+    _opt_in("hpz divides dp * cp, and the replicas of an expert, and is smaller than dp * cp",
+          "tp dp cp ep etp hpz", _second_shards),
+    _opt_in("tp * hpz divides a node or the scale-up domain, with rank_order=tp-cp-dp-pp",
+          "tp hpz rank_order", _near_at_hand),
+    _opt_in("sequence_chunk needs cp_kind=ulysses with cp above 1", "cp cp_kind sequence_chunk",
+          lambda c, p: (p["sequence_chunk"] == 0) | ((p["cp"] > 1) & _is(p, CpKind.ULYSSES, "cp_kind"))),
+    _opt_in("sequence_chunk divides seq_len into more than one, and is a multiple of 2 * cp",
+          "cp sequence_chunk", _chunks_divide),
+    _opt_in("sequence_chunk redoes every layer (recompute=full, recompute_every=1)",
+          "recompute recompute_every sequence_chunk",
+          lambda c, p: (p["sequence_chunk"] == 0)
+          | (_is(p, Recompute.FULL, "recompute") & (p["recompute_every"] == 1))),
+    _opt_in("sequence_chunk needs a model without experts, and fused attention over all of the sequence",
+          "sequence_chunk",
+          lambda c, p: (p["sequence_chunk"] == 0)
+          | (c.model.moe is None and c.workload.flash_attention and c.model.attention.window is None)),
+    _opt_in("the framework passes a sequence through a layer in chunks", "sequence_chunk",
+          lambda c, p: (p["sequence_chunk"] == 0) | c.framework.chunks_sequences),
+    _opt_in("offload_sequence needs a sequence_chunk", "sequence_chunk offload_sequence",
+          lambda c, p: (p["sequence_chunk"] > 0) | ~p["offload_sequence"].astype(bool)),
+    _opt_in("offload_checkpoints needs recompute=full", "recompute offload_checkpoints",
+          lambda c, p: _is(p, Recompute.FULL, "recompute") | ~p["offload_checkpoints"].astype(bool)),
+    _opt_in("the framework keeps inputs of layers on the host", "offload_checkpoints",
+          lambda c, p: c.framework.offloads_checkpoints | ~p["offload_checkpoints"].astype(bool)),
 )  # fmt: skip
 
 

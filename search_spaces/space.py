@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from search_spaces.cluster import ClusterSpec
 from search_spaces.errors import InvalidSpec, NoLegalPlan
-from search_spaces.knobs import ORDER, asked_choices, default_choices, default_splits
+from search_spaces.knobs import OPT_IN, ORDER, asked_choices, default_choices, default_splits
 from search_spaces.model import ModelSpec
 from search_spaces.plan import KNOB_NAMES, Plan, Plans, column
 from search_spaces.relations import parse_relations
@@ -77,6 +77,11 @@ class SearchSpace:
             for name in ORDER
             if name != "split"
         }
+        off = {name for name, value in OPT_IN.items() if self.choices[name] == (value,)}
+        self._rules_at = tuple(
+            tuple(rule for rule in rules if not (rule.of_opt_in and set(rule.knobs) & OPT_IN.keys() <= off))
+            for rules in RULES_AT
+        )
         if "dp" not in asked:
             self.choices["dp"] = ()
 
@@ -147,6 +152,8 @@ class SearchSpace:
             )
             return {**columns, "dp": rest}, n_rows
         values = column(self.choices[knob], knob)
+        if len(values) == 1:
+            return {**columns, knob: np.repeat(values, n_rows)}, n_rows
         grown = {name: np.repeat(values_, len(values)) for name, values_ in columns.items()}
         grown[knob] = np.tile(values, n_rows)
         return grown, n_rows * len(values)

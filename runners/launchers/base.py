@@ -181,6 +181,24 @@ def expert_exchange(plan: Plan, *known: Dispatch) -> str:
     return " ".join(words if plan.dispatch in known else [*words, f"dispatch={plan.dispatch}"])
 
 
+def zero_plus_lacks(plan: Plan, program: str) -> list[str]:
+    """Knobs that only DeepSpeed has: fewer bytes of ZeRO-3, a sequence in chunks, checkpoints on the host."""
+    reasons = {
+        "quantized_weights": "gathers weights as they are",
+        "hpz": "holds no second copy of sharded weights",
+        "quantized_gradients": "reduces gradients as they are",
+        "sequence_chunk": "passes a sequence through a layer at once",
+        "offload_sequence": "passes a sequence through a layer at once",
+        "offload_checkpoints": "keeps the inputs of redone layers on the device",
+    }
+    neutral = Plan()
+    return [
+        f"{name}={str(getattr(plan, name)).lower()}: {program} {reason}"
+        for name, reason in reasons.items()
+        if getattr(plan, name) != getattr(neutral, name)
+    ]
+
+
 def words(arguments: Arguments) -> list[str]:
     """All flags and values, one after the other, as a program receives them."""
     return [word for argument in arguments for word in argument]

@@ -39,6 +39,7 @@ KNOWN_KEYS = frozenset(
         "bf16",
         "fp16",
         "data_types",
+        "activation_checkpointing",
     }
 )
 
@@ -57,6 +58,8 @@ class DeepSpeed:
             *_pipeline_lacks(job, plan),
             *_group_lacks(job, plan),
             *_state_lacks(job, plan),
+            *_sharding_lacks(plan),
+            *_chunk_lacks(job, plan),
             *_overlap_lacks(plan),
         ]
 
@@ -99,6 +102,8 @@ def engine_config(job: Job, plan: Plan) -> dict[str, Any]:
         config["data_types"] = {"grad_accum_dtype": "fp32" if wide else "bf16"}
     if job.workload.precision is Precision.FP16:
         config["fp16"] = {"enabled": True, "loss_scale": 0, "initial_scale_power": 16}
+    if plan.offload_checkpoints:
+        config["activation_checkpointing"] = {"cpu_checkpointing": True}
     assert config.keys() <= KNOWN_KEYS, config.keys() - KNOWN_KEYS
     return config
 
@@ -109,6 +114,43 @@ def _zero(plan: Plan) -> dict[str, Any]:
         found |= {"overlap_comm": plan.overlap_dp, "contiguous_gradients": True, "reduce_scatter": True}
     if plan.offload_optimizer:
         found["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
+    if plan.quantized_weights:
+        found["zero_quantized_weights"] = True
+    if plan.hpz > 1:
+        found["zero_hpz_partition_size"] = plan.hpz
+    if plan.quantized_gradients:
+        found["zero_quantized_gradients"] = True
+    return found
+
+
+def _sharding_lacks(plan: Plan) -> list[str]:
+    asked = {
+        "quantized_weights=true": plan.quantized_weights,
+        f"hpz={plan.hpz}": plan.hpz > 1,
+        "quantized_gradients=true": plan.quantized_gradients,
+    }
+    return [
+        f"{what}: DeepSpeed's ZeRO++ needs zero=3, not {plan.zero}"
+        for what, is_asked in asked.items()
+        if is_asked and plan.zero != 3
+    ]
+
+
+def _chunk_lacks(job: Job, plan: Plan) -> list[str]:
+    found = []
+    if plan.sequence_chunk and (plan.cp == 1 or plan.recompute is not Recompute.FULL):
+        found.append(
+            f"sequence_chunk={plan.sequence_chunk}: DeepSpeed's chunks run beside Ulysses (cp above 1) and "
+            "recompute=full"
+        )
+    if plan.sequence_chunk and (job.model.moe or not job.workload.flash_attention):
+        found.append(f"sequence_chunk={plan.sequence_chunk}: DeepSpeed's chunks are of dense layers, fused")
+    if plan.sequence_chunk and job.workload.seq_len % plan.sequence_chunk:
+        found.append(f"sequence_chunk={plan.sequence_chunk}: it must divide seq_len={job.workload.seq_len}")
+    if plan.offload_sequence and not plan.sequence_chunk:
+        found.append("offload_sequence=true: DeepSpeed offloads the chunks of a sequence (sequence_chunk)")
+    if plan.offload_checkpoints and plan.recompute is not Recompute.FULL:
+        found.append("offload_checkpoints=true: there are none without recompute=full")
     return found
 
 
@@ -191,6 +233,10 @@ def _parallel(job: Job, plan: Plan) -> Arguments:
         found.append(flag("--enable-zbh1-pipeline"))
     if plan.cp > 1:
         found.append(flag("--ds-sequence-parallel-size", plan.cp))
+    if plan.sequence_chunk:
+        found.append(flag("--ds-sequence-parallel-fpdt"))
+        found.append(flag("--ds-sequence-parallel-fpdt-chunk-size", plan.sequence_chunk))
+        found += [flag("--ds-sequence-parallel-fpdt-offloading")] if plan.offload_sequence else []
     if plan.sequence_parallel and plan.tp > 1:
         found.append(flag("--sequence-parallel"))
     if plan.offload_optimizer:
@@ -214,6 +260,7 @@ def _recompute(plan: Plan) -> Arguments:
                 flag("--checkpoint-activations"),
                 flag("--checkpoint-num-layers", 1),
                 flag("--deepspeed-activation-checkpointing"),
+                *([flag("--checkpoint-in-cpu")] if plan.offload_checkpoints else []),
             ]
 
 
@@ -255,6 +302,18 @@ def _fill_in(options: Options) -> list[str]:
 
 
 def _notes(job: Job, plan: Plan) -> list[str]:
+    return [*_chunk_notes(job, plan), *_precision_notes(job, plan)]
+
+
+def _chunk_notes(job: Job, plan: Plan) -> list[str]:
+    if not plan.sequence_chunk or job.model.mlp.n_matrices == 2:
+        return []
+    return [
+        "DeepSpeed's chunked MLP (FPDT_FFN) is a GELU with biases: a gated one needs a version that has it."
+    ]
+
+
+def _precision_notes(job: Job, plan: Plan) -> list[str]:
     if job.workload.precision is Precision.BF16 and plan.zero == 0:
         return ["Without ZeRO DeepSpeed adds bf16 gradients up in 16 bits, whatever was modelled."]
     if job.workload.precision is not Precision.FP16:

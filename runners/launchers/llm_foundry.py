@@ -23,6 +23,7 @@ from runners.launchers.base import (
     expert_exchange,
     n_microbatches,
     order_lacks,
+    zero_plus_lacks,
 )
 from search_spaces.model import ModelSpec, NormKind, QkNorm
 from search_spaces.plan import NO_MODULES, Plan, RankOrder, Recompute, Schedule
@@ -50,6 +51,7 @@ class LLMFoundry:
         return [
             *_model_lacks(job.model, job.workload),
             *order_lacks(plan, "llm-foundry"),
+            *zero_plus_lacks(plan, "llm-foundry"),
             *_group_lacks(plan),
             *_step_lacks(job, plan),
         ]

@@ -17,6 +17,7 @@ from runners.launchers.base import (
     order_lacks,
     pipeline_lacks,
     stage_layers,
+    zero_plus_lacks,
 )
 from runners.launchers.megatron_model import biases, model_arguments, model_lacks
 from search_spaces.model import ModelSpec, MoeSpec
@@ -46,6 +47,7 @@ class MegatronLM:
             *model_lacks(job.model, job.workload),
             *pipeline_lacks(job, plan),
             *order_lacks(plan, "Megatron-LM"),
+            *zero_plus_lacks(plan, "Megatron-LM"),
             *_schedule_lacks(plan),
             *_data_parallel_lacks(plan),
             *_overlap_lacks(plan),

@@ -23,6 +23,7 @@ from runners.launchers.base import (
     order_lacks,
     pipeline_lacks,
     stage_layers,
+    zero_plus_lacks,
 )
 from runners.launchers.torchtitan_model import CONFIG_FILE, config_module, config_name, model_lacks
 from search_spaces.model import ModelSpec
@@ -70,6 +71,7 @@ class Torchtitan:
             *model_lacks(job, plan),
             *pipeline_lacks(job, plan),
             *order_lacks(plan, "torchtitan", longer_warmup=True),
+            *zero_plus_lacks(plan, "torchtitan"),
             *_schedule_lacks(job.model, plan),
             *_sharding_lacks(plan),
             *_group_lacks(job.model, plan),

@@ -33,6 +33,16 @@ from tests.runners.launchers.cases import (
 SP = "sequence_parallel=true"
 REFUSED = {
     "megatron-lm": [
+        (LLAMA_8B, "dp=64 zero=3 quantized_weights=true", "quantized_weights=true"),
+        (LLAMA_8B, "dp=64 zero=3 hpz=8", "hpz=8"),
+        (LLAMA_8B, "dp=64 zero=3 quantized_gradients=true", "quantized_gradients=true"),
+        (LLAMA_8B, "dp=64 zero=3 recompute=full sequence_chunk=4096", "sequence_chunk=4096"),
+        (
+            LLAMA_8B,
+            "dp=64 zero=3 recompute=full sequence_chunk=4096 offload_sequence=true",
+            "offload_sequence=true",
+        ),
+        (LLAMA_8B, "dp=64 zero=3 recompute=full offload_checkpoints=true", "offload_checkpoints=true"),
         (LLAMA_70B, "tp=8 pp=4 dp=16 schedule=gpipe", "schedule=gpipe"),
         (LLAMA_70B, "tp=8 pp=4 dp=16 schedule=zb-h1", "schedule=zb-h1"),
         (LLAMA_70B, "tp=8 pp=4 dp=16 vpp=5", "schedule=1f1b: vpp=5"),
@@ -56,6 +66,17 @@ REFUSED = {
         (LLAMA_8B, "pp=4 dp=16 recompute=full recompute_stages=2", "recompute_stages=2"),
     ],
     "deepspeed": [
+        (LLAMA_8B, "dp=64 zero=2 quantized_weights=true", "quantized_weights=true"),
+        (LLAMA_8B, "dp=64 zero=1 hpz=8", "hpz=8"),
+        (LLAMA_8B, "dp=64 quantized_gradients=true", "quantized_gradients=true"),
+        (LLAMA_8B, "dp=64 zero=3 recompute=full sequence_chunk=4096", "sequence_chunk=4096"),
+        (LLAMA_8B, "dp=16 cp=4 cp_kind=ulysses recompute=full sequence_chunk=3000", "sequence_chunk=3000"),
+        (
+            LLAMA_8B,
+            "dp=16 cp=4 cp_kind=ulysses recompute=full offload_sequence=true",
+            "offload_sequence=true",
+        ),
+        (LLAMA_8B, "dp=64 zero=3 offload_checkpoints=true", "offload_checkpoints=true"),
         (GPT_FRONTIER, "tp=4 pp=16 dp=16 zero=2", "zero=2"),
         (GPT_FRONTIER, "tp=4 pp=16 dp=16 schedule=gpipe", "schedule=gpipe"),
         (GPT_FRONTIER, "tp=4 pp=16 dp=16 schedule=message-driven", "schedule=message-driven"),
@@ -87,6 +108,16 @@ REFUSED = {
     ],
     "torchtitan": [
         (MIXTRAL, "dp=64 ep=8 zero=3 dispatch=padding-free", "dispatch=padding-free"),
+        (LLAMA_8B, "dp=64 zero=3 quantized_weights=true", "quantized_weights=true"),
+        (LLAMA_8B, "dp=64 zero=3 hpz=8", "hpz=8"),
+        (LLAMA_8B, "dp=64 zero=3 quantized_gradients=true", "quantized_gradients=true"),
+        (LLAMA_8B, "dp=64 zero=3 recompute=full sequence_chunk=4096", "sequence_chunk=4096"),
+        (
+            LLAMA_8B,
+            "dp=64 zero=3 recompute=full sequence_chunk=4096 offload_sequence=true",
+            "offload_sequence=true",
+        ),
+        (LLAMA_8B, "dp=64 zero=3 recompute=full offload_checkpoints=true", "offload_checkpoints=true"),
         (LLAMA_8B, "tp=2 pp=4 dp=8 schedule=dualpipe", "schedule=dualpipe"),
         (LLAMA_8B, "tp=2 pp=4 dp=8 schedule=message-driven pipeline_limit=8", "pipeline_limit=8"),
         (LLAMA_8B, "tp=2 pp=4 dp=8 schedule=zb-h2 optimizer_sync=post-validation", "optimizer_sync=post-v"),
@@ -107,6 +138,16 @@ REFUSED = {
         (job("llama-3-8b", "dgx-h100", 64, 256, 8192, "fp8"), "dp=64 zero=3", "precision=fp8"),
     ],
     "llm-foundry": [
+        (LLAMA_8B, "dp=64 zero=3 quantized_weights=true", "quantized_weights=true"),
+        (LLAMA_8B, "dp=64 zero=3 hpz=8", "hpz=8"),
+        (LLAMA_8B, "dp=64 zero=3 quantized_gradients=true", "quantized_gradients=true"),
+        (LLAMA_8B, "dp=64 zero=3 recompute=full sequence_chunk=4096", "sequence_chunk=4096"),
+        (
+            LLAMA_8B,
+            "dp=64 zero=3 recompute=full sequence_chunk=4096 offload_sequence=true",
+            "offload_sequence=true",
+        ),
+        (LLAMA_8B, "dp=64 zero=3 recompute=full offload_checkpoints=true", "offload_checkpoints=true"),
         (LLAMA_8B, f"tp=2 dp=32 {SP}", "tp=2"),
         (LLAMA_8B, "pp=4 dp=16", "pp=4"),
         (LLAMA_8B, "dp=32 cp=2", "cp=2"),
