@@ -134,9 +134,7 @@ def _with_constants(table: Mapping[str, Any], defaults: Mapping[str, Constant], 
     return filled
 
 
-def _with_power(
-    table: Mapping[str, Any], kind: type[DevicePower | NodePower], where: str
-) -> dict[str, Any]:
+def _with_power(table: Mapping[str, Any], kind: type[DevicePower | NodePower], where: str) -> dict[str, Any]:
     """The table with what it says of power spelled out; what it leaves out is left to the defaults."""
     power = table.get("power")
     if not isinstance(power, dict):

@@ -35,6 +35,8 @@ OPT_IN: dict[str, Any] = {
     "optimizer_sync": OptimizerSync.BARRIER,
     "pipeline_limit": 0,
     "extra_warmup": 0,
+    "overlap_offload": False,
+    "power_cap_w": 0,
 }
 # Schedules tried wherever the trainer runs them; others where a user, or the trainer's profile, names them.
 COMMON_SCHEDULES = (
@@ -46,7 +48,7 @@ ORDER = (
     "tp", "cp", "pp", "dp", "cp_kind", "micro_batch", "ep", "etp", "split", "vpp", "schedule",
     "optimizer_sync", "pipeline_limit", "extra_warmup", "sequence_parallel", "recompute", "recompute_modules",
     "recompute_every", "rank_order", "zero", "overlap_tp", "overlap_pp", "overlap_dp", "offload_optimizer",
-    "overlap_ep", "deduplicate_ep",
+    "overlap_ep", "deduplicate_ep", "overlap_offload", "power_cap_w",
 )  # fmt: skip
 
 

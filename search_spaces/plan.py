@@ -118,11 +118,11 @@ ENUMS: dict[str, type[StrEnum]] = {
     "recompute_modules": ModuleSet,
     "rank_order": RankOrder,
 }
-FROM_ZERO = ("first_layers", "last_layers", "pipeline_limit", "extra_warmup")
+FROM_ZERO = ("first_layers", "last_layers", "pipeline_limit", "extra_warmup", "power_cap_w")
 MAX_DIGITS = 9  # products of two degrees stay within int64
 FLAGS = (
     "sequence_parallel", "offload_optimizer", "overlap_dp", "overlap_tp", "overlap_pp", "overlap_ep",
-    "deduplicate_ep",
+    "deduplicate_ep", "overlap_offload",
 )  # fmt: skip
 
 
@@ -142,7 +142,8 @@ class Plan:
     the first stage with schedule=message-driven (0: pp); `extra_warmup` the forward passes by which the
     warm-up of 1f1b is longer. `overlap_ep` runs one micro-batch's expert all-to-all beside another's
     computation; `deduplicate_ep` sends a token once to each node and device that holds experts of its own,
-    and copies it there.
+    and copies it there.  `overlap_offload` updates an offloaded optimizer bucket by bucket beside the passes
+    around the step's end; `power_cap_w` is each device's power limit (0: its rating).
     """
 
     tp: int = 1
@@ -159,6 +160,7 @@ class Plan:
     recompute_every: int = 1
     pipeline_limit: int = 0
     extra_warmup: int = 0
+    power_cap_w: int = 0
     cp_kind: CpKind = CpKind.RING
     schedule: Schedule = Schedule.ONE_F_ONE_B
     optimizer_sync: OptimizerSync = OptimizerSync.BARRIER
@@ -172,6 +174,7 @@ class Plan:
     overlap_pp: bool = False
     overlap_ep: bool = False
     deduplicate_ep: bool = False
+    overlap_offload: bool = False
 
     def __post_init__(self) -> None:
         for name in ("tp", "pp", "dp", "cp", "ep", "etp", "vpp", "micro_batch", "recompute_every"):
@@ -272,6 +275,7 @@ class Plans:
     recompute_every: Ints
     pipeline_limit: Ints
     extra_warmup: Ints
+    power_cap_w: Ints
     cp_kind: NDArray[np.int8]
     schedule: NDArray[np.int8]
     optimizer_sync: NDArray[np.int8]
@@ -285,6 +289,7 @@ class Plans:
     overlap_pp: Bools
     overlap_ep: Bools
     deduplicate_ep: Bools
+    overlap_offload: Bools
 
     def __len__(self) -> int:
         return len(self.tp)

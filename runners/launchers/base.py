@@ -171,6 +171,12 @@ def order_lacks(plan: Plan, program: str, *, longer_warmup: bool = False) -> lis
     return found
 
 
+def offload_lacks(plan: Plan, program: str) -> list[str]:
+    """What a program without an update beside the passes cannot do."""
+    lacks = f"overlap_offload=true: {program} waits for the update of an offloaded optimizer"
+    return [lacks] if plan.overlap_offload else []
+
+
 def expert_exchange(plan: Plan) -> str:
     """What a plan asks of the exchange of tokens beyond a plain all-to-all, as knobs and values."""
     asked = [name for name in ("overlap_ep", "deduplicate_ep") if getattr(plan, name)]

@@ -109,6 +109,8 @@ def _zero(plan: Plan) -> dict[str, Any]:
         found |= {"overlap_comm": plan.overlap_dp, "contiguous_gradients": True, "reduce_scatter": True}
     if plan.offload_optimizer:
         found["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
+        if plan.overlap_offload:
+            found["offload_optimizer"]["super_offload"] = True
     return found
 
 
@@ -153,6 +155,8 @@ def _state_lacks(job: Job, plan: Plan) -> list[str]:
         found.append(
             "offload_optimizer=true: DeepSpeed offloads a sharded optimizer only (zero of at least 1)"
         )
+    if plan.overlap_offload and plan.zero != 3:
+        found.append("overlap_offload=true: DeepSpeed's super_offload needs zero=3")
     if plan.recompute_modules is not NO_MODULES:
         found.append(
             f"recompute_modules={plan.recompute_modules}: Megatron-DeepSpeed redoes cores or layers only"

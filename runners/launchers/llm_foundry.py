@@ -22,6 +22,7 @@ from runners.launchers.base import (
     binding_window,
     expert_exchange,
     n_microbatches,
+    offload_lacks,
     order_lacks,
 )
 from search_spaces.model import ModelSpec, NormKind, QkNorm
@@ -50,6 +51,7 @@ class LLMFoundry:
         return [
             *_model_lacks(job.model, job.workload),
             *order_lacks(plan, "llm-foundry"),
+            *offload_lacks(plan, "llm-foundry"),
             *_group_lacks(plan),
             *_step_lacks(job, plan),
         ]
