@@ -158,8 +158,8 @@ def _variance(job: Job, one: Plans, name: str, constant: Constant) -> float:
 
 def part_terms(job: Job, plan: Plan) -> Terms:
     """The numbers of every worked formula, by the names that `objectives.cost.parts` gives them."""
-    one = Plans.of([plan])
-    passes, states, profile = pass_table(job, one), state_table(job, one), stage_profile(job, plan)
+    one, capped = Plans.of([plan]), job.under_cap(plan.power_cap_w)
+    passes, states, profile = pass_table(capped, one), state_table(capped, one), stage_profile(job, plan)
     time = estimate(job, one).time
     m = int(microbatches(job, one)[0])
     return (

@@ -7,7 +7,7 @@ The FLOPs are in `objectives.cost.flops`.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from types import MappingProxyType
 
@@ -18,7 +18,7 @@ from search_spaces.errors import InvalidSpec, UnknownName
 from search_spaces.habits import Habits, habits_of
 from search_spaces.model import ModelSpec
 from search_spaces.plan import Floats
-from search_spaces.units import HOUR_S, MILLION
+from search_spaces.units import HOUR_S, KILO, KWH_J, MILLION, TFLOPS
 from search_spaces.workload import Workload
 
 
@@ -47,9 +47,16 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
             Metric(name="mfu", unit="fraction of dense peak", goal=Goal.MAXIMIZE),
             Metric(name="peak_memory", unit="bytes", goal=Goal.MINIMIZE),
             Metric(name="cost", unit="currency/million tokens", goal=Goal.MINIMIZE),
+            Metric(name="energy_per_token", unit="J/token", goal=Goal.MINIMIZE),
+            Metric(name="tflop_per_kj", unit="model TFLOP/kJ", goal=Goal.MAXIMIZE),
+            Metric(name="energy_per_step", unit="kWh/step", goal=Goal.MINIMIZE),
         )
     }
 )
+
+
+# Metrics of a step's joules; every other one but the peak memory follows from its seconds.
+ENERGY_METRICS = ("energy_per_token", "tflop_per_kj", "energy_per_step")
 
 
 def metric_named(name: str) -> Metric:
@@ -78,8 +85,20 @@ class Job:
         habits = self.habits or habits_of(self.workload.framework)
         return habits.without_overlap() if self.cluster.device.is_host else habits
 
-    def values(self, metric: str, step_s: Floats, peak_memory_bytes: Floats) -> Floats:
-        """A metric of many plans from their step seconds and peak bytes; shape (n_plans,)."""
+    def under_cap(self, cap_w: float) -> "Job":
+        """The job with every device under a power cap (0: none)."""
+        return replace(self, cluster=self.cluster.under_cap(cap_w)) if cap_w else self
+
+    def values(
+        self, metric: str, step_s: Floats, peak_memory_bytes: Floats, energy_j: Floats | None = None
+    ) -> Floats:
+        """A metric of many plans from their step seconds, peak bytes and joules; shape (n_plans,).
+
+        The joules are asked for by `ENERGY_METRICS` alone.
+        """
+        if metric in ENERGY_METRICS:
+            assert energy_j is not None, "a metric of energy needs the joules of a step"
+            return self.energy_values(metric, energy_j)
         match metric_named(metric).name:
             case "step_time":
                 return step_s
@@ -91,6 +110,14 @@ class Job:
                 return self.mfu(step_s)
             case _:
                 return self.cost_per_million_tokens(step_s)
+
+    def energy_values(self, metric: str, energy_j: Floats) -> Floats:
+        """J a token, model TFLOP a kJ, or kWh a step from the joules of a step of the whole job."""
+        if metric == "energy_per_token":
+            return energy_j / self.workload.tokens_per_step
+        if metric == "energy_per_step":
+            return energy_j / KWH_J
+        return model_flops_per_step(self.model, self.workload) / TFLOPS / (energy_j / KILO)
 
     def mfu(self, step_s: Floats) -> Floats:
         """Model FLOPs utilisation, attention counted as the workload says."""

@@ -7,6 +7,7 @@ import numpy as np
 from objectives.cost.result import Estimate
 from objectives.cost.step import CHUNK_PLANS, estimate_chunk, join_estimates
 from objectives.metrics import Goal, Job, metric_named
+from objectives.valuing import metric_values
 from search_spaces.errors import NothingFits, check
 from search_spaces.plan import Floats, Ints, Plans
 from search_spaces.space import SearchSpace, SpaceSpec, Tally
@@ -108,7 +109,7 @@ def rank(job: Job, space: SpaceSpec, *, metric: str = "step_time", keep: int = D
         fits = memory <= limit
         too_large += int(len(plans) - fits.sum())
         shortfall = min(shortfall, float(np.min(memory - limit, initial=np.inf, where=~fits)))
-        score = sign * job.values(metric, priced.step_s, memory)
+        score = sign * metric_values(job, metric, plans, priced)
         best.offer(plans, priced, np.where(fits, score, np.inf))
     feasible = tally.enumerated - sum(tally.removed.values()) - too_large
     if not feasible:

@@ -1,47 +1,21 @@
 """What the machine is: a device, its node, and the tiers of network around it."""
 
 from dataclasses import dataclass, replace
-from enum import StrEnum
 from itertools import pairwise
 
+from search_spaces.constants import Constant, Origin, assumed
 from search_spaces.errors import check
+from search_spaces.power import DEVICE_POWER, NODE_POWER, DevicePower, NodePower, clock_share
 from search_spaces.workload import Precision
 
-
-class Origin(StrEnum):
-    """Where a constant comes from, weakest last."""
-
-    MEASURED = "measured"
-    FITTED = "fitted"
-    DATASHEET = "datasheet"
-    ASSUMED = "assumed"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Constant:
-    """A number that knows its origin; `spread` is a relative standard deviation."""
-
-    value: float
-    origin: Origin
-    source: str = ""
-    spread: float = 0.0
-
-    def __post_init__(self) -> None:
-        check(0 <= self.value < float("inf"), "a constant must be finite and not negative", self.value)
-        must = "a constant's spread must be finite and not negative"
-        check(0 <= self.spread < float("inf"), must, self.spread)
-
-
+__all__ = (
+    "EFFICIENCIES", "MOST_DEVICES", "ClusterSpec", "Constant", "DeviceSpec", "Origin", "TierSpec", "assumed",
+)  # fmt: skip
 MOST_DEVICES = 10_000_000
 EFFICIENCIES = (
     "gemm_efficiency", "sustained_efficiency", "attention_efficiency", "memory_efficiency",
     "fp8_gemm_efficiency", "fp4_gemm_efficiency",
 )  # fmt: skip
-
-
-def assumed(value: float, source: str = "", spread: float = 0.2) -> Constant:
-    """A constant that nobody measured: the weakest origin."""
-    return Constant(value=value, origin=Origin.ASSUMED, source=source, spread=spread)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +26,7 @@ class DeviceSpec:
     large product keeps of that inside a training step (power, clocks, other streams).  `kernel_launch_s` is
     what its host takes to issue one operation.  `fp8_gemm_efficiency` and `fp4_gemm_efficiency` are the best
     products of 8 and 4 bits over their own peaks; None where nobody measured them: as the 16-bit one.
+    `power_w` is its rating, `power` what it draws of that in each state (None: the assumed shares).
     `processes_per_core` is 0 for an accelerator with a host beside it.  Above 0 a device is a process on a
     processor's cores, host and device in one, and so many such processes take turns on each core.
     """
@@ -72,6 +47,7 @@ class DeviceSpec:
     fp8_gemm_efficiency: Constant | None = None
     fp4_gemm_efficiency: Constant | None = None
     processes_per_core: float = 0.0
+    power: DevicePower | None = None
 
     def __post_init__(self) -> None:
         positive = ("memory_bytes", "memory_bandwidth_bytes_per_s", "host_bandwidth_bytes_per_s", "power_w")
@@ -98,6 +74,30 @@ class DeviceSpec:
     def is_host(self) -> bool:
         """Whether it issues its operations itself, one after the other, and carries its own messages."""
         return self.processes_per_core > 0
+
+    @property
+    def draws(self) -> DevicePower:
+        """Shares of `power_w` by state."""
+        return self.power or DEVICE_POWER
+
+    def draw_w(self, state: str, cap_w: float = 0.0) -> float:
+        """Watts in a state (idle, compute, memory, communication), at most the cap (0: none)."""
+        watts: float = getattr(self.draws, f"{state}_share").value * self.power_w
+        return min(watts, cap_w) if cap_w else watts
+
+    def under_cap(self, cap_w: float) -> "DeviceSpec":
+        """The same device with the clocks that a power cap leaves it (0: none).
+
+        Its products run at `clock_share` of their peaks, its memory at that of a state that draws less.
+        """
+        idle, exponent = self.draw_w("idle"), self.draws.clock_exponent.value
+        products = clock_share(cap_w, idle, self.draw_w("compute"), exponent)
+        memory = clock_share(cap_w, idle, self.draw_w("memory"), exponent)
+        return replace(
+            self,
+            peak_flops_per_s={name: peak * products for name, peak in self.peak_flops_per_s.items()},
+            memory_bandwidth_bytes_per_s=self.memory_bandwidth_bytes_per_s * memory,
+        )
 
     def best_product_share(self, precision: Precision) -> float:
         """The best product of that format alone over its dense peak."""
@@ -159,6 +159,7 @@ class ClusterSpec:
     straggler_per_log2: Constant
     memory_reserve_bytes: Constant
     device_hour_price: Constant | None = None
+    power: NodePower | None = None
 
     def __post_init__(self) -> None:
         for name in ("n_devices", "devices_per_node"):
@@ -209,6 +210,15 @@ class ClusterSpec:
     def n_nodes(self) -> int:
         """Nodes the devices fill."""
         return -(-self.n_devices // self.devices_per_node)
+
+    @property
+    def node_power(self) -> NodePower:
+        """Watts of hosts and network cards."""
+        return self.power or NODE_POWER
+
+    def under_cap(self, cap_w: float) -> "ClusterSpec":
+        """The same machine with every device under a power cap."""
+        return replace(self, device=self.device.under_cap(cap_w))
 
     @property
     def turns(self) -> float:

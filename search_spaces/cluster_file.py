@@ -26,11 +26,15 @@ def cluster_toml(cluster: ClusterSpec, notes: Mapping[str, str] = MappingProxyTy
     lines = [*_lines(table)]
     if _is_preset(device):
         lines.append(f"device = {_value(device.name)}")
-    else:
+    if cluster.power is not None:
+        lines += ["", "[power]", *_lines(_table(cluster.power))]
+    if not _is_preset(device):
         table = _table(device)
         peaks = table.pop("peak_flops_per_s")
         lines += ["", "[device]", *_lines(table, notes, "device.")]
         lines += ["", "[device.peak_flops_per_s]", *_lines(peaks, notes, "device.peak_flops_per_s.")]
+        if device.power is not None:
+            lines += ["", "[device.power]", *_lines(_table(device.power))]
     for tier in tiers:
         lines += ["", "[[tiers]]", *_lines(_table(tier), notes, f"{tier.name}.")]
     return "\n".join(lines) + "\n"

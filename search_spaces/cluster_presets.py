@@ -14,6 +14,7 @@ from search_spaces.cluster import ClusterSpec, Constant, DeviceSpec, Origin, ass
 from search_spaces.documents import build, read_toml
 from search_spaces.errors import InvalidSpec, UnknownName, suggest_keys
 from search_spaces.local_cluster import LOCAL, local_cluster
+from search_spaces.power import DevicePower, NodePower
 from search_spaces.units import GB, US
 
 PRESETS = Path(__file__).parent / "presets"
@@ -78,7 +79,9 @@ def load_device(name: str) -> DeviceSpec:
     """A preset accelerator."""
     if name not in device_names():
         raise UnknownName("device", name, device_names())
-    return build(DeviceSpec, read_toml(PRESETS / "devices" / f"{name}.toml"), f"device {name}")
+    where = f"device {name}"
+    table = read_toml(PRESETS / "devices" / f"{name}.toml")
+    return build(DeviceSpec, _with_power(table, DevicePower, where), where)
 
 
 def cluster_from_table(table: Mapping[str, Any], where: str) -> ClusterSpec:
@@ -87,13 +90,14 @@ def cluster_from_table(table: Mapping[str, Any], where: str) -> ClusterSpec:
         must = f"{where} must describe a machine, not a job"
         raise InvalidSpec(must, "the key n_devices", hint="say how many with --devices")
     suggest_keys(where, table, [key for key in ClusterSpec.__dataclass_fields__ if key != "n_devices"])
-    filled = _with_constants(table, CLUSTER_DEFAULTS, where) | {"n_devices": 1}
+    filled = _with_power(_with_constants(table, CLUSTER_DEFAULTS, where), NodePower, where)
+    filled["n_devices"] = 1
     filled.setdefault("max_devices", None)
     device = filled.get("device")
     if isinstance(device, str):
         filled["device"] = _plain(load_device(device))
     elif isinstance(device, dict):
-        filled["device"] = _with_constants(device, DEVICE_DEFAULTS, where)
+        filled["device"] = _with_power(_with_constants(device, DEVICE_DEFAULTS, where), DevicePower, where)
     if isinstance(filled.get("tiers"), list):
         filled["tiers"] = _tiers(filled["tiers"], where)
     return build(ClusterSpec, filled, where)
@@ -125,16 +129,27 @@ def _with_constants(table: Mapping[str, Any], defaults: Mapping[str, Constant], 
     names = [*defaults, "device_hour_price"]
     for name in names:
         value = filled.get(name, defaults.get(name))
-        if isinstance(value, Constant):
-            filled[name] = _plain(value)
-        elif isinstance(value, int | float) and not isinstance(value, bool):
-            filled[name] = {
-                "value": value,
-                "origin": Origin.ASSUMED,
-                "source": f"given in {where}",
-                "spread": 0.2,
-            }
+        if value is not None:
+            filled[name] = _spelled_out(value, where)
     return filled
+
+
+def _with_power(table: Mapping[str, Any], kind: type[DevicePower | NodePower], where: str) -> dict[str, Any]:
+    """The table with what it says of power spelled out; what it leaves out is left to the defaults."""
+    power = table.get("power")
+    if not isinstance(power, dict):
+        return dict(table)
+    suggest_keys(f"{where}: power", power, list(kind.__dataclass_fields__))
+    return {**table, "power": {name: _spelled_out(value, where) for name, value in power.items()}}
+
+
+def _spelled_out(value: Any, where: str) -> Any:
+    """A constant as a document holds it; a plain number counts as assumed."""
+    if isinstance(value, Constant):
+        return _plain(value)
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return {"value": value, "origin": Origin.ASSUMED, "source": f"given in {where}", "spread": 0.2}
+    return value
 
 
 def _plain(spec: Any) -> Any:

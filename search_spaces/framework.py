@@ -72,7 +72,9 @@ class FrameworkProfile:
     """A trainer's abilities and habits.
 
     `zero_stages_with_pipeline`, `zero_stages_with_offload` and `zero_stages_with_overlap` are the ZeRO stages
-    that it runs beside pp > 1, an offloaded optimizer, and overlapped gradients.  `cp_alone`: it splits
+    that it runs beside pp > 1, an offloaded optimizer, and overlapped gradients;
+    `zero_stages_with_overlapped_offload` those beside which it updates an offloaded optimizer while passes
+    run.  `cp_alone`: it splits
     sequences only without a pipeline and without sequence parallelism.  `waits_from_pp`: the shortest
     interleaved pipeline whose transfers it can leave unoverlapped.  `ties_over_stages`: tied embeddings may
     lie on two stages.  `keeps_stage_input`: a stage's input travels and is kept split over tp, beside the
@@ -100,6 +102,7 @@ class FrameworkProfile:
     zero_stages_with_pipeline: tuple[int, ...] = ALL_ZERO_STAGES
     zero_stages_with_offload: tuple[int, ...] = ALL_ZERO_STAGES
     zero_stages_with_overlap: tuple[int, ...] = ALL_ZERO_STAGES
+    zero_stages_with_overlapped_offload: tuple[int, ...] = ()
     cp_kinds: tuple[CpKind, ...] = tuple(CpKind)
     cp_alone: bool = False
     rank_orders: tuple[RankOrder, ...] = tuple(RankOrder)
@@ -159,6 +162,7 @@ FRAMEWORKS: Mapping[str, FrameworkProfile] = MappingProxyType(
                 source="every plan that the cost model knows, whichever trainer runs it",
                 experts=ExpertAbilities(hierarchical=True, dispatches=tuple(Dispatch)),
                 recompute_stages=True,
+                zero_stages_with_overlapped_offload=ALL_ZERO_STAGES,
                 post_validates_in=("bf16", "fp16", "fp8", "mxfp8", "nvfp4", "fp32"),
                 warms_up_longer=True,
                 zero_plus=True,
@@ -173,6 +177,7 @@ FRAMEWORKS: Mapping[str, FrameworkProfile] = MappingProxyType(
                 zero_stages_with_pipeline=(0, 1),
                 zero_stages_with_offload=(1, 2, 3),
                 zero_stages_with_overlap=(1, 2, 3),
+                zero_stages_with_overlapped_offload=(3,),  # super_offload: zero/superoffload_stage3.py
                 cp_kinds=(CpKind.ULYSSES,),
                 cp_alone=True,
                 rank_orders=(RankOrder.TP_CP_DP_PP,),

@@ -44,6 +44,8 @@ OPT_IN: dict[str, Any] = {
     "sequence_chunk": 0,
     "offload_sequence": False,
     "offload_checkpoints": False,
+    "overlap_offload": False,
+    "power_cap_w": 0,
 }
 # Schedules tried wherever the trainer runs them; others where a user, or the trainer's profile, names them.
 COMMON_SCHEDULES = (
@@ -55,8 +57,9 @@ ORDER = (
     "tp", "cp", "pp", "dp", "cp_kind", "micro_batch", "ep", "etp", "split", "vpp", "schedule",
     "optimizer_sync", "pipeline_limit", "extra_warmup", "sequence_parallel", "recompute", "recompute_modules",
     "recompute_every", "recompute_stages", "rank_order", "zero", "overlap_tp", "overlap_pp", "overlap_dp",
-    "offload_optimizer", "overlap_ep", "deduplicate_ep", "hierarchical_ep", "dispatch", "quantized_weights", "hpz", "quantized_gradients", "sequence_chunk",
-    "offload_sequence", "offload_checkpoints",
+    "offload_optimizer", "overlap_ep", "deduplicate_ep", "hierarchical_ep", "dispatch", "quantized_weights",
+    "hpz", "quantized_gradients", "sequence_chunk", "offload_sequence", "offload_checkpoints",
+    "overlap_offload", "power_cap_w",
 )  # fmt: skip
 
 

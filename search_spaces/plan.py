@@ -136,11 +136,13 @@ ENUMS: dict[str, type[StrEnum]] = {
 }
 FROM_ZERO = (
     "first_layers", "last_layers", "recompute_stages", "pipeline_limit", "extra_warmup", "sequence_chunk",
+    "power_cap_w",
 )  # fmt: skip
 MAX_DIGITS = 9  # products of two degrees stay within int64
 FLAGS = (
     "sequence_parallel", "offload_optimizer", "overlap_dp", "overlap_tp", "overlap_pp", "overlap_ep",
-    "deduplicate_ep", "hierarchical_ep", "quantized_weights", "quantized_gradients", "offload_sequence", "offload_checkpoints",
+    "deduplicate_ep", "hierarchical_ep", "quantized_weights", "quantized_gradients", "offload_sequence",
+    "offload_checkpoints", "overlap_offload",
 )  # fmt: skip
 
 
@@ -163,11 +165,13 @@ class Plan:
     warm-up of 1f1b is longer. `overlap_ep` runs one micro-batch's expert all-to-all beside another's
     computation; `deduplicate_ep` sends a token once to each node and device that holds experts of its own,
     and copies it there (DeepEP; X-MoE's redundancy-bypassing dispatch).  `hierarchical_ep` sends one message
-    to each node, and hands tokens on inside it (Piper's HALO).  `quantized_weights` and `quantized_gradients` send what ZeRO-3 moves in 8 and 4
-    bits; `hpz` devices next to each other hold the weights a second time, for the backward pass (1: none do).
-    `sequence_chunk` is the tokens of a sequence that pass a layer at a time (0: all); `offload_sequence`
-    keeps the other chunks' queries, keys and values on the host, `offload_checkpoints` the inputs of layers
-    that are redone.
+    to each node, and hands tokens on inside it (Piper's HALO).  `quantized_weights` and `quantized_gradients`
+    send what ZeRO-3 moves in 8 and 4 bits; `hpz` devices next to each other hold the weights a second time,
+    for the backward pass (1: none do).  `sequence_chunk` is the tokens of a sequence that pass a layer at a
+    time (0: all); `offload_sequence` keeps the other chunks' queries, keys and values on the host,
+    `offload_checkpoints` the inputs of layers that are redone.  `overlap_offload` updates an offloaded
+    optimizer bucket by bucket beside the passes around the step's end; `power_cap_w` is each device's power
+    limit (0: its rating).
     """
 
     tp: int = 1
@@ -187,6 +191,7 @@ class Plan:
     extra_warmup: int = 0
     hpz: int = 1
     sequence_chunk: int = 0
+    power_cap_w: int = 0
     cp_kind: CpKind = CpKind.RING
     schedule: Schedule = Schedule.ONE_F_ONE_B
     optimizer_sync: OptimizerSync = OptimizerSync.BARRIER
@@ -206,6 +211,7 @@ class Plan:
     quantized_gradients: bool = False
     offload_sequence: bool = False
     offload_checkpoints: bool = False
+    overlap_offload: bool = False
 
     def __post_init__(self) -> None:
         for name in ("tp", "pp", "dp", "cp", "ep", "etp", "vpp", "micro_batch", "recompute_every", "hpz"):
@@ -309,6 +315,7 @@ class Plans:
     extra_warmup: Ints
     hpz: Ints
     sequence_chunk: Ints
+    power_cap_w: Ints
     cp_kind: NDArray[np.int8]
     schedule: NDArray[np.int8]
     optimizer_sync: NDArray[np.int8]
@@ -328,6 +335,7 @@ class Plans:
     quantized_gradients: Bools
     offload_sequence: Bools
     offload_checkpoints: Bools
+    overlap_offload: Bools
 
     def __len__(self) -> int:
         return len(self.tp)

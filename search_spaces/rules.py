@@ -313,6 +313,13 @@ def _chunks_divide(c: Context, p: Columns) -> Bools:
     return held
 
 
+def _power_cap(c: Context, p: Columns) -> Bools:
+    device, cap = c.cluster.device, p["power_cap_w"]
+    lowest_w = device.draws.lowest_cap_share.value * device.power_w
+    held: Bools = (cap == 0) | ((cap >= lowest_w) & (cap < device.draw_w("compute")))
+    return held
+
+
 RULES: tuple[Rule, ...] = (
     _rule("tp divides n_heads", "tp", lambda c, p: c.model.attention.n_heads % p["tp"] == 0),
     _rule("tp divides n_kv_heads or is a multiple of it", "tp", _kv_heads_fit),
@@ -424,6 +431,13 @@ RULES: tuple[Rule, ...] = (
     _rule("the framework offloads the optimizer at the zero stage", "zero offload_optimizer",
           lambda c, p: ~p["offload_optimizer"].astype(bool)
           | np.isin(p["zero"], c.framework.zero_stages_with_offload)),
+    _rule("overlap_offload needs offload_optimizer", "offload_optimizer overlap_offload",
+          lambda c, p: ~p["overlap_offload"].astype(bool) | p["offload_optimizer"].astype(bool)),
+    _rule("the framework updates an offloaded optimizer beside its passes", "zero overlap_offload",
+          lambda c, p: ~p["overlap_offload"].astype(bool)
+          | np.isin(p["zero"], c.framework.zero_stages_with_overlapped_offload)),
+    _rule("power_cap_w is 0, or from the device's lowest cap to less than its products draw", "power_cap_w",
+          _power_cap),
     _rule("overlap_dp needs dp * cp above 1", "dp cp overlap_dp",
           lambda c, p: ~p["overlap_dp"].astype(bool) | (p["dp"] * p["cp"] > 1)),
     _rule("overlap_tp needs sequence_parallel", "sequence_parallel overlap_tp",

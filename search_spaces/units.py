@@ -9,6 +9,7 @@ NS, US, MS = 1e-9, 1e-6, 1e-3
 TFLOPS = 1e12
 KILO, MILLION, BILLION = 1e3, 1e6, 1e9
 MINUTE_S, HOUR_S, DAY_S = 60.0, 3600.0, 86400.0
+KWH_J = 3600.0 * KILO
 
 
 def gb(n_bytes: float) -> float:

@@ -19,6 +19,7 @@ import numpy as np
 from objectives.cost.result import StepTime
 from objectives.metrics import Job
 from objectives.ranking import Candidates
+from objectives.valuing import metric_values
 from search_spaces.plan import Bools, Floats
 from tuner.features import TIME_PARTS, knob_features, time_shares
 from tuner.rescore import simulated_s, within_budget
@@ -76,7 +77,7 @@ def predicted_again(
     )
     priced = replace(candidates.estimate, time=scaled)
     sign = np.sign(candidates.score[0]) or 1.0
-    score = sign * job.values(objective[0], priced.step_s, priced.peak_memory_bytes)
+    score = sign * metric_values(job, objective[0], candidates.plans, priced)
     by = np.where(is_simulated, PredictedBy.SIMULATED, PredictedBy.CORRECTED)
     again = Candidates(plans=candidates.plans, estimate=priced, score=score)
     return again.take(np.argsort(score, kind="stable")), dict(zip(keys, map(PredictedBy, by), strict=True))

@@ -18,6 +18,7 @@ from objectives.cost.step import estimate
 from objectives.metrics import Job
 from objectives.outcome import Measured
 from objectives.ranking import Candidates
+from objectives.valuing import metric_values
 from search_spaces.cluster import ClusterSpec
 from search_spaces.documents import build
 from search_spaces.errors import InvalidSpec, check
@@ -128,7 +129,7 @@ def learned_candidates(
     # Memory is not learned here: the closed form's stays, with the stage that is fullest by it.
     again = replace(candidates.estimate, time=time)
     sign = np.sign(candidates.score[0]) or 1.0
-    score = sign * job.values(objective[0], again.step_s, again.peak_memory_bytes)
+    score = sign * metric_values(job, objective[0], plans, again)
     ranked = Candidates(plans=plans, estimate=again, score=score).take(np.argsort(score, kind="stable"))
     return ranked, dict.fromkeys(plans.keys(), PredictedBy.LEARNED)
 

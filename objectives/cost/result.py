@@ -62,11 +62,17 @@ class StepMemory:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Estimate:
-    """Time and memory of many plans; `peak_stage` is the stage whose memory is the largest."""
+    """Time and memory of many plans; `peak_stage` is the stage whose memory is the largest.
+
+    `pass_share` is the mean over the stages of what passes take, by the worst stage's; `host_s` the seconds
+    in which hosts move and update an offloaded optimizer, those beside passes included.
+    """
 
     time: StepTime
     memory: StepMemory
     peak_stage: Ints
+    pass_share: Floats
+    host_s: Floats
 
     def take(self, index: Ints | slice) -> "Estimate":
         """Estimates at the given positions."""
@@ -74,6 +80,8 @@ class Estimate:
             time=StepTime(**{f.name: getattr(self.time, f.name)[index] for f in fields(StepTime)}),
             memory=StepMemory(**{f.name: getattr(self.memory, f.name)[index] for f in fields(StepMemory)}),
             peak_stage=self.peak_stage[index],
+            pass_share=self.pass_share[index],
+            host_s=self.host_s[index],
         )
 
     @property

@@ -11,6 +11,7 @@ from objectives.cost import mesh
 from objectives.cost.passes import StagePass, send_message_s, stage_pass
 from objectives.cost.stages import RankParameters, stages_of
 from objectives.cost.states import held_parameters, stage_sharing, tie_s
+from objectives.cost.step import exposed_offload_s
 from objectives.metrics import Job
 from search_spaces.cluster import assumed
 from search_spaces.framework import framework_named
@@ -44,6 +45,7 @@ class StageParts:
     n_buckets: Ints
     optimizer_s: Floats
     offload_s: Floats
+    host_s: Floats
     tie_s: Floats
     tier: dict[str, int]
 
@@ -53,7 +55,8 @@ def stage_parts(job: Job, plan: Plan) -> StageParts:
 
     Hidden seconds are those that the same plan shows with a trainer that overlaps nothing, less its own.
     """
-    one = Plans.of([plan])
+    job = job.under_cap(plan.power_cap_w)
+    one = Plans.of([replace(plan, power_cap_w=0)])
     stages = stages_of(job, one, np.arange(plan.pp)[:, None])
     passes = stage_pass(job, one, stages)
     bare_habits = replace(job.trainer, tp_overlap=_NONE, cp_overlap=_NONE, ep_overlap=_NONE)
@@ -77,7 +80,8 @@ def stage_parts(job: Job, plan: Plan) -> StageParts:
         gather_s=sharing.gather_s,
         n_buckets=np.maximum(np.ceil(parameters.total / per_bucket), 1).astype(np.int64),
         optimizer_s=sharing.optimizer_s,
-        offload_s=sharing.offload_s,
+        offload_s=exposed_offload_s(rows, sharing.offload_s, passes.total_s[:, 0]),
+        host_s=sharing.offload_s,
         tie_s=sharing.copies_s + tie_s(job, one)[0] * np.isin(np.arange(plan.pp), (0, plan.pp - 1)),
         tier=_tiers(job, one),
     )

@@ -1,6 +1,7 @@
 """One optimizer step: every part's exposed seconds and live bytes, for many plans at once."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 
@@ -52,7 +53,10 @@ def join_estimates(parts: list[Estimate]) -> Estimate:
     return Estimate(
         time=StepTime(**_joined([part.time for part in parts], StepTime)),
         memory=StepMemory(**_joined([part.memory for part in parts], StepMemory)),
-        peak_stage=np.concatenate([part.peak_stage for part in parts]),
+        **{
+            name: np.concatenate([getattr(part, name) for part in parts])
+            for name in ("peak_stage", "pass_share", "host_s")
+        },
     )
 
 
@@ -63,13 +67,28 @@ def _joined(parts: list[StepTime] | list[StepMemory], kind: type[StepTime | Step
 
 
 def estimate_chunk(job: Job, plans: Plans) -> Estimate:
-    """One piece of `estimate`."""
+    """One piece of `estimate`: plans under a power cap are priced with the clocks that it leaves them."""
+    if not plans.power_cap_w.any():
+        return _priced(job, plans)
+    order, parts = [], []
+    for cap_w in np.unique(plans.power_cap_w).tolist():
+        rows = np.flatnonzero(plans.power_cap_w == cap_w)
+        order.append(rows)
+        parts.append(_priced(job.under_cap(cap_w), plans.take(rows)))
+    return join_estimates(parts).take(np.argsort(np.concatenate(order)))
+
+
+def _priced(job: Job, plans: Plans) -> Estimate:
     passes = factored(plans, PASS_KNOBS, lambda rows: pass_table(job, rows))
     states = factored(plans, STATE_KNOBS, lambda rows: state_table(job, rows))
     n_microbatches = microbatches(job, plans)
     memory, peak_stage = _memory(job, plans, passes, states, n_microbatches)
     return Estimate(
-        time=_time(job, plans, passes, states, n_microbatches), memory=memory, peak_stage=peak_stage
+        time=_time(job, plans, passes, states, n_microbatches),
+        memory=memory,
+        peak_stage=peak_stage,
+        pass_share=passes.all_stages_s / (plans.pp * passes.worst_s),
+        host_s=states.offload_s,
     )
 
 
@@ -100,7 +119,7 @@ def _time(job: Job, plans: Plans, passes: PassTable, states: StateTable, m: Ints
         bubble_s=bubble,
         dp_comm_s=dp_comm,
         optimizer_s=states.optimizer_s,
-        offload_s=states.offload_s,
+        offload_s=exposed_offload_s(plans, states.offload_s, passes.worst_s),
         fixed_s=cluster.step_fixed_s.value + slow * busy,
     )
 
@@ -151,6 +170,22 @@ def exposed_dp_comm_s(job: Job, plans: Plans, passes: PassTable, states: StateTa
     share = job.trainer.dp_overlap.value * plans.overlap_dp
     picked: Floats = reductions + gathers + states.tie_s - share * (hidden_reduce + hidden_gather)
     return picked
+
+
+def exposed_offload_s(plans: Plans, offload_s: Floats, pass_s: Floats) -> Floats:
+    """Exposed seconds of moving and updating an offloaded optimizer.
+
+    Overlapped, gradients leave and are updated bucket by bucket beside the step's last backward pass, and
+    weights come back beside the next step's first forward pass: max(offload - (F + B), 0).
+
+    Source
+    ------
+    Lian et al. (2025), arXiv:2509.21271 (SuperOffload: update beside the backward pass, checked afterwards).
+    """
+    if not plans.overlap_offload.any():
+        return offload_s
+    shown: Floats = offload_s - plans.overlap_offload * np.minimum(offload_s, pass_s)
+    return shown
 
 
 def times_shared(job: Job, plans: Plans, m: Ints) -> tuple[Ints, Ints]:
@@ -216,13 +251,14 @@ def _through_update(buffers: Floats, update: Floats, freed: Floats) -> Floats:
 
 
 def stage_profile(job: Job, plan: Plan) -> StageProfile:
-    """One plan, every stage: pass times, message time, the step's end, memory.
+    """One plan, every stage, under its power cap: pass times, message time, the step's end, memory.
 
     Returns
     -------
     StageProfile, arrays of shape (pp,)
     """
-    one = Plans.of([plan])
+    job = job.under_cap(plan.power_cap_w)
+    one = Plans.of([replace(plan, power_cap_w=0)])
     index = np.arange(plan.pp)[:, None]
     stages = stages_of(job, one, index)
     passes, table = stage_pass(job, one, stages), pass_table(job, one)

@@ -199,6 +199,12 @@ def zero_plus_lacks(plan: Plan, program: str) -> list[str]:
     ]
 
 
+def offload_lacks(plan: Plan, program: str) -> list[str]:
+    """What a program without an update beside the passes cannot do."""
+    lacks = f"overlap_offload=true: {program} waits for the update of an offloaded optimizer"
+    return [lacks] if plan.overlap_offload else []
+
+
 def words(arguments: Arguments) -> list[str]:
     """All flags and values, one after the other, as a program receives them."""
     return [word for argument in arguments for word in argument]

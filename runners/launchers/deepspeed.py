@@ -114,6 +114,8 @@ def _zero(plan: Plan) -> dict[str, Any]:
         found |= {"overlap_comm": plan.overlap_dp, "contiguous_gradients": True, "reduce_scatter": True}
     if plan.offload_optimizer:
         found["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
+        if plan.overlap_offload:
+            found["offload_optimizer"]["super_offload"] = True
     if plan.quantized_weights:
         found["zero_quantized_weights"] = True
     if plan.hpz > 1:
@@ -195,6 +197,8 @@ def _state_lacks(job: Job, plan: Plan) -> list[str]:
         found.append(
             "offload_optimizer=true: DeepSpeed offloads a sharded optimizer only (zero of at least 1)"
         )
+    if plan.overlap_offload and plan.zero != 3:
+        found.append("overlap_offload=true: DeepSpeed's super_offload needs zero=3")
     if plan.recompute_modules is not NO_MODULES:
         found.append(
             f"recompute_modules={plan.recompute_modules}: Megatron-DeepSpeed redoes cores or layers only"

@@ -62,12 +62,24 @@ def export_files(job: Job, plan: Plan, launcher: str, scheduler: str, options: O
         files["run.sh"] = run_script(title, job.cluster)
     if scheduler != Scheduler.TORCHRUN:
         files["job.sbatch"] = job_script(title, options, job.cluster)
-    files[README] = _readme(title, launch, options, job, files)
+    files[README] = _readme(title, launch, options, (job, plan), files)
     files[MANIFEST] = _manifest(job, plan, launcher, options, [*files, MANIFEST])
     return files
 
 
-def _readme(title: str, launch: Launch, options: Options, job: Job, files: Mapping[str, str]) -> str:
+def _power_notes(plan: Plan) -> list[str]:
+    """A power limit is the site's to set: no training program does."""
+    watts = plan.power_cap_w
+    words = (
+        f"power_cap_w={watts}: no trainer sets it; before the start, on every node as root: nvidia-smi -pl"
+    )
+    return [f"{words} {watts} (NVIDIA), or rocm-smi --setpoweroverdrive {watts} (AMD)."] if watts else []
+
+
+def _readme(
+    title: str, launch: Launch, options: Options, of: tuple[Job, Plan], files: Mapping[str, str]
+) -> str:
+    job, plan = of
     fill_in = list(launch.fill_in)
     if "job.sbatch" in files and options.account is None:
         must = (
@@ -86,7 +98,7 @@ def _readme(title: str, launch: Launch, options: Options, job: Job, files: Mappi
         title,
         _section("To start", [text for name, text in starts.items() if name in files]),
         _section("To fill in", fill_in),
-        _section("To know", launch.notes),
+        _section("To know", [*launch.notes, *_power_notes(plan)]),
         f"{MANIFEST} holds the plan, the model, the cluster and the workload that it was made for.",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"

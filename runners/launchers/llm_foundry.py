@@ -22,6 +22,7 @@ from runners.launchers.base import (
     binding_window,
     expert_exchange,
     n_microbatches,
+    offload_lacks,
     order_lacks,
     zero_plus_lacks,
 )
@@ -52,6 +53,7 @@ class LLMFoundry:
             *_model_lacks(job.model, job.workload),
             *order_lacks(plan, "llm-foundry"),
             *zero_plus_lacks(plan, "llm-foundry"),
+            *offload_lacks(plan, "llm-foundry"),
             *_group_lacks(plan),
             *_step_lacks(job, plan),
         ]

@@ -43,6 +43,7 @@ _PLANS: tuple[Refusal, ...] = (
     ("waits for all stages before an update (optimizer_sync)",
      lambda q: q.plan.optimizer_sync is not OptimizerSync.BARRIER),
     ("keeps the optimizer on the device (offload_optimizer)", lambda q: q.plan.offload_optimizer),
+    ("leaves a device's power limit alone (power_cap_w)", lambda q: q.plan.power_cap_w > 0),
     ("waits for tensor parallelism's exchanges (overlap_tp)", lambda q: q.plan.overlap_tp),
     ("waits for the experts' exchanges (overlap_ep)", lambda q: q.plan.overlap_ep),
     ("sends a token once for each of its experts (deduplicate_ep)", lambda q: q.plan.deduplicate_ep),

@@ -9,6 +9,7 @@ from objectives import ranking
 from objectives.cost.step import estimate
 from objectives.metrics import METRICS, Goal, metric_named
 from objectives.ranking import memory_limit_bytes, rank
+from objectives.valuing import metric_values
 from search_spaces.errors import InvalidSpec, NothingFits, UnknownName
 from search_spaces.plan import Plans
 from search_spaces.space import SearchSpace, SpaceSpec
@@ -35,7 +36,7 @@ def with_memory(job, memory_bytes):
 def test_the_ranking_is_the_sorted_space(metric):
     plans, priced = everything()
     sign = 1 if metric_named(metric).goal is Goal.MINIMIZE else -1
-    score = sign * JOB.values(metric, priced.step_s, priced.peak_memory_bytes)
+    score = sign * metric_values(JOB, metric, plans, priced)
     fits = priced.peak_memory_bytes <= memory_limit_bytes(JOB)
     order = np.argsort(np.where(fits, score, np.inf), kind="stable")[: fits.sum()]
     found = rank(JOB, SPACE, metric=metric, keep=len(plans)).candidates

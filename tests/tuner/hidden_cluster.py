@@ -88,7 +88,13 @@ def estimate(plans):
         buffers_bytes=zeros + 2e9,
         reserve_bytes=zeros + 3e9,
     )
-    return Estimate(time=time, memory=memory, peak_stage=np.zeros(len(plans), dtype=np.int64))
+    return Estimate(
+        time=time,
+        memory=memory,
+        peak_stage=np.zeros(len(plans), dtype=np.int64),
+        pass_share=np.ones(len(plans)),
+        host_s=zeros,
+    )
 
 
 def candidate_table(n_devices=256):
