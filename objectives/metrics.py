@@ -47,6 +47,7 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
             Metric(name="mfu", unit="fraction of dense peak", goal=Goal.MAXIMIZE),
             Metric(name="peak_memory", unit="bytes", goal=Goal.MINIMIZE),
             Metric(name="cost", unit="currency/million tokens", goal=Goal.MINIMIZE),
+            Metric(name="max_seq_len", unit="tokens", goal=Goal.MAXIMIZE),
         )
     }
 )
@@ -79,8 +80,13 @@ class Job:
         return habits.without_overlap() if self.cluster.device.is_host else habits
 
     def values(self, metric: str, step_s: Floats, peak_memory_bytes: Floats) -> Floats:
-        """A metric of many plans from their step seconds and peak bytes; shape (n_plans,)."""
+        """A metric of many plans from their step seconds and peak bytes; shape (n_plans,).
+
+        Of max_seq_len, which takes the plans themselves, see `objectives.longest`.
+        """
         match metric_named(metric).name:
+            case "max_seq_len":
+                raise InvalidSpec("max_seq_len must be asked of plans", "a step time and a peak alone")
             case "step_time":
                 return step_s
             case "peak_memory":

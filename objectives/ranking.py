@@ -6,6 +6,7 @@ import numpy as np
 
 from objectives.cost.result import Estimate
 from objectives.cost.step import CHUNK_PLANS, estimate_chunk, join_estimates
+from objectives.longest import metric_values
 from objectives.metrics import Goal, Job, metric_named
 from search_spaces.errors import NothingFits, check
 from search_spaces.plan import Floats, Ints, Plans
@@ -74,11 +75,15 @@ class SecondOpinion:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Ranking:
-    """What `rank` answers: the ledger, the best candidates, and what the engine says of them, if asked."""
+    """What `rank` answers: the ledger, the best candidates, and what the engine says of them, if asked.
+
+    The candidates are the best by `metric`.
+    """
 
     ledger: Ledger
     candidates: Candidates
     second: SecondOpinion | None = None
+    metric: str = "step_time"
 
     def first(self, n: int) -> "Ranking":
         """The ranking with its first n candidates."""
@@ -108,8 +113,11 @@ def rank(job: Job, space: SpaceSpec, *, metric: str = "step_time", keep: int = D
         fits = memory <= limit
         too_large += int(len(plans) - fits.sum())
         shortfall = min(shortfall, float(np.min(memory - limit, initial=np.inf, where=~fits)))
-        score = sign * job.values(metric, priced.step_s, memory)
-        best.offer(plans, priced, np.where(fits, score, np.inf))
+        score = np.full(len(plans), np.inf)
+        if fits.any():
+            step_s, held = priced.step_s[fits], memory[fits]
+            score[fits] = sign * metric_values(job, metric, plans.take(fits), step_s=step_s, peak_bytes=held)
+        best.offer(plans, priced, score)
     feasible = tally.enumerated - sum(tally.removed.values()) - too_large
     if not feasible:
         raise NothingFits(
@@ -125,7 +133,7 @@ def rank(job: Job, space: SpaceSpec, *, metric: str = "step_time", keep: int = D
         feasible=feasible,
         smallest_shortfall_bytes=shortfall if too_large else None,
     )
-    return Ranking(ledger=ledger, candidates=best.candidates())
+    return Ranking(ledger=ledger, candidates=best.candidates(), metric=metric)
 
 
 class _Best:

@@ -12,8 +12,8 @@ from objectives.cost.result import StepMemory, StepTime
 from objectives.metrics import Job
 from search_spaces.plan import ENUMS, FLAGS, Floats, Module, Plans
 
-DEGREES = ("tp", "pp", "dp", "cp", "ep", "etp", "vpp", "micro_batch", "recompute_every")
-STAGE_SIZES = ("first_layers", "last_layers")
+DEGREES = ("tp", "pp", "dp", "cp", "ep", "etp", "vpp", "micro_batch", "recompute_every", "hpz")
+STAGE_SIZES = ("first_layers", "last_layers", "sequence_chunk")
 TIME_PARTS: tuple[str, ...] = tuple(field.name for field in fields(StepTime))
 MEMORY_PARTS: tuple[str, ...] = tuple(field.name for field in fields(StepMemory))
 

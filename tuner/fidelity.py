@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from objectives.cost.result import StepTime
+from objectives.longest import metric_values
 from objectives.metrics import Job
 from objectives.ranking import Candidates
 from search_spaces.plan import Bools, Floats
@@ -76,7 +77,9 @@ def predicted_again(
     )
     priced = replace(candidates.estimate, time=scaled)
     sign = np.sign(candidates.score[0]) or 1.0
-    score = sign * job.values(objective[0], priced.step_s, priced.peak_memory_bytes)
+    score = sign * metric_values(
+        job, objective[0], candidates.plans, step_s=priced.step_s, peak_bytes=priced.peak_memory_bytes
+    )
     by = np.where(is_simulated, PredictedBy.SIMULATED, PredictedBy.CORRECTED)
     again = Candidates(plans=candidates.plans, estimate=priced, score=score)
     return again.take(np.argsort(score, kind="stable")), dict(zip(keys, map(PredictedBy, by), strict=True))

@@ -15,6 +15,7 @@ import numpy as np
 from objectives.calibration import TimedStep, calibrated_cluster
 from objectives.cost.result import StepTime
 from objectives.cost.step import estimate
+from objectives.longest import metric_values
 from objectives.metrics import Job
 from objectives.outcome import Measured
 from objectives.ranking import Candidates
@@ -128,7 +129,9 @@ def learned_candidates(
     # Memory is not learned here: the closed form's stays, with the stage that is fullest by it.
     again = replace(candidates.estimate, time=time)
     sign = np.sign(candidates.score[0]) or 1.0
-    score = sign * job.values(objective[0], again.step_s, again.peak_memory_bytes)
+    score = sign * metric_values(
+        job, objective[0], plans, step_s=again.step_s, peak_bytes=again.peak_memory_bytes
+    )
     ranked = Candidates(plans=plans, estimate=again, score=score).take(np.argsort(score, kind="stable"))
     return ranked, dict.fromkeys(plans.keys(), PredictedBy.LEARNED)
 

@@ -88,9 +88,10 @@ def layer_cost(job: Job, plans: Plans, kind: str) -> LayerCost:
         _ep_comm(job, plans, gemm, core_s) if kind == "moe" else (0.0 * gemm, 0.0 * gemm)
     )
     other = attention.other_s + mlp.other_s
+    redone = _half_chunks_s(job, plans, mlp)
     return LayerCost(
         forward_s=gemm + cast + core_s + other,
-        backward_input_s=gemm + cast + ATTENTION_BACKWARD_OVER_FORWARD * core_s + 2 * other,
+        backward_input_s=gemm + cast + ATTENTION_BACKWARD_OVER_FORWARD * core_s + 2 * other + redone,
         backward_weight_s=gemm,
         core_forward_s=core_s,
         modules_forward_s=_modules_s(job, plans, kind, mlp, ep_forward),
@@ -101,6 +102,14 @@ def layer_cost(job: Job, plans: Plans, kind: str) -> LayerCost:
         ep_forward_s=ep_forward,
         ep_backward_s=ep_backward,
     )
+
+
+def _half_chunks_s(job: Job, plans: Plans, mlp: _Block) -> Floats | float:
+    """Seconds of the MLP's first products, which its backward pass in half chunks does again."""
+    if not plans.sequence_chunk.any():
+        return 0.0
+    n = job.model.mlp.n_matrices
+    return (plans.sequence_chunk > 0) * mlp.gemm_s * (n - 1) / n
 
 
 def _modules_s(job: Job, plans: Plans, kind: str, mlp: _Block, ep_forward: Floats) -> Floats:
