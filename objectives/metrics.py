@@ -50,6 +50,7 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
             Metric(name="energy_per_token", unit="J/token", goal=Goal.MINIMIZE),
             Metric(name="tflop_per_kj", unit="model TFLOP/kJ", goal=Goal.MAXIMIZE),
             Metric(name="energy_per_step", unit="kWh/step", goal=Goal.MINIMIZE),
+            Metric(name="max_seq_len", unit="tokens", goal=Goal.MAXIMIZE),
         )
     }
 )
@@ -94,12 +95,15 @@ class Job:
     ) -> Floats:
         """A metric of many plans from their step seconds, peak bytes and joules; shape (n_plans,).
 
-        The joules are asked for by `ENERGY_METRICS` alone.
+        The joules are asked for by `ENERGY_METRICS` alone; of max_seq_len, which takes the plans themselves,
+        see `objectives.valuing`.
         """
         if metric in ENERGY_METRICS:
             assert energy_j is not None, "a metric of energy needs the joules of a step"
             return self.energy_values(metric, energy_j)
         match metric_named(metric).name:
+            case "max_seq_len":
+                raise InvalidSpec("max_seq_len must be asked of plans", "a step time and a peak alone")
             case "step_time":
                 return step_s
             case "peak_memory":

@@ -75,11 +75,15 @@ class SecondOpinion:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Ranking:
-    """What `rank` answers: the ledger, the best candidates, and what the engine says of them, if asked."""
+    """What `rank` answers: the ledger, the best candidates, and what the engine says of them, if asked.
+
+    The candidates are the best by `metric`.
+    """
 
     ledger: Ledger
     candidates: Candidates
     second: SecondOpinion | None = None
+    metric: str = "step_time"
 
     def first(self, n: int) -> "Ranking":
         """The ranking with its first n candidates."""
@@ -109,8 +113,10 @@ def rank(job: Job, space: SpaceSpec, *, metric: str = "step_time", keep: int = D
         fits = memory <= limit
         too_large += int(len(plans) - fits.sum())
         shortfall = min(shortfall, float(np.min(memory - limit, initial=np.inf, where=~fits)))
-        score = sign * metric_values(job, metric, plans, priced)
-        best.offer(plans, priced, np.where(fits, score, np.inf))
+        score = np.full(len(plans), np.inf)
+        if fits.any():
+            score[fits] = sign * metric_values(job, metric, plans, priced, among=fits)[fits]
+        best.offer(plans, priced, score)
     feasible = tally.enumerated - sum(tally.removed.values()) - too_large
     if not feasible:
         raise NothingFits(
@@ -126,7 +132,7 @@ def rank(job: Job, space: SpaceSpec, *, metric: str = "step_time", keep: int = D
         feasible=feasible,
         smallest_shortfall_bytes=shortfall if too_large else None,
     )
-    return Ranking(ledger=ledger, candidates=best.candidates())
+    return Ranking(ledger=ledger, candidates=best.candidates(), metric=metric)
 
 
 class _Best:

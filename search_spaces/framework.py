@@ -199,7 +199,8 @@ FRAMEWORKS: Mapping[str, FrameworkProfile] = MappingProxyType(
                 keeps_stage_input=True,
                 splits_messages=True,
                 bucket_parameters=500e6,  # reduce_bucket_size
-                memory=MemoryHabits(fixed_bucket=True),
+                # runtime/zero/stage_1_and_2.py and stage3.py: zero_grad(set_to_none=True)
+                memory=MemoryHabits(fixed_bucket=True, gradients_on_demand=True),
                 state=TrainingState(gradient_bytes=2.0),
             ),
             FrameworkProfile(

@@ -32,6 +32,8 @@ class MemoryHabits:
     `release`: when activations go where the backward pass is split; of a layer's 34 bytes an entry the
     zero-bubble fork of Megatron-LM counts 32 as freed with the gradient of the weights.
     `fixed_bucket`: gradients pass through a bucket even where their reduction is not overlapped.
+    `gradients_on_demand`: a step's first backward pass makes them, and the update gives them back; where it
+    is the only one, they come as activations go.
     """
 
     keeps_gate: bool = False
@@ -42,6 +44,7 @@ class MemoryHabits:
     step_bytes: float = 0.0
     keeps_cast_operands: bool = False
     fixed_bucket: bool = False
+    gradients_on_demand: bool = False
     release: Release = Release.AT_WEIGHT
 
     def __post_init__(self) -> None:

@@ -293,8 +293,9 @@ def _second_shards(c: Context, p: Columns) -> Bools:
     sharers = p["dp"] * p["cp"]
     held: Bools = (sharers % p["hpz"] == 0) & (p["hpz"] < sharers)
     if c.model.moe is not None:
-        held = held & (p["tp"] * sharers // (p["etp"] * p["ep"]) % p["hpz"] == 0)
-    return held | (p["hpz"] == 1)
+        held &= p["tp"] * sharers // (p["etp"] * p["ep"]) % p["hpz"] == 0
+    held |= p["hpz"] == 1
+    return held
 
 
 def _near_at_hand(c: Context, p: Columns) -> Bools:

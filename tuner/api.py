@@ -13,6 +13,7 @@ from typing import Any
 from objectives import ranking
 from objectives.cost import step
 from objectives.cost.result import Estimate
+from objectives.longest import BY_MEMORY
 from objectives.metrics import Job
 from objectives.uncertainty import step_interval_s
 from runners.launchers.base import Options
@@ -88,7 +89,7 @@ def rank(
     """Every legal plan priced; the ledger, and the `keep` best that fit in memory.
 
     With `simulate` the engine times those again that it could put first, and orders them (`tuner.rescore`);
-    not where the metric is peak memory.
+    not where the metric is decided by memory.
 
     Raises
     ------
@@ -102,7 +103,7 @@ def rank(
     from tuner.exportable import exportable  # noqa: PLC0415 - loads the launchers
 
     space = space or SpaceSpec()
-    if not simulate or metric == "peak_memory":
+    if not simulate or metric in BY_MEMORY:
         return exportable(job, ranking.rank(job, space, metric=metric, keep=keep))
     from tuner.rescore import MOST_CLOSE, rescored  # noqa: PLC0415 - loads the engine
 

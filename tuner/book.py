@@ -16,6 +16,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from objectives.metrics import Job
 from objectives.outcome import Measured, Outcome, outcome_to_dict
+from search_spaces.plan import Plan
 from tuner.leases import Lease, Owner
 from tuner.ledger import Ended, WaitingPlan, expired
 from tuner.storage import storage_trouble
@@ -102,8 +103,12 @@ class Book:
                 self._constrain(number, trial, constraints_of(outcome, self.job))
             except UpdateFinishedTrialError:
                 return False
-            values = values_of(outcome, self.job, self.objective) if isinstance(outcome, Measured) else None
+            values = self._values(outcome, trial) if isinstance(outcome, Measured) else None
             return self._tell(number, state, values)
+
+    def _values(self, outcome: Measured, trial: FrozenTrial) -> list[float]:
+        plan = trial.user_attrs.get("plan")
+        return values_of(outcome, self.job, self.objective, None if plan is None else Plan.parse(plan))
 
     def end(self, number: int, why: Ended) -> bool:
         """Tell a running trial FAIL, and why; false if it was finished before."""

@@ -12,9 +12,9 @@ from objectives.cost.result import StepMemory, StepTime
 from objectives.metrics import Job
 from search_spaces.plan import ENUMS, FLAGS, Floats, Module, Plans
 
-DEGREES = ("tp", "pp", "dp", "cp", "ep", "etp", "vpp", "micro_batch", "recompute_every")
+DEGREES = ("tp", "pp", "dp", "cp", "ep", "etp", "vpp", "micro_batch", "recompute_every", "hpz")
 CAP_STEP_W = 200.0  # watts of a power cap that count like one more of a degree
-STAGE_SIZES = ("first_layers", "last_layers", "recompute_stages")
+STAGE_SIZES = ("first_layers", "last_layers", "recompute_stages", "sequence_chunk")
 TIME_PARTS: tuple[str, ...] = tuple(field.name for field in fields(StepTime))
 MEMORY_PARTS: tuple[str, ...] = tuple(field.name for field in fields(StepMemory))
 

@@ -102,6 +102,8 @@ class StudyInputs:
             "[objective] metric must name each metric once",
             ", ".join(self.objective),
         )
+        must = "[objective] metric must name peak_memory or max_seq_len, which rest on the same measurement"
+        check(not {"peak_memory", "max_seq_len"} <= set(self.objective), must, "both")
         both = self.warm_start and self.prior != PRIORS[0]
         must = "a warm start corrects the analytic prior, so prior must be analytic"
         check(not both, must, self.prior, hint="leave out the prior or the warm start")

@@ -32,8 +32,10 @@ from typing import Any
 import numpy as np
 from optuna.trial import TrialState
 
+from objectives.longest import MAX_SEQ_LEN, metric_values
 from objectives.metrics import Job
 from objectives.outcome import Cause, Failed, Measured, Outcome, outcome_from_dict
+from search_spaces.plan import Plan, Plans
 
 # By how much an out-of-memory plan fell short when nobody can say: only its sign has a meaning.
 UNKNOWN_SHORTFALL = 0.01
@@ -43,18 +45,23 @@ def sound(outcome: Outcome, job: Job, objective: Sequence[str]) -> Outcome:
     """The outcome, or a failure in its place if one of its figures is not finite."""
     if isinstance(outcome, Failed):
         return outcome if 0 <= outcome.short_bytes < math.inf else replace(outcome, short_bytes=0.0)
-    values = values_of(outcome, job, objective)
+    sought = [name for name in objective if name != MAX_SEQ_LEN]  # finite wherever the peak is
+    values = values_of(outcome, job, sought)
     if all(math.isfinite(value) for value in values):
         return outcome
-    figures = ", ".join(f"{name}={value}" for name, value in zip(objective, values, strict=True))
+    figures = ", ".join(f"{name}={value}" for name, value in zip(sought, values, strict=True))
     return Failed(cause=Cause.INVALID, message=f"a figure is not finite: {figures}", origin=outcome.origin)
 
 
-def values_of(outcome: Measured, job: Job, objective: Sequence[str]) -> list[float]:
-    """Value of each metric."""
+def values_of(outcome: Measured, job: Job, objective: Sequence[str], plan: Plan | None = None) -> list[float]:
+    """Value of each metric; only the longest sequence needs the plan."""
     step_s, peak_bytes = np.array([outcome.step_s]), np.array([outcome.peak_memory_bytes])
+    plans = Plans.of([plan or Plan()])
     with np.errstate(all="ignore"):  # a value that is not finite is judged in `sound`
-        return [float(job.values(name, step_s, peak_bytes)[0]) for name in objective]
+        return [
+            float(metric_values(job, name, plans, step_s=step_s, peak_bytes=peak_bytes)[0])
+            for name in objective
+        ]
 
 
 def constraints_of(outcome: Outcome, job: Job) -> Mapping[str, float]:

@@ -20,6 +20,7 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
+from objectives.cost import chunks
 from objectives.cost.dispatch import combined_wider_bytes, mask_bytes, routed_tokens
 from objectives.cost.factored import factored
 from objectives.cost.kernels import NARROW, entry_bytes
@@ -70,6 +71,10 @@ def stage_activations(job: Job, plans: Plans, stages: Stages) -> StageActivation
         full         every r-th layer keeps its input (2 T h)
         selective    the attention core keeps nothing, nor do the modules redone by name
 
+    Inputs that wait on the host leave two on the device, the one in use and the one that travels; a sequence
+    in chunks leaves of a layer that is redone what `objectives.cost.chunks` counts, and of the loss one
+    piece.  There the loss and the layer being redone, which never meet, count as the larger of the two.
+
     Source
     ------
     Korthikanti et al. (2022), arXiv:2205.05198, sections 4 and 5.
@@ -88,11 +93,26 @@ def stage_activations(job: Job, plans: Plans, stages: Stages) -> StageActivation
     kept = (1 - share) * total.kept_bytes - redone + share * layers * boundary
     transient = np.where(share > 0, total.kept_bytes, redone) / n_layers
     heads = stages.is_last + n_predict
+    logits = heads * logits_bytes(job, plans)
+    if plans.offload_checkpoints.any() or chunks.is_chunked(plans):
+        transient, logits = _on_host(job, plans, transient, logits)
+        kept = kept - plans.offload_checkpoints * share * layers * boundary
     return StageActivations(
         kept_bytes=kept + _stage_input_bytes(job, plans, stages),
         transient_bytes=transient,
-        logits_bytes=heads * logits_bytes(job, plans),
+        logits_bytes=logits,
     )
+
+
+def _on_host(job: Job, plans: Plans, transient: Floats, logits: Floats) -> tuple[Floats, Floats]:
+    """A redone layer's bytes beyond those of the loss, and the loss's, where the host or chunks take some."""
+    boundary, is_chunked = boundary_bytes(job, plans), plans.sequence_chunk > 0
+    pieces = chunks.PIECES_OF_CHUNK * chunks.n_chunks(job, plans)
+    working = np.where(is_chunked, chunks.working_bytes(job, plans, transient, boundary), transient)
+    working = working + plans.offload_checkpoints * chunks.BUFFERS * boundary
+    loss = np.where(is_chunked, logits / pieces, logits)
+    apart = plans.offload_checkpoints | is_chunked
+    return np.where(apart, np.maximum(working - loss, 0.0), transient), loss
 
 
 def boundary_bytes(job: Job, plans: Plans) -> Floats:

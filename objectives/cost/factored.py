@@ -58,6 +58,9 @@ def factored(plans: Plans, knobs: Sequence[str], function: Callable[[Plans], Tab
 
 
 def spread(table: Table, index: NDArray[Any]) -> Table:
-    """A struct of arrays with rows `index` of the last axis."""
-    columns = {f.name: np.take(getattr(table, f.name), index, axis=-1) for f in fields(table)}  # type: ignore[arg-type]
+    """A struct of arrays with rows `index` of the last axis; a field that is None stays so."""
+    found = {f.name: getattr(table, f.name) for f in fields(table)}  # type: ignore[arg-type]
+    columns = {
+        name: None if value is None else np.take(value, index, axis=-1) for name, value in found.items()
+    }
     return type(table)(**columns)

@@ -74,13 +74,15 @@ def layer_cost(job: Job, plans: Plans, kind: str) -> LayerCost:
         _ep_comm(job, plans, gemm, core_s) if kind == "moe" else (0.0 * gemm, 0.0 * gemm)
     )
     other = attention.other_s + mlp.other_s
+    redone = _half_chunks_s(job, plans, mlp)
     return LayerCost(
         forward_s=gemm + cast + core_s + other + routing,
         backward_input_s=gemm
         + cast
         + ATTENTION_BACKWARD_OVER_FORWARD * core_s
         + 2 * other
-        + ROUTING_BACKWARD_OVER_FORWARD * routing,
+        + ROUTING_BACKWARD_OVER_FORWARD * routing
+        + redone,
         backward_weight_s=gemm,
         core_forward_s=core_s,
         modules_forward_s=_modules_s(job, plans, kind, mlp, ep_forward),
@@ -91,6 +93,14 @@ def layer_cost(job: Job, plans: Plans, kind: str) -> LayerCost:
         ep_forward_s=ep_forward,
         ep_backward_s=ep_backward,
     )
+
+
+def _half_chunks_s(job: Job, plans: Plans, mlp: _Block) -> Floats | float:
+    """Seconds of the MLP's first products, which its backward pass in half chunks does again."""
+    if not plans.sequence_chunk.any():
+        return 0.0
+    n = job.model.mlp.n_matrices
+    return (plans.sequence_chunk > 0) * mlp.gemm_s * (n - 1) / n
 
 
 def _modules_s(job: Job, plans: Plans, kind: str, mlp: _Block, ep_forward: Floats) -> Floats:
@@ -271,7 +281,7 @@ def _tp_comm(job: Job, plans: Plans, kind: str, gemm: Floats) -> tuple[Floats, F
     """
     cluster, n = job.cluster, plans.tp
     members = mesh.tp_members(cluster, plans)
-    message = entry_bytes(job.workload.precision) * tokens_per_device(job, plans) * job.model.d_model
+    message = sequence_bytes(job, plans)
     moe = job.model.moe
     pairs = 2.0 if kind == "dense" or (moe is not None and moe.shared_width) else 1.0
     reduce_s = all_reduce_s(cluster, n, members, message)
@@ -281,6 +291,33 @@ def _tp_comm(job: Job, plans: Plans, kind: str, gemm: Floats) -> tuple[Floats, F
     backward = pairs * np.where(plans.sequence_parallel, 2 * gather_s + scatter_s, reduce_s)
     hides = job.trainer.tp_overlap.value * plans.overlap_tp
     return forward - np.minimum(hides * forward, gemm), backward - np.minimum(hides * backward, 2 * gemm)
+
+
+def sequence_bytes(job: Job, plans: Plans) -> Floats:
+    """One tensor as wide as the model over a rank's tokens: N h entries without context parallelism.
+
+    Megatron-LM's sequence parallelism gathers and scatters four of them in a layer's forward pass, however
+    many ranks there are.
+    """
+    return entry_bytes(job.workload.precision) * tokens_per_device(job, plans) * job.model.d_model
+
+
+def ulysses_sent_bytes(job: Job, plans: Plans) -> Floats:
+    """What a rank sends of one layer's forward pass in Ulysses' all-to-alls: 4 N h / P entries.
+
+    Queries, keys and values on their way in, outputs on their way back; fewer where keys and values have
+    fewer heads, which are replicated where P is above their number.
+
+    Source
+    ------
+    Jacobs et al. (2023), arXiv:2309.14509, section 3.2.
+    """
+    attention = job.model.attention
+    heads, kv_heads = np.ceil(attention.n_heads / plans.tp), np.ceil(attention.n_kv_heads / plans.tp)
+    held = heads + np.maximum(kv_heads, np.minimum(plans.cp, heads))
+    width = attention.head_dim + attention.v_head_dim
+    sent: Floats = entry_bytes(job.workload.precision) * tokens_per_device(job, plans) * held * width
+    return sent
 
 
 def _cp_comm(job: Job, plans: Plans, core_s: Floats) -> tuple[Floats, Floats]:
@@ -303,20 +340,14 @@ def _cp_comm(job: Job, plans: Plans, core_s: Floats) -> tuple[Floats, Floats]:
     cluster, attention = job.cluster, job.model.attention
     members = mesh.cp_members(cluster, plans)
     tokens = tokens_per_device(job, plans)
-    heads, kv_heads = np.ceil(attention.n_heads / plans.tp), np.ceil(attention.n_kv_heads / plans.tp)
+    kv_heads = np.ceil(attention.n_kv_heads / plans.tp)
     both_widths = attention.head_dim + attention.v_head_dim
     kv_bytes = entry_bytes(job.workload.precision) * tokens * kv_heads * both_widths
     ring_s = all_gather_s(cluster, plans.cp, members, kv_bytes * plans.cp)
     share = job.trainer.cp_overlap.value
     ring_forward = ring_s - np.minimum(share * ring_s, core_s)
     ring_backward = 2 * ring_s - np.minimum(2 * share * ring_s, ATTENTION_BACKWARD_OVER_FORWARD * core_s)
-    sent = (
-        entry_bytes(job.workload.precision)
-        * tokens
-        * (heads + np.maximum(kv_heads, np.minimum(plans.cp, heads)))
-        * both_widths
-    )
-    ulysses_s = all_to_all_s(cluster, plans.cp, members, sent)
+    ulysses_s = all_to_all_s(cluster, plans.cp, members, ulysses_sent_bytes(job, plans))
     is_ulysses, gathers = plans.is_cp(CpKind.ULYSSES), plans.is_cp(CpKind.ALL_GATHER)
     forward = np.where(gathers, ring_s, ring_forward)
     backward = np.where(gathers, 2 * ring_s, ring_backward)

@@ -41,6 +41,17 @@ def dp_members(cluster: ClusterSpec, plans: Plans) -> Floats:
     return _per_tier(cluster, n, lambda size: _group(plans, plans.tp, n, size))
 
 
+def strided_members(cluster: ClusterSpec, plans: Plans, stride: Ints, n: Ints) -> Floats:
+    """Members of a group of n at a stride over the tp x cp x dp positions, per tier."""
+    return _per_tier(cluster, n, lambda size: _group(plans, stride, n, size))
+
+
+def strided_inside(plans: Plans, stride: Ints, n: Ints, size: int) -> Ints:
+    """Members of such a group in a domain of `size` devices; shape (n_plans,)."""
+    members: Ints = np.clip(_group(plans, stride, n, size), 1, n)
+    return members
+
+
 def _group(plans: Plans, stride: Ints, n: Ints, size: int) -> Ints:
     """Members of a group of n at a stride over the tp x cp x dp positions, in a domain of `size` devices.
 

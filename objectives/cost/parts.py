@@ -91,10 +91,11 @@ PARTS: Mapping[str, PartFormula] = MappingProxyType({
         source="arXiv:1910.02054, section 3",
     ),
     "offload_s": PartFormula(
-        formula="gradients and weights over the host's link, and the update at its memory's rate; overlapped: "
-        "what is longer than one micro-batch's passes",
+        formula="gradients and weights over the host's link, and the update at its memory's rate (overlapped: "
+        "what is longer than one micro-batch's passes); waits for inputs of redone layers and chunks of a "
+        "sequence that lie on the host",
         worked="",
-        source="arXiv:2101.06840, section 4",
+        source="arXiv:2101.06840, section 4; arXiv:2408.16978, section 4",
     ),
     "fixed_s": PartFormula(
         formula="fixed seconds of a step + straggler share x log2(n) x everything that passes take",
@@ -102,9 +103,9 @@ PARTS: Mapping[str, PartFormula] = MappingProxyType({
         source="the cluster's file",
     ),
     "weights_bytes": PartFormula(
-        formula="phi w, / D with ZeRO-3",
+        formula="phi w, / D with ZeRO-3, and / hpz for a second shard",
         worked="{weights_parameters} × {weight_bytes}",
-        source="arXiv:1910.02054, section 5",
+        source="arXiv:1910.02054, section 5; arXiv:2306.10209, section 3.3",
     ),
     "gradients_bytes": PartFormula(
         formula="phi g, / D from ZeRO-2 on",

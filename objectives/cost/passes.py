@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-from objectives.cost import mesh
+from objectives.cost import chunks, mesh, zero_plus
 from objectives.cost.activations import boundary_bytes, stage_activations
 from objectives.cost.collectives import all_gather_s, send_s
 from objectives.cost.factored import factored
@@ -34,12 +34,14 @@ TIE = 1e-9
 PASS_KNOBS = (
     "tp", "pp", "dp", "cp", "ep", "etp", "vpp", "micro_batch", "first_layers", "last_layers",
     "recompute_every", "cp_kind", "recompute", "recompute_modules", "rank_order", "sequence_parallel",
-    "overlap_tp", "overlap_ep", "deduplicate_ep", "hierarchical_ep", "dispatch", "recompute_stages",
-    "folds", "mirrors",
+    "overlap_tp", "overlap_ep", "deduplicate_ep", "hierarchical_ep", "dispatch", "recompute_stages", "folds",
+    "mirrors", "quantized_weights", "hpz", "quantized_gradients", "sequence_chunk", "offload_sequence",
+    "offload_checkpoints",
 )  # fmt: skip
 LAYER_KNOBS = (
     "tp", "pp", "dp", "cp", "ep", "etp", "micro_batch", "cp_kind", "rank_order", "sequence_parallel",
     "overlap_tp", "overlap_ep", "deduplicate_ep", "hierarchical_ep", "dispatch", "recompute_modules",
+    "sequence_chunk",
 )  # fmt: skip
 
 
@@ -47,7 +49,8 @@ LAYER_KNOBS = (
 class StagePass:
     """One micro-batch through given stages; every array has shape (n_stages, n_plans).
 
-    Compute is without communication; `recompute_s` is everything done again, its communication included.
+    Compute is without communication; `recompute_s` is everything done again, its communication included;
+    `host_forward_s` and `host_backward_s` are waits for the host's memory.
     """
 
     forward_s: Floats
@@ -62,6 +65,8 @@ class StagePass:
     ep_forward_s: Floats
     launch_forward_s: Floats
     launch_backward_s: Floats
+    host_forward_s: Floats
+    host_backward_s: Floats
 
     @property
     def compute_s(self) -> Floats:
@@ -76,13 +81,14 @@ class StagePass:
     @property
     def full_forward_s(self) -> Floats:
         """F: forward computation, its exposed communication, and waiting for the host."""
-        return self.forward_s + self.forward_comm_s + self.launch_forward_s
+        return self.forward_s + self.forward_comm_s + self.launch_forward_s + self.host_forward_s
 
     @property
     def full_backward_input_s(self) -> Floats:
         """B_i: backward computation, recomputation, exposed communication, and half of the waiting."""
         comm = self.tp_comm_s + self.cp_comm_s + self.ep_comm_s - self.forward_comm_s
-        return self.backward_input_s + self.recompute_s + comm + self.launch_backward_s / 2
+        waits = self.launch_backward_s / 2 + self.host_backward_s
+        return self.backward_input_s + self.recompute_s + comm + waits
 
     @property
     def full_backward_weight_s(self) -> Floats:
@@ -117,12 +123,14 @@ def stage_pass(job: Job, plans: Plans, stages: Stages) -> StagePass:
     backward_s = total.backward_input_s + total.backward_weight_s + 2 * ends_s + again_s + backward_comm
     accumulation_s = _accumulation_s(job, plans, stages)
     backward_s = backward_s + accumulation_s
+    converts = _conversions_s(job, plans, stages)
+    host_forward, host_backward = _host_waits_s(job, plans, total, n_layers)
     device_s = (total.forward_s + ends_s + forward_comm, backward_s)
     of_kinds = (n_layers, stages.n_moe + n_predict)
     launch_forward, launch_backward = _launch(job, plans, of_kinds, device_s, redoes)
     return StagePass(
-        forward_s=total.forward_s + ends_s,
-        backward_input_s=total.backward_input_s + ends_s,
+        forward_s=total.forward_s + ends_s + converts[0],
+        backward_input_s=total.backward_input_s + ends_s + converts[1],
         backward_weight_s=total.backward_weight_s + ends_s + accumulation_s,
         recompute_s=again_s,
         tp_comm_s=total.tp_forward_s + total.tp_backward_s + 2 * (heads * head_comm_s + embedding_comm_s),
@@ -133,7 +141,23 @@ def stage_pass(job: Job, plans: Plans, stages: Stages) -> StagePass:
         ep_forward_s=total.ep_forward_s,
         launch_forward_s=launch_forward,
         launch_backward_s=launch_backward,
+        host_forward_s=host_forward,
+        host_backward_s=host_backward,
     )
+
+
+def _conversions_s(job: Job, plans: Plans, stages: Stages) -> tuple[Floats, Floats]:
+    """Seconds of making and reading what ZeRO++ sends in fewer bits."""
+    if not (plans.quantized_weights.any() or plans.quantized_gradients.any()):
+        return np.zeros(stages.index.shape), np.zeros(stages.index.shape)
+    return zero_plus.conversions_s(job, plans, rank_parameters(job, plans, stages))
+
+
+def _host_waits_s(job: Job, plans: Plans, total: LayerCost, n_layers: Ints) -> tuple[Floats, Floats]:
+    """Seconds that checkpoints and chunks on the host show."""
+    if not chunks.waits_for_host(plans):
+        return np.zeros(n_layers.shape), np.zeros(n_layers.shape)
+    return chunks.host_waits_s(job, plans, total, n_layers, boundary_bytes(job, plans))
 
 
 def _accumulation_s(job: Job, plans: Plans, stages: Stages) -> Floats:
@@ -168,6 +192,9 @@ def _launch(
     per_layer = trainer.operations_per_layer.value + trainer.tp_operations.value * (plans.tp > 1)
     graphed = graphs is CudaGraphs.LAYERS
     forward = n_layers[0] * per_layer * (not graphed)
+    if chunks.is_chunked(plans):
+        u = chunks.n_chunks(job, plans)
+        forward = forward * u + n_layers[0] * u * (u - 1) / 2
     if job.model.moe is not None:
         forward = forward + n_layers[1] * (job.model.moe.n_experts / plans.ep) * _expert_operations(job)
     host_s = one * (forward + n_layers[0] * _peer_operations(job, plans))
@@ -289,6 +316,7 @@ class PassTable:
     `all_stages_s` sums F + B over the stages, `others_forward_s` F over all but the worst; `fillable_s` sums
     W + min(F, W) over all but the worst, `fillable_h2_s` min(3 W, 2 F + W, F + B): what ZB-H1 and ZB-H2 fill
     of their bubbles.  Of two copies of the model (DualPipe) a device runs each with half the micro-batches.
+    `host_s` are waits for the host's memory, None where no plan has any.
     """
 
     compute_s: Floats
@@ -310,6 +338,7 @@ class PassTable:
     transient_bytes: Floats
     logits_bytes: Floats
     boundary_bytes: Floats
+    host_s: Floats | None = None
 
 
 def pass_table(job: Job, plans: Plans) -> PassTable:
@@ -358,6 +387,9 @@ def pass_table(job: Job, plans: Plans) -> PassTable:
         transient_bytes=activations.transient_bytes,
         logits_bytes=activations.logits_bytes,
         boundary_bytes=boundary_bytes(job, plans),
+        host_s=of_step(passes.host_forward_s + passes.host_backward_s)
+        if chunks.waits_for_host(plans)
+        else None,
     )
 
 

@@ -17,7 +17,7 @@ from search_spaces.cluster import assumed
 from search_spaces.framework import framework_named
 from search_spaces.plan import Floats, Ints, Plan, Plans
 
-PARTS = ("compute_s", "recompute_s", "tp_comm_s", "cp_comm_s", "ep_comm_s", "launch_s")
+PARTS = ("compute_s", "recompute_s", "tp_comm_s", "cp_comm_s", "ep_comm_s", "launch_s", "offload_s")
 COLLECTIVES = ("tp", "cp", "ep")
 _NONE = assumed(0.0, "a trainer that hides nothing")
 
@@ -27,11 +27,11 @@ class StageParts:
     """One plan, stage by stage; the last axis is the stage, (pp,).
 
     `forward_s`, `backward_input_s` and `backward_weight_s` are the exposed seconds of one micro-batch through
-    the whole share, by `PARTS`: shape (6, pp).  `forward_hidden_s` and `backward_hidden_s` are what the
+    the whole share, by `PARTS`: shape (7, pp).  `forward_hidden_s` and `backward_hidden_s` are what the
     plan's overlap hides, by `COLLECTIVES`: (3, pp).  `reduce_s` and `gather_s` are one reduction of all
-    gradients and one gather of all weights, `n_buckets` the pieces they come in; `tie_s` adds up what stage i
-    and stage p - 1 - i both hold: tied embeddings, or the second copy of DualPipe.  `tier` is the outermost
-    tier that each kind of communication crosses.
+    gradients and one gather of all weights, `gather_again_s` one before a backward pass, `n_buckets` the
+    pieces they come in; `tie_s` adds up what stage i and stage p - 1 - i both hold: tied embeddings, or the
+    second copy of DualPipe.  `tier` is the outermost tier that each kind of communication crosses.
     """
 
     forward_s: Floats
@@ -42,6 +42,7 @@ class StageParts:
     send_s: float
     reduce_s: Floats
     gather_s: Floats
+    gather_again_s: Floats
     n_buckets: Ints
     optimizer_s: Floats
     offload_s: Floats
@@ -78,6 +79,7 @@ def stage_parts(job: Job, plan: Plan) -> StageParts:
         send_s=float(send_message_s(job, one)[0]) if plan.pp > 1 else 0.0,
         reduce_s=sharing.reduce_s,
         gather_s=sharing.gather_s,
+        gather_again_s=sharing.gather_again_s,
         n_buckets=np.maximum(np.ceil(parameters.total / per_bucket), 1).astype(np.int64),
         optimizer_s=sharing.optimizer_s,
         offload_s=exposed_offload_s(rows, sharing.offload_s, passes.total_s[:, 0]),
@@ -88,17 +90,18 @@ def stage_parts(job: Job, plan: Plan) -> StageParts:
 
 
 def _parts(passes: StagePass) -> tuple[Floats, Floats, Floats]:
-    """F, B_i and W by part, each (6, pp)."""
+    """F, B_i and W by part, each (7, pp)."""
     none, half_launch = np.zeros_like(passes.forward_s), passes.launch_backward_s / 2
     forward = (
         passes.forward_s, none, passes.tp_forward_s, passes.cp_forward_s, passes.ep_forward_s,
-        passes.launch_forward_s,
+        passes.launch_forward_s, passes.host_forward_s,
     )  # fmt: skip
     backward_input = (
         passes.backward_input_s, passes.recompute_s, passes.tp_comm_s - passes.tp_forward_s,
         passes.cp_comm_s - passes.cp_forward_s, passes.ep_comm_s - passes.ep_forward_s, half_launch,
+        passes.host_backward_s,
     )  # fmt: skip
-    backward_weight = (passes.backward_weight_s, none, none, none, none, half_launch)
+    backward_weight = (passes.backward_weight_s, none, none, none, none, half_launch, none)
     return tuple(  # type: ignore[return-value]
         np.stack([np.broadcast_to(part, none.shape)[:, 0] for part in each])
         for each in (forward, backward_input, backward_weight)

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from objectives.cost import mesh
+from objectives.cost import mesh, zero_plus
 from objectives.cost.collectives import all_gather_s, all_reduce_s, reduce_scatter_s, send_s
 from objectives.cost.kernels import memory_bound_s
 from objectives.cost.stages import (
@@ -39,7 +39,7 @@ from search_spaces.units import GB
 
 STATE_KNOBS = (
     "tp", "pp", "dp", "cp", "ep", "etp", "vpp", "first_layers", "last_layers", "zero", "offload_optimizer",
-    "rank_order", "folds", "mirrors",
+    "rank_order", "folds", "mirrors", "quantized_weights", "hpz", "quantized_gradients",
 )  # fmt: skip
 
 HOST_OPTIMIZER_BYTES_PER_S = assumed(
@@ -64,8 +64,9 @@ class StateBytes:
 class StateTable:
     """Bytes per representative stage (n_representatives, n_plans), and seconds on the fullest, (n_plans,).
 
-    `reduce_s` and `gather_s` are one reduction of all gradients and one gather of all weights; `tie_s` adds
-    the gradients of tied embeddings, which the first and the last stage both hold.
+    `reduce_s` and `gather_s` are one reduction of all gradients and one gather of all weights, the mean of
+    both passes' where they differ (`objectives.cost.zero_plus`); `tie_s` adds the gradients of tied
+    embeddings, which the first and the last stage both hold.
     """
 
     weights_bytes: Floats
@@ -91,6 +92,8 @@ def state_bytes(job: Job, plans: Plans, parameters: RankParameters, stages: Stag
     state, zero = job.workload.training_state, plans.zero
     sharded = _sharded(plans, parameters)
     weights = np.where(zero >= 3, sharded, parameters.total) * state.weight_bytes
+    if int(plans.hpz.max(initial=1)) > 1:
+        weights = weights + zero_plus.second_shard_bytes(job, plans, parameters.total)
     gradients = np.where(zero >= 2, sharded, parameters.total) * state.gradient_bytes
     optimizer = np.where(zero >= 1, sharded, parameters.total) * state.optimizer_bytes
     per_layer = parameters.total / np.maximum(stages.n_layers, 1) / (1 + plans.mirrors)
@@ -153,7 +156,7 @@ def state_table(job: Job, plans: Plans) -> StateTable:
     dense = np.take_along_axis(parameters.dense, fullest, axis=0)[0]
     expert = np.take_along_axis(parameters.expert, fullest, axis=0)[0]
     one = RankParameters(dense=dense, expert=expert)
-    reduce_s, gather_s = _sharing_s(job, plans, one, np.max(stages.n_layers, axis=0))
+    sharing = _sharing_s(job, plans, one, np.max(stages.n_layers, axis=0))
     owned = np.where(plans.zero >= 1, _sharded(plans, parameters), parameters.total)
     optimizer_s, offload_s = _update_s(job, plans, np.max(owned, axis=0), np.max(stages.n_layers, axis=0))
     return StateTable(
@@ -163,8 +166,8 @@ def state_table(job: Job, plans: Plans) -> StateTable:
         whole_bytes=table.whole_bytes,
         bucket_bytes=table.bucket_bytes,
         update_bytes=table.update_bytes,
-        reduce_s=reduce_s,
-        gather_s=gather_s,
+        reduce_s=sharing.reduce_s,
+        gather_s=(sharing.gather_s + sharing.gather_again_s) / 2,
         tie_s=tie_s(job, plans) + _copies_s(job, plans, one),
         optimizer_s=optimizer_s,
         offload_s=offload_s,
@@ -175,11 +178,13 @@ def state_table(job: Job, plans: Plans) -> StateTable:
 class StageSharing:
     """Seconds in which each device of a stage shares and updates its state once; shape (n_stages,).
 
-    `copies_s` adds up the gradients of two copies of the model.
+    `gather_again_s` is a gather before a backward pass.  `copies_s` adds up the gradients of two copies of
+    the model.
     """
 
     reduce_s: Floats
     gather_s: Floats
+    gather_again_s: Floats
     optimizer_s: Floats
     offload_s: Floats
     copies_s: Floats
@@ -187,17 +192,18 @@ class StageSharing:
 
 def stage_sharing(job: Job, plans: Plans, parameters: RankParameters, n_layers: Ints) -> StageSharing:
     """The same for stages, each given as a row of plans with its own parameters and layers."""
-    reduce_s, gather_s = _sharing_s(job, plans, parameters, n_layers)
+    sharing = _sharing_s(job, plans, parameters, n_layers)
     owned = np.where(plans.zero >= 1, _sharded(plans, parameters), parameters.total)
     optimizer_s, offload_s = _update_s(job, plans, owned, n_layers)
     return StageSharing(
-        reduce_s=reduce_s, gather_s=gather_s, optimizer_s=optimizer_s, offload_s=offload_s,
+        reduce_s=sharing.reduce_s, gather_s=sharing.gather_s, gather_again_s=sharing.gather_again_s,
+        optimizer_s=optimizer_s, offload_s=offload_s,
         copies_s=_copies_s(job, plans, parameters),
     )  # fmt: skip
 
 
-def _sharing_s(job: Job, plans: Plans, parameters: RankParameters, n_layers: Ints) -> tuple[Floats, Floats]:
-    """Seconds of one gradient reduction and one weight gather.
+def _sharing_s(job: Job, plans: Plans, parameters: RankParameters, n_layers: Ints) -> zero_plus.SharingTimes:
+    """Seconds of one gradient reduction, and of one weight gather before each pass.
 
     Gradients are all-reduced bucket by bucket, or reduce-scattered from stage 1 on.  Dense parameters go over
     dp x cp, routed experts over edp; one after the other.  Where a trainer shards by layers, each layer's
@@ -221,7 +227,24 @@ def _sharing_s(job: Job, plans: Plans, parameters: RankParameters, n_layers: Int
         scattered = pieces * reduce_scatter_s(cluster, n, members, gradients / pieces) + apart_s
         reduce_s += np.where(plans.zero == 0, whole, scattered)
         gather_s += pieces * all_gather_s(cluster, n, members, weights / pieces) + apart_s
-    return reduce_s, gather_s
+    plain = zero_plus.SharingTimes(reduce_s=reduce_s, gather_s=gather_s, gather_again_s=gather_s)
+    return _in_fewer_bits(job, plans, parameters, plain) if zero_plus.is_asked(plans) else plain
+
+
+def _in_fewer_bits(
+    job: Job, plans: Plans, parameters: RankParameters, plain: zero_plus.SharingTimes
+) -> zero_plus.SharingTimes:
+    """The plain times, or where a plan moves fewer bits or nearer weights, those."""
+    dense, expert = (
+        zero_plus.sharing_times(job, plans, group) for group in zero_plus.sharing_groups(plans, parameters)
+    )
+    again_s = dense.gather_again_s + expert.gather_again_s
+    near, bits = plans.hpz > 1, plans.quantized_weights
+    return zero_plus.SharingTimes(
+        reduce_s=np.where(plans.quantized_gradients, dense.reduce_s + expert.reduce_s, plain.reduce_s),
+        gather_s=np.where(bits, dense.gather_s + expert.gather_s, plain.gather_s),
+        gather_again_s=np.where(bits | near, again_s, plain.gather_again_s),
+    )
 
 
 def tie_s(job: Job, plans: Plans) -> Floats:

@@ -108,6 +108,7 @@ def _time(job: Job, plans: Plans, passes: PassTable, states: StateTable, m: Ints
     dp_comm = exposed_dp_comm_s(job, plans, passes, states, m)
     slow = cluster.straggler_per_log2.value * np.log2(max(cluster.n_nodes, 1))
     busy = m * passes.worst_s + bubble + send
+    offload_s = exposed_offload_s(plans, states.offload_s, passes.worst_s)
     return StepTime(
         compute_s=m * passes.compute_s,
         recompute_s=m * passes.recompute_s,
@@ -119,7 +120,7 @@ def _time(job: Job, plans: Plans, passes: PassTable, states: StateTable, m: Ints
         bubble_s=bubble,
         dp_comm_s=dp_comm,
         optimizer_s=states.optimizer_s,
-        offload_s=exposed_offload_s(plans, states.offload_s, passes.worst_s),
+        offload_s=offload_s if passes.host_s is None else offload_s + m * passes.host_s,
         fixed_s=cluster.step_fixed_s.value + slow * busy,
     )
 
@@ -204,7 +205,10 @@ def _memory(
     index = representatives(job, plans).index
     activations = pipeline.in_flight(plans, m, index, release_of(job)) * passes.kept_bytes
     buffers = buffer_bytes(plans, passes.boundary_bytes, passes.transient_bytes, states)
-    total = states.weights_bytes + states.gradients_bytes
+    gradients = _beside_activations(
+        job, m, states.gradients_bytes, activations + passes.logits_bytes + passes.transient_bytes
+    )
+    total = states.weights_bytes + gradients
     total += states.optimizer_bytes
     total += activations
     total += passes.logits_bytes
@@ -219,7 +223,7 @@ def _memory(
 
     memory = StepMemory(
         weights_bytes=at_peak(states.weights_bytes),
-        gradients_bytes=at_peak(states.gradients_bytes),
+        gradients_bytes=at_peak(gradients),
         optimizer_bytes=at_peak(states.optimizer_bytes),
         activations_bytes=at_peak(activations),
         logits_bytes=at_peak(passes.logits_bytes),
@@ -243,6 +247,16 @@ def buffer_bytes(plans: Plans, boundary: Floats, transient: Floats, held: StateT
     between = np.where(plans.pp > 1, 4 * boundary, 0.0)
     messages = between + np.where(plans.sequence_parallel, boundary * plans.tp, 0.0)
     return messages + transient + held.whole_bytes + plans.overlap_dp * held.bucket_bytes
+
+
+def _beside_activations(job: Job, m: Ints, gradients: Floats, freed: Floats) -> Floats:
+    """Gradients at the peak: all, or with one micro-batch in a step what they need beyond all that it frees.
+
+    Where a trainer makes gradients as they come, there are none when activations are most.
+    """
+    if not framework_named(job.workload.framework).memory.gradients_on_demand:
+        return gradients
+    return np.where(m == 1, np.maximum(gradients - freed, 0.0), gradients)
 
 
 def _through_update(buffers: Floats, update: Floats, freed: Floats) -> Floats:
@@ -291,9 +305,11 @@ def _stage_memory(
     buffers = buffer_bytes(one, boundary_bytes(job, one), activations.transient_bytes, held)
     buffers = _through_update(buffers, held.update_bytes, kept + activations.logits_bytes)
     reserve = np.full(len(index), job.cluster.memory_reserve_bytes.value)
+    freed = kept + activations.logits_bytes + activations.transient_bytes
+    gradients = _beside_activations(job, microbatches(job, one), held.gradients_bytes, freed)
     return StepMemory(
         weights_bytes=held.weights_bytes[:, 0],
-        gradients_bytes=held.gradients_bytes[:, 0],
+        gradients_bytes=np.broadcast_to(gradients, index.shape)[:, 0],
         optimizer_bytes=held.optimizer_bytes[:, 0],
         activations_bytes=kept[:, 0],
         logits_bytes=np.broadcast_to(activations.logits_bytes, index.shape)[:, 0],

@@ -13,13 +13,13 @@ from objectives.simulator.step_graph import Activity, StepTasks, Stream
 from search_spaces.plan import Bools, Floats, Ints
 
 SHOWN = ("tp_comm_s", "cp_comm_s", "ep_comm_s", "dp_comm_s", "pp_comm_s")
-STEP_PARTS = (*PARTS, "pp_comm_s", "bubble_s", "dp_comm_s", "optimizer_s", "offload_s", "fixed_s")
+STEP_PARTS = (*PARTS[:-1], "pp_comm_s", "bubble_s", "dp_comm_s", "optimizer_s", "offload_s", "fixed_s")
 _SHOWN_OF = {
     Activity.TENSOR_COLLECTIVE: 1, Activity.CONTEXT_COLLECTIVE: 2, Activity.EXPERT_COLLECTIVE: 3,
     Activity.REDUCE: 4, Activity.GATHER: 4, Activity.TIE: 4, Activity.SEND: 5,
 }  # fmt: skip
 _ENDS = {"optimizer_s": Activity.OPTIMIZER, "offload_s": Activity.OFFLOAD, "fixed_s": Activity.FIXED}
-_COMPUTED = np.array([1, 1, 0, 0, 0, 1], dtype=np.float64)  # of PARTS: what a piece computes itself
+_COMPUTED = np.array([1, 1, 0, 0, 0, 1, 1], dtype=np.float64)  # of PARTS: what a piece computes itself
 
 
 def step_parts(

@@ -23,7 +23,7 @@ from objectives.simulator.timeline import Wiring
 from search_spaces.plan import Bools, Floats, Ints, Plan
 
 _COLLECTIVES = (Activity.TENSOR_COLLECTIVE, Activity.CONTEXT_COLLECTIVE, Activity.EXPERT_COLLECTIVE)
-_COMPUTED = [0, 1, 5]  # compute, recompute, launch: what a piece computes
+_COMPUTED = [0, 1, 5, 6]  # compute, recompute, launch, offload: what a piece computes or waits for
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -220,8 +220,19 @@ def hideable(step: StepInput, *, in_buckets: bool) -> Shared:
 
 def _per_pass(step: StepInput) -> tuple[Floats, Floats]:
     """Seconds of one reduction and one gather on every rank; without ZeRO nothing is gathered."""
-    gather_s = step.parts.gather_s if step.plan.zero >= 1 else np.zeros_like(step.parts.gather_s)
-    return step.parts.reduce_s, gather_s
+    parts = step.parts
+    if step.plan.zero >= 3:
+        return parts.reduce_s, (parts.gather_s + parts.gather_again_s) / 2
+    return parts.reduce_s, parts.gather_s if step.plan.zero >= 1 else np.zeros_like(parts.gather_s)
+
+
+def _gathers_of_row(step: StepInput, row: Ints) -> Floats:
+    """How many mean gathers a pass waits for: those before a backward pass may be nearer (ZeRO++)."""
+    kind, rank = step.program.kind[row], step.program.rank[row]
+    forward, again = step.parts.gather_s[rank], step.parts.gather_again_s[rank]
+    mean = np.maximum((forward + again) / 2, np.finfo(np.float64).tiny)
+    share = np.where(kind == Pass.FORWARD, forward, again) / mean
+    return np.where(kind == Pass.FORWARD_BACKWARD, 2.0, np.where(forward + again > 0, share, 1.0))
 
 
 def _gathers_and_reductions(draft: Draft, step: StepInput, rows: Rows, *, in_buckets: bool) -> list[Ints]:
@@ -344,7 +355,7 @@ def _gather_every_pass(
     program = step.program
     n_chunks = program.n_chunks if program.route.max() == 0 else 1
     row = np.flatnonzero(program.kind != Pass.BACKWARD_WEIGHT)
-    rank, times = program.rank[row], np.where(program.kind[row] == Pass.FORWARD_BACKWARD, 2, 1)
+    rank, times = program.rank[row], _gathers_of_row(step, row)
     shown = _data(draft, step, Activity.GATHER, rank, times * shared.gather_shown_s[rank] / n_chunks)
     _need_all(draft, rows.begin[row], shown)
     has_before = row > program.first[rank]

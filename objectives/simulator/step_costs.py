@@ -25,7 +25,7 @@ _TABLES_OF_KIND = np.array([[1, 0, 0], [0, 1, 1], [0, 1, 0], [0, 0, 1], [1, 0, 0
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class RowCosts:
-    """Seconds of every pass of a program: exposed by part, (6, n_ops), hidden by collective, (3, n_ops).
+    """Seconds of every pass of a program: exposed by part, (7, n_ops), hidden by collective, (3, n_ops).
 
     `link_s` is a message on each rank's link, (n_ranks,); `n_empty` how many expert-parallel ranks had no
     token in some pass.
@@ -83,12 +83,12 @@ def row_costs(
 def _halves(program: Program, parts: StageParts) -> Floats:
     """Seconds exposed by part, then hidden by collective, of each pass and of F&B's backward half.
 
-    Shape (2, 9, n_ops): a pass that is no F&B has no second half.
+    Shape (2, 10, n_ops): a pass that is no F&B has no second half.
     """
     stage, share = stage_of_chunk(program)
     hidden_s = (parts.forward_hidden_s, parts.backward_hidden_s, np.zeros_like(parts.forward_hidden_s))
     exposed_s = (parts.forward_s, parts.backward_input_s, parts.backward_weight_s)
-    tables = np.concatenate([np.stack(exposed_s), np.stack(hidden_s)], axis=1)  # (3, 9, pp)
+    tables = np.concatenate([np.stack(exposed_s), np.stack(hidden_s)], axis=1)  # (3, 10, pp)
     of_kind = np.einsum("kt,tps->kps", _TABLES_OF_KIND, tables) * share
     rank, kind = program.rank, program.kind
     first = of_kind[kind, :, stage[rank, program.chunk]].T

@@ -11,7 +11,13 @@ from search_spaces.rows import load_row
 from tuner.papers.figure import Paper
 
 # name: module:attribute
-PAPERS: Mapping[str, str] = MappingProxyType({})
+PAPERS: Mapping[str, str] = MappingProxyType(
+    {
+        "zeropp": "tuner.papers.zeropp:PAPER",
+        "ulysses": "tuner.papers.ulysses:PAPER",
+        "fpdt": "tuner.papers.fpdt:PAPER",
+    }
+)
 
 
 def load_paper(name: str) -> Paper:

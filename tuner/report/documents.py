@@ -5,6 +5,7 @@ from typing import Any
 
 from objectives.cost.reserve import memory_bounds_bytes
 from objectives.cost.result import Estimate, StageProfile
+from objectives.longest import MAX_SEQ_LEN
 from objectives.metrics import Job
 from objectives.ranking import Ledger, Ranking, memory_limit_bytes
 from search_spaces.plan import Floats, Plan, Plans
@@ -53,6 +54,8 @@ def rank_document(job: Job, ranking: Ranking, top: int, intervals: Intervals) ->
     candidates = ranking.candidates
     rows = priced_rows(job, candidates.plans, candidates.estimate, intervals, min(top, len(candidates)))
     best = [{**row, "simulated": simulated_document(ranking, i)} for i, row in enumerate(rows)]
+    if ranking.metric == MAX_SEQ_LEN:
+        best = [{**row, MAX_SEQ_LEN: int(-ranking.candidates.score[i])} for i, row in enumerate(best)]
     body = {
         "job": job_document(job),
         "origin": "analytic",

@@ -7,6 +7,7 @@ from rich.text import Text
 
 from objectives.cost.reserve import memory_bounds_bytes
 from objectives.cost.result import Estimate, StageProfile
+from objectives.longest import MAX_SEQ_LEN
 from objectives.metrics import Job
 from objectives.ranking import Ledger, Ranking, memory_limit_bytes
 from objectives.uncertainty import constants
@@ -72,12 +73,14 @@ def best_table(job: Job, ranking: Ranking, top: int) -> RenderableType:
             f"{tokens[i]:,.0f}",
             percent(mfu[i]),
             gibibytes(peak_bytes[i]),
+            *([f"{-candidates.score[i]:,.0f}"] if ranking.metric == MAX_SEQ_LEN else []),
         ]
         for i in range(min(top, len(candidates)))
     ]
     limit = gib(memory_limit_bytes(job))
     again = [] if ranking.second is None else [">simulated", ">differs"]
-    columns = [">#", "~plan", ">step", *again, ">tok/s/dev", ">MFU", f">of {limit:.1f} GiB"]
+    longest = [">longest sequence"] if ranking.metric == MAX_SEQ_LEN else []
+    columns = [">#", "~plan", ">step", *again, ">tok/s/dev", ">MFU", f">of {limit:.1f} GiB", *longest]
     return table(columns, rows)
 
 

@@ -90,4 +90,17 @@ def _lesser_words(plan: Plan) -> list[str]:
         words.append("overlap-" + "+".join(overlapped))
     if plan.rank_order is not RankOrder.TP_CP_DP_PP:
         words.append(str(plan.rank_order))
+    return [*words, *_zero_plus_words(plan), *_host_words(plan)]
+
+
+def _zero_plus_words(plan: Plan) -> list[str]:
+    words = ["qwz"] if plan.quantized_weights else []
+    words += [f"hpz{plan.hpz}"] if plan.hpz > 1 else []
+    return [*words, "qgz"] if plan.quantized_gradients else words
+
+
+def _host_words(plan: Plan) -> list[str]:
+    words = ["checkpoints-on-host"] if plan.offload_checkpoints else []
+    if plan.sequence_chunk:
+        words.append(f"chunks-of-{plan.sequence_chunk}" + ("-on-host" if plan.offload_sequence else ""))
     return words

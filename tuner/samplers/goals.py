@@ -1,7 +1,9 @@
 """What a study seeks, in the two quantities that a trial measures: log step seconds and log peak bytes.
 
 Every metric but the peak is proportional to the step time or to its inverse, so in logs it is the step time
-and a constant: however many metrics a study has, it seeks time, memory, or the front between the two.
+and a constant: however many metrics a study has, it seeks time, memory, or the front between the two.  The
+longest sequence is memory as well, each plan's by an offset of its own: the bytes that a plan would have
+whose longest sequence were in proportion to what it leaves free.
 """
 
 from collections.abc import Sequence
@@ -10,6 +12,9 @@ from typing import Protocol
 
 import numpy as np
 
+from objectives.longest import BY_MEMORY, MAX_SEQ_LEN, longest_sequence
+from objectives.metrics import Job
+from objectives.ranking import Candidates
 from search_spaces.plan import Bools, Floats
 from tuner.acquisition import (
     chebyshev,
@@ -93,7 +98,21 @@ class FrontGoal:
 
 def quantities(metrics: Sequence[str]) -> list[int]:
     """Which of time (0) and memory (1) the metrics are about."""
-    return sorted({int(name == "peak_memory") for name in metrics})
+    return sorted({int(name in BY_MEMORY) for name in metrics})
+
+
+def memory_offset(job: Job, candidates: Candidates, metrics: Sequence[str]) -> Floats:
+    """What is added to a plan's log bytes where the longest sequence is sought: log(s limit / (s* peak)).
+
+    Then more bytes than predicted make it shorter, and of two plans that of longer sequences is better.
+    """
+    if MAX_SEQ_LEN not in metrics:
+        return np.zeros(len(candidates))
+    peak = candidates.estimate.peak_memory_bytes
+    longest = np.maximum(longest_sequence(job, candidates.plans), 1.0)
+    limit = job.cluster.device.memory_bytes * job.workload.memory_share
+    offset: Floats = np.log(job.workload.seq_len / longest) + np.log(limit) - np.log(peak)
+    return offset
 
 
 def front_goal(mean: Floats, likely: Bools, rng: np.random.Generator) -> FrontGoal:

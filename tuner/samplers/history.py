@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from optuna.trial import FrozenTrial, TrialState
 
+from objectives.longest import MAX_SEQ_LEN
 from objectives.metrics import Goal, Job, metric_named
 from objectives.outcome import Cause, Failed, Measured, Outcome
 from search_spaces.errors import InvalidSpec
@@ -139,6 +140,8 @@ class LessonReader:
             return None
         log_time = log_memory = None
         for name, value in zip(self.metrics, trial.values, strict=True):
+            if name == MAX_SEQ_LEN:
+                continue  # its outcome has the peak that it follows from
             predicted = self.job.values(name, self.step_s[[row]], self.peak_bytes[[row]])[0]
             if name == "peak_memory":
                 log_memory = _sane(value / predicted)

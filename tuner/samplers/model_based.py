@@ -22,7 +22,7 @@ from tuner.acquisition import log_probability_below
 from tuner.features import MEMORY_PARTS, TIME_PARTS
 from tuner.samplers.belief import MEMORY_SPREADS, TIME_SPREADS, Belief, Believer, Neighbourhoods
 from tuner.samplers.candidates import CandidateSampler, Tried
-from tuner.samplers.goals import Goal, OneGoal, Outlook, front_goal, quantities
+from tuner.samplers.goals import Goal, OneGoal, Outlook, front_goal, memory_offset, quantities
 from tuner.samplers.history import History, Lesson, LessonReader, read_history
 from tuner.samplers.posterior import Posterior
 from tuner.samplers.prospects import worth_of_more
@@ -42,6 +42,7 @@ class MeshtuneSampler(CandidateSampler):
         self._log_limit = float(np.log(job.cluster.device.memory_bytes))
         self._reader = LessonReader(self.table, metrics=self.metrics, job=job)
         self._predicted = np.log(np.column_stack([self._reader.step_s, self._reader.peak_bytes]))
+        self._offset = memory_offset(job, self.table.candidates, self.metrics)
         # On a machine busy with trials BLAS threads wait for each other: 1.2 s an ask instead of 0.05 s.
         self._threads, self._alone = ThreadpoolController(), Lock()
         self._near = Neighbourhoods(self.table.knobs)
@@ -69,6 +70,7 @@ class MeshtuneSampler(CandidateSampler):
                 predicted=self._predicted,
                 every=self._outlook(history, beliefs),
                 log_limit=self._log_limit,
+                offset=self._offset,
             )
 
     def worth(self, study: Study, better_by: float) -> Worth | None:
@@ -80,18 +82,26 @@ class MeshtuneSampler(CandidateSampler):
     def _choose(self, trial: FrozenTrial, untried: Bools, history: History) -> int:
         beliefs = self._beliefs(history)
         every = self._outlook(history, beliefs)
-        goal = self._goal(trial, every)
+        sought = self._sought(every)
+        goal = self._goal(trial, sought, fits=every.mean[:, 1] <= self._log_limit)
         feasible = self._log_feasible(every)
         if not history.lessons and not history.pending:
-            return _largest(feasible - goal.value(every.mean), untried)
-        best = self._best(history, goal.value(every.mean))
-        hopes = np.where(untried, goal.log_hope(every, best) + feasible, -np.inf)
+            return _largest(feasible - goal.value(sought.mean), untried)
+        best = self._best(history, goal.value(sought.mean))
+        hopes = np.where(untried, goal.log_hope(sought, best) + feasible, -np.inf)
         rows = np.flatnonzero(untried)
         if len(rows) > SHORTLIST:
             rows = np.sort(np.argpartition(hopes, -SHORTLIST)[-SHORTLIST:])
         exact = np.column_stack([belief.std(rows) for belief in beliefs])
         outlook = Outlook(mean=every.mean[rows], std=exact, log_runs=every.log_runs[rows])
-        return int(rows[np.argmax(goal.log_gain(outlook, best) + self._log_feasible(outlook))])
+        gain = goal.log_gain(replace(outlook, mean=sought.mean[rows]), best)
+        return int(rows[np.argmax(gain + self._log_feasible(outlook))])
+
+    def _sought(self, every: Outlook) -> Outlook:
+        """The outlook with memory as the metrics count it."""
+        if not self._offset.any():
+            return every
+        return replace(every, mean=every.mean + np.column_stack([np.zeros(len(self.table)), self._offset]))
 
     def _beliefs(self, history: History) -> tuple[Belief, Belief]:
         pending = np.array(history.pending, dtype=np.int64)
@@ -119,11 +129,11 @@ class MeshtuneSampler(CandidateSampler):
         answer: Floats = fits + outlook.log_runs
         return answer
 
-    def _goal(self, trial: FrozenTrial, every: Outlook) -> Goal:
+    def _goal(self, trial: FrozenTrial, every: Outlook, *, fits: Bools) -> Goal:
         sought = quantities(self.metrics)
         if len(sought) == 1:
             return OneGoal(quantity=sought[0])
-        return front_goal(every.mean, every.mean[:, 1] <= self._log_limit, self.generator(trial, "front"))
+        return front_goal(every.mean, fits, self.generator(trial, "front"))
 
     def _best(self, history: History, value: Floats) -> float:
         """What has to be beaten: the expected value of the best plan that ran or is under way, or of any.

@@ -36,7 +36,8 @@ class Posterior:
     """Beliefs after the finished trials; those under way count as not tried.
 
     `predicted` is [log seconds, log bytes] of the cost model, shape (n_candidates, 2); `every` what is
-    expected of each candidate, its spreads the quick ones.
+    expected of each candidate, its spreads the quick ones.  `offset` turns log bytes into what the metrics
+    count, shape (n_candidates,).
     """
 
     table: CandidateTable
@@ -45,6 +46,7 @@ class Posterior:
     predicted: Floats
     every: Outlook
     log_limit: float
+    offset: Floats
 
     @property
     def measured(self) -> Ints:
@@ -62,6 +64,14 @@ class Posterior:
                 if ratio is not None:
                     found[i, quantity] = self.predicted[lesson.row, quantity] + ratio
         return found
+
+    def sought(self, values: Floats, rows: Ints | None = None) -> Floats:
+        """[log seconds, log bytes] of rows, or of all, with bytes as the metrics count them."""
+        if not self.offset.any():
+            return values
+        moved = values.copy()
+        moved[..., 1] += self.offset if rows is None else self.offset[rows]
+        return moved
 
     @property
     def without_outcome(self) -> Bools:

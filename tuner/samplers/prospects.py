@@ -28,7 +28,8 @@ def worth_of_more(
 ) -> Worth | None:
     """What more trials would be worth; None while no plan has been measured."""
     sought = quantities(metrics)
-    front = posterior.readings[best_measured(posterior, sought)][:, sought]
+    readings = posterior.sought(posterior.readings, posterior.measured)
+    front = readings[best_measured(posterior, sought)][:, sought]
     if not len(front):
         return None
     rows = likeliest(posterior, front, sought, better_by)
@@ -54,7 +55,7 @@ def threshold(better_by: float) -> float:
 
 def best_measured(posterior: Posterior, sought: list[int]) -> Ints:
     """Which of the measured has the best reading; with several quantities, which are on their front."""
-    readings = posterior.readings[:, sought]
+    readings = posterior.sought(posterior.readings, posterior.measured)[:, sought]
     if len(sought) == 1:
         return np.array([np.argmin(readings[:, 0])] if len(readings) else [], dtype=np.int64)
     beaten = [
@@ -65,7 +66,7 @@ def best_measured(posterior: Posterior, sought: list[int]) -> Ints:
 
 def likeliest(posterior: Posterior, front: Floats, sought: list[int], better_by: float) -> Ints:
     """The rows without an outcome that are likeliest to be better than the front, each by itself."""
-    mean = posterior.every.mean[:, sought]
+    mean = posterior.sought(posterior.every.mean)[:, sought]
     gain = np.full(len(mean), np.inf)
     for each in front:
         gain = np.minimum(gain, (each - mean).max(axis=1))
@@ -82,7 +83,7 @@ def drawn_gains(
 ) -> Floats:
     """By how much, in logs, the best feasible row beats the front in each world; -inf: none is feasible."""
     drawn = posterior.draws(rows, N_DRAWS, rng)
-    ours = drawn.values[:, :, sought]
+    ours = posterior.sought(drawn.values, rows)[:, :, sought]
     gain = np.full(ours.shape[:2], np.inf)
     for each in front:
         gain = np.minimum(gain, (each - ours).max(axis=2))
