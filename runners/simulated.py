@@ -15,6 +15,7 @@ from objectives.cost.result import StageProfile
 from objectives.cost.step import stage_profile
 from objectives.metrics import Job
 from objectives.outcome import Cause, Failed, Measured, Outcome, OutcomeOrigin, tail
+from objectives.simulator.energy import simulated_devices_w
 from objectives.simulator.randomness import Randomness
 from objectives.simulator.step import PLAIN, StepSimulator
 from runners.hidden import hidden_machine
@@ -120,22 +121,24 @@ class SimulatedRunner:
             return self._crash(plan, rng, log)
         if hang < self._faults.hang:
             return self._fail(Cause.HANG, f"no step ended within {self._time_limit_s:g} s", log)
-        steps_s = self._steps_s(plan, rng, slow=bool(straggler < self._faults.straggler))
-        return self._measured(steps_s, float(bytes_of_stage[fullest]), log)
+        simulator = self._simulator(plan, rng, slow=bool(straggler < self._faults.straggler))
+        seeds = rng.integers(np.iinfo(np.int64).max, size=self._n_steps)
+        steps_s = np.array([simulator.seconds(int(seed)) for seed in seeds])
+        measured = self._measured(steps_s, float(bytes_of_stage[fullest]), log)
+        watts = simulated_devices_w(self._machine.job, plan, simulator.parts_s(int(seeds[0])))
+        return replace(measured, energy_j=watts * measured.step_s)
 
     def _bytes_of_stage(self, profile: StageProfile) -> Floats:
         growth = self._machine.activation_growth - 1
         return np.asarray(profile.memory.total_bytes + growth * profile.memory.activations_bytes)
 
-    def _steps_s(self, plan: Plan, rng: np.random.Generator, *, slow: bool) -> Floats:
-        """Seconds of each step, its passes jittering; with a straggler on one stage."""
+    def _simulator(self, plan: Plan, rng: np.random.Generator, *, slow: bool) -> StepSimulator:
+        """The plan's steps, their passes jittering; with a straggler on one stage."""
         slow_ranks: tuple[tuple[int, float], ...] = ()
         if slow:
             slow_ranks = ((int(rng.integers(plan.pp)), float(rng.uniform(*_STRAGGLER_SLOWDOWN))),)
         randomness = Randomness(jitter=self._noise, slow_ranks=slow_ranks)
-        simulator = StepSimulator(self._machine.job, plan, replace(PLAIN, randomness=randomness))
-        seeds = rng.integers(np.iinfo(np.int64).max, size=self._n_steps)
-        return np.array([simulator.seconds(int(seed)) for seed in seeds])
+        return StepSimulator(self._machine.job, plan, replace(PLAIN, randomness=randomness))
 
     def _measured(self, steps_s: Floats, peak_bytes: float, log: list[str]) -> Measured:
         n_steps = len(steps_s)

@@ -91,8 +91,8 @@ PARTS: Mapping[str, PartFormula] = MappingProxyType({
         source="arXiv:1910.02054, section 3",
     ),
     "offload_s": PartFormula(
-        formula="gradients and weights over the host's link, and the update at its memory's rate; overlapped: "
-        "what is longer than one micro-batch's passes",
+        formula="gradients and weights over the host's link, and the update at its memory's rate; "
+        "overlapped: what is longer than one micro-batch's passes",
         worked="",
         source="arXiv:2101.06840, section 4",
     ),
