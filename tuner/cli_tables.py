@@ -115,6 +115,13 @@ def runner_options(words: Sequence[str] | None, flag: str = "--runner-option") -
     return options
 
 
+def warm_sources(names: Sequence[str] | None) -> list[str] | None:
+    """Studies by name; measurements files by their place, seen from here."""
+    if names is None:
+        return None
+    return [str(Path(name).absolute()) if name.endswith(".csv") else name for name in names]
+
+
 def _without_none(table: Mapping[str, Any]) -> Tables:
     return {key: value for key, value in table.items() if value is not None}
 

@@ -277,8 +277,9 @@ def _warm(config: StudyConfig, storage: BaseStorage, candidates: Candidates) -> 
     evidence = warm.stored_evidence(_load(config.name, storage).user_attrs, config.name) if known else None
     if evidence is None:
         others = storage if config.warm_storage is None else open_storage(config.warm_storage, create=False)
-        views = [load_study(name, others) for name in inputs.warm_start]
-        evidence = warm.evidence_of(views, inputs.cluster)
+        views = [load_study(name, others) for name in inputs.warm_start if not warm.is_table(name)]
+        tables = [Path(name) for name in inputs.warm_start if warm.is_table(name)]
+        evidence = warm.evidence_of(views, inputs.cluster, tables)
         to_keep = {warm.WARM_ATTRIBUTE: warm.evidence_document(evidence)}
     again, by = warm.learned_candidates(inputs.job, candidates, evidence, inputs.objective)
     return _Expected(candidates=again, predicted_by=by, to_keep=to_keep)
