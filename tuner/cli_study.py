@@ -127,7 +127,8 @@ def tune(  # noqa: PLR0913 - a verb's flags are its parameters
     json: JsonFlag = False,
 ) -> None:
     """Try the best predicted plans, learn from each trial, keep everything in a study that can be resumed."""
-    from tuner import cli_tables
+    from tuner import cli_campaign, cli_tables
+    from tuner.campaign import Campaign
     from tuner.progress import showing
     from tuner.study import tune as run
 
@@ -153,9 +154,12 @@ def tune(  # noqa: PLR0913 - a verb's flags are its parameters
         budget=dict(trials=trials, hours=hours, stop_below=stop_below, better_by=better_by),
     )
     config = cli_tables.study_config(cli_tables.study_file(study, preset), flags, asked)
-    with showing(err()) as on_event:
-        result = run(config, on_event=on_event)
-    _finish(result, storage=config.storage, json=json)
+    if isinstance(config, Campaign):
+        cli_campaign.run(config, json=json)
+    else:
+        with showing(err()) as on_event:
+            result = run(config, on_event=on_event)
+        _finish(result, storage=config.storage, json=json)
     if preset and not json:
         _show_paper(preset)
 
@@ -172,13 +176,17 @@ def resume(  # noqa: PLR0913 - a verb's flags are its parameters
     json: JsonFlag = False,
 ) -> None:
     """Go on with a study from its storage alone: no finished trial is lost, none is repeated."""
-    from tuner import cli_tables
+    from tuner import cli_campaign, cli_tables
     from tuner.progress import showing
     from tuner.study import resume as run
     from tuner.study import stored_config
 
     where = cli_tables.storage_or_default(storage)
     budget = dict(trials=trials, hours=hours, stop_below=stop_below, better_by=better_by)
+    campaign = cli_campaign.stored(name, where)
+    if campaign is not None:
+        cli_campaign.run(cli_campaign.overridden(campaign, budget=budget, parallel=parallel), json=json)
+        return
     config = cli_tables.overridden(stored_config(name, where), budget=budget, parallel=parallel)
     with showing(err()) as on_event:
         result = run(name, where, budget=config.budget, machine=config.machine, on_event=on_event)

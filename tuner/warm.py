@@ -2,8 +2,9 @@
 
     t = t(c) exp(r)        c, r: `tuner.learned` from the measured trials of those studies
 
-A measurements file stands for the studies whose rows it holds.  The constants carry over to any job; what is left of the others' errors only as far as the gate lets it.  The
-trials are kept in the new study, so that it goes on without the storage of the others.
+A measurements file stands for the studies whose rows it holds.  The constants carry over to any job; what is
+left of the others' errors only as far as the gate lets it.  The trials are kept in the new study, so that it
+goes on without the storage of the others.
 """
 
 from collections.abc import Mapping, Sequence
@@ -116,9 +117,7 @@ def _past_runs(name: str, runs: Sequence[MeasuredRun]) -> PastStudy:
     )
 
 
-def evidence_of(
-    views: Sequence[StudyView], cluster: ClusterSpec, tables: Sequence[Path] = ()
-) -> Evidence:
+def evidence_of(views: Sequence[StudyView], cluster: ClusterSpec, tables: Sequence[Path] = ()) -> Evidence:
     """What these studies and measurements files tell of that cluster's machine.
 
     Raises
