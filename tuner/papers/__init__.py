@@ -11,7 +11,10 @@ from search_spaces.rows import load_row
 from tuner.papers.figure import Paper
 
 # name: module:attribute
-PAPERS: Mapping[str, str] = MappingProxyType({})
+PAPERS: Mapping[str, str] = MappingProxyType({
+    "campaign": "tuner.papers.campaign:PAPER",
+    "energy": "tuner.papers.energy:PAPER",
+})  # fmt: skip
 
 
 def load_paper(name: str) -> Paper:
