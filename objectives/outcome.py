@@ -58,6 +58,7 @@ class Cause(StrEnum):
 class Measured:
     """A plan that ran: median step seconds, their standard deviation, and the worst device's peak.
 
+    `energy_j` is what all devices of the job drew in a step, hosts and network left out; None: not measured.
     `effective` is what really ran and how it was measured, as names and values, where a runner knows it.
     """
 
@@ -68,6 +69,7 @@ class Measured:
     n_steps: int = 1
     log_tail: str = ""
     effective: Mapping[str, Any] = field(default_factory=dict)
+    energy_j: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("step_s", "peak_memory_bytes"):
@@ -78,6 +80,9 @@ class Measured:
             "Measured.step_spread_s must be finite",
             self.step_spread_s,
         )
+        known = self.energy_j is not None
+        must = "Measured.energy_j must be positive and finite, or None"
+        check(not known or 0 < (self.energy_j or 0.0) < float("inf"), must, self.energy_j)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

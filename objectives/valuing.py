@@ -1,4 +1,4 @@
-"""A metric of plans, priced or tried: as `Job.values` answers, and those that ask for the plans themselves."""
+"""A metric of plans, priced or tried: as `Job.values` answers, and those that ask for the plans."""
 
 import numpy as np
 
@@ -28,7 +28,7 @@ def metric_values(
 
 
 def outcome_value(job: Job, metric: str, plan: Plan | None, outcome: Measured) -> float:
-    """The metric of a plan that ran; `plan` is asked for by metrics of energy and of memory at other lengths."""
+    """The metric of a plan that ran; metrics of energy and the longest sequence ask for the plan."""
     step_s, peak_bytes = np.array([outcome.step_s]), np.array([outcome.peak_memory_bytes])
     if metric == MAX_SEQ_LEN:
         assert plan is not None, "the longest sequence needs the plan"

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from objectives.cost.energy import step_energy
 from objectives.cost.step import estimate
 from objectives.metrics import Job
 from objectives.outcome import Measured, Outcome, OutcomeOrigin
@@ -30,4 +31,11 @@ class AnalyticRunner:
         if peak_bytes > capacity:
             return out_of_memory(int(answer.peak_stage[0]), peak_bytes, capacity, self.origin)
         step_s = float(answer.step_s[0])
-        return Measured(step_s=step_s, step_spread_s=0.0, peak_memory_bytes=peak_bytes, origin=self.origin)
+        energy = step_energy(self._job, Plans.of([plan]), answer)
+        return Measured(
+            step_s=step_s,
+            step_spread_s=0.0,
+            peak_memory_bytes=peak_bytes,
+            origin=self.origin,
+            energy_j=float(energy.devices_j[0]),
+        )

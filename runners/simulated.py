@@ -15,6 +15,7 @@ from objectives.cost.result import StageProfile
 from objectives.cost.step import stage_profile
 from objectives.metrics import Job
 from objectives.outcome import Cause, Failed, Measured, Outcome, OutcomeOrigin, tail
+from objectives.simulator.energy import simulated_devices_w
 from objectives.simulator.randomness import ExpertLoad, Randomness
 from objectives.simulator.step import PLAIN, StepSimulator
 from runners.hidden import hidden_machine
@@ -131,28 +132,29 @@ class SimulatedRunner:
             return self._crash(plan, rng, log)
         if hang < self._faults.hang:
             return self._fail(Cause.HANG, f"no step ended within {self._time_limit_s:g} s", log)
-        steps_s, hangs = self._steps_s(plan, rng, slow=bool(straggler < self._faults.straggler))
-        if hangs:
-            return self._fail(Cause.HANG, f"step {len(steps_s) + 1} does not end: {hangs}", log)
-        return self._measured(np.array(steps_s), float(bytes_of_stage[fullest]), log)
+        simulator = self._simulator(plan, rng, slow=bool(straggler < self._faults.straggler))
+        seeds = rng.integers(np.iinfo(np.int64).max, size=self._n_steps).tolist()
+        steps_s: list[float] = []
+        for seed in seeds:
+            if hangs := simulator.hangs(seed):
+                why = f"step {len(steps_s) + 1} does not end: {hangs}"
+                return self._fail(Cause.HANG, why, log)
+            steps_s.append(simulator.seconds(seed))
+        measured = self._measured(np.array(steps_s), float(bytes_of_stage[fullest]), log)
+        watts = simulated_devices_w(self._machine.job, plan, simulator.parts_s(seeds[0]))
+        return replace(measured, energy_j=watts * measured.step_s)
 
     def _bytes_of_stage(self, profile: StageProfile) -> Floats:
         growth = self._machine.activation_growth - 1
         return np.asarray(profile.memory.total_bytes + growth * profile.memory.activations_bytes)
 
-    def _steps_s(self, plan: Plan, rng: np.random.Generator, *, slow: bool) -> tuple[list[float], str]:
-        """Seconds of each step, passes jittering, until one hangs, and why; with a straggler on a stage."""
+    def _simulator(self, plan: Plan, rng: np.random.Generator, *, slow: bool) -> StepSimulator:
+        """The plan's steps, their passes jittering; with a straggler on one stage."""
         slow_ranks: tuple[tuple[int, float], ...] = ()
         if slow:
             slow_ranks = ((int(rng.integers(plan.pp)), float(rng.uniform(*_STRAGGLER_SLOWDOWN))),)
         randomness = replace(self._randomness, slow_ranks=slow_ranks)
-        simulator = StepSimulator(self._machine.job, plan, replace(PLAIN, randomness=randomness))
-        steps_s: list[float] = []
-        for seed in rng.integers(np.iinfo(np.int64).max, size=self._n_steps):
-            if hangs := simulator.hangs(int(seed)):
-                return steps_s, hangs
-            steps_s.append(simulator.seconds(int(seed)))
-        return steps_s, ""
+        return StepSimulator(self._machine.job, plan, replace(PLAIN, randomness=randomness))
 
     def _measured(self, steps_s: Floats, peak_bytes: float, log: list[str]) -> Measured:
         n_steps = len(steps_s)

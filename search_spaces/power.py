@@ -3,7 +3,7 @@
     P(state)    watts of a device that idles, multiplies matrices, moves its memory, or communicates
     C           a cap;  P_0 the idle draw
 
-        f(state) = ((C - P_0) / (P(state) - P_0))^(1/n)      where the cap is below what the state draws, else 1
+        f(state) = ((C - P_0) / (P(state) - P_0))^(1/n)    where the cap is below what the state draws, else 1
 
 f is the clock's share of its full rate.  Switching power is proportional to V² f, and V to f: n = 3.  A state
 that draws less than the cap keeps its clock, so a cap slows what is bound by memory less than products.

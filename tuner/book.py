@@ -16,11 +16,10 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from objectives.metrics import Job
 from objectives.outcome import Measured, Outcome, outcome_to_dict
-from search_spaces.plan import Plan
 from tuner.leases import Lease, Owner
 from tuner.ledger import Ended, WaitingPlan, expired
 from tuner.storage import storage_trouble
-from tuner.tell import constraints_of, outcome_of, sound, state_of, values_of
+from tuner.tell import constraints_of, outcome_of, plan_tried, sound, state_of, values_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +80,9 @@ class Book:
 
     def write_outcome(self, number: int, outcome: Outcome) -> bool:
         """Write a trial's outcome: from here on it is finished, whoever tells it."""
-        document = outcome_to_dict(sound(outcome, self.job, self.objective))
+        with storage_trouble(self.shown):
+            plan = plan_tried(self.storage.get_trial(self._id(number)).user_attrs)
+        document = outcome_to_dict(sound(outcome, self.job, self.objective, plan))
         return self._write(number, "versions", dict(self.versions)) and self._write(
             number, "outcome", document
         )
@@ -103,12 +104,10 @@ class Book:
                 self._constrain(number, trial, constraints_of(outcome, self.job))
             except UpdateFinishedTrialError:
                 return False
-            values = self._values(outcome, trial) if isinstance(outcome, Measured) else None
-            return self._tell(number, state, values)
-
-    def _values(self, outcome: Measured, trial: FrozenTrial) -> list[float]:
-        plan = trial.user_attrs.get("plan")
-        return values_of(outcome, self.job, self.objective, None if plan is None else Plan.parse(plan))
+            if not isinstance(outcome, Measured):
+                return self._tell(number, state)
+            plan = plan_tried(trial.user_attrs)
+            return self._tell(number, state, values_of(outcome, self.job, self.objective, plan))
 
     def end(self, number: int, why: Ended) -> bool:
         """Tell a running trial FAIL, and why; false if it was finished before."""

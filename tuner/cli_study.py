@@ -80,7 +80,7 @@ WarmFlag = Annotated[
     typer.Option(
         "--warm-start",
         metavar="NAME",
-        help="Start from the trials of this study of the same machine; may be repeated.",
+        help="Start from the trials of this study of the same machine, or of a CSV; may be repeated.",
     ),
 ]
 WarmStorageFlag = Annotated[
@@ -90,6 +90,10 @@ WarmStorageFlag = Annotated[
 MetricFlag = Annotated[
     list[str] | None,
     typer.Option("--metric", metavar="NAME", help="What to optimise; given twice or more: a Pareto front."),
+]
+CsvFlag = Annotated[
+    Path | None,
+    typer.Option("--csv", metavar="FILE", help="Write its trials as a measurements file, failures too."),
 ]
 HtmlFlag = Annotated[
     Path | None, typer.Option("--html", metavar="FILE", help="Write one self-contained HTML file.")
@@ -123,7 +127,8 @@ def tune(  # noqa: PLR0913 - a verb's flags are its parameters
     json: JsonFlag = False,
 ) -> None:
     """Try the best predicted plans, learn from each trial, keep everything in a study that can be resumed."""
-    from tuner import cli_tables
+    from tuner import cli_campaign, cli_tables
+    from tuner.campaign import Campaign
     from tuner.progress import showing
     from tuner.study import tune as run
 
@@ -134,7 +139,7 @@ def tune(  # noqa: PLR0913 - a verb's flags are its parameters
             sampler=sampler,
             seed=seed,
             prior=prior,
-            warm_start=warm_start,
+            warm_start=cli_tables.warm_sources(warm_start),
             warm_storage=warm_storage,
         ),
         objective=dict(metric=metric),
@@ -149,9 +154,12 @@ def tune(  # noqa: PLR0913 - a verb's flags are its parameters
         budget=dict(trials=trials, hours=hours, stop_below=stop_below, better_by=better_by),
     )
     config = cli_tables.study_config(cli_tables.study_file(study, preset), flags, asked)
-    with showing(err()) as on_event:
-        result = run(config, on_event=on_event)
-    _finish(result, storage=config.storage, json=json)
+    if isinstance(config, Campaign):
+        cli_campaign.run(config, json=json)
+    else:
+        with showing(err()) as on_event:
+            result = run(config, on_event=on_event)
+        _finish(result, storage=config.storage, json=json)
     if preset and not json:
         _show_paper(preset)
 
@@ -168,13 +176,17 @@ def resume(  # noqa: PLR0913 - a verb's flags are its parameters
     json: JsonFlag = False,
 ) -> None:
     """Go on with a study from its storage alone: no finished trial is lost, none is repeated."""
-    from tuner import cli_tables
+    from tuner import cli_campaign, cli_tables
     from tuner.progress import showing
     from tuner.study import resume as run
     from tuner.study import stored_config
 
     where = cli_tables.storage_or_default(storage)
     budget = dict(trials=trials, hours=hours, stop_below=stop_below, better_by=better_by)
+    campaign = cli_campaign.stored(name, where)
+    if campaign is not None:
+        cli_campaign.run(cli_campaign.overridden(campaign, budget=budget, parallel=parallel), json=json)
+        return
     config = cli_tables.overridden(stored_config(name, where), budget=budget, parallel=parallel)
     with showing(err()) as on_event:
         result = run(name, where, budget=config.budget, machine=config.machine, on_event=on_event)
@@ -234,15 +246,27 @@ def show(name: Name, *, storage: StorageFlag = None, json: JsonFlag = False) -> 
         put(study_screen.show_screen(from_study.study_report(view, with_importance=False)))
 
 
-def report(name: Name, *, html: HtmlFlag = None, storage: StorageFlag = None, json: JsonFlag = False) -> None:
+def report(
+    name: Name,
+    *,
+    html: HtmlFlag = None,
+    csv: CsvFlag = None,
+    storage: StorageFlag = None,
+    json: JsonFlag = False,
+) -> None:
     """What the study found: tables, and with --html one file of pictures that needs no network."""
+    from tuner import cli_campaign
     from tuner.cli_tables import storage_or_default
+    from tuner.recorded import write_studies
     from tuner.report import from_study, page, study_documents, study_screen
     from tuner.view import load_study
 
-    target = check_writable(html) if html else None
-    where = storage_or_default(storage)
+    target, where = check_writable(html) if html else None, storage_or_default(storage)
+    if cli_campaign.report(name, where, csv=csv, json=json):
+        return
     view = load_study(name, where)
+    if csv:
+        write_studies([view], check_writable(csv))
     content = from_study.study_report(view)
     if target:
         from tuner.insight.study import explain_view

@@ -8,6 +8,7 @@ from typing import Any
 
 from search_spaces.documents import read_toml
 from search_spaces.errors import InvalidSpec, check
+from tuner.campaign import Campaign, campaign_from_tables
 from tuner.cli_flags import JobFlags
 from tuner.cli_job import job_from, space_table, workload_table
 from tuner.config import StudyConfig, config_from_tables
@@ -28,8 +29,8 @@ class Asked:
     budget: Mapping[str, Any]
 
 
-def study_config(file: Path | None, flags: JobFlags, asked: Asked) -> StudyConfig:
-    """The study of a file, of flags, or of both.
+def study_config(file: Path | None, flags: JobFlags, asked: Asked) -> StudyConfig | Campaign:
+    """The study, or the campaign, of a file, of flags, or of both.
 
     Raises
     ------
@@ -44,7 +45,10 @@ def study_config(file: Path | None, flags: JobFlags, asked: Asked) -> StudyConfi
         if not isinstance(kept, dict):
             raise InvalidSpec(f"[{name}] must be a table of keys", repr(kept))
         tables[name] = _laid_over(name, kept, given)
-    return config_from_tables(tables, folder=file.parent if file else Path(), where=str(file or "the study"))
+    folder, where = file.parent if file else Path(), str(file or "the study")
+    if "campaign" in tables:
+        return campaign_from_tables(tables, folder=folder, where=where)
+    return config_from_tables(tables, folder=folder, where=where)
 
 
 def study_file(file: Path | None, preset: str | None) -> Path | None:
@@ -113,6 +117,13 @@ def runner_options(words: Sequence[str] | None, flag: str = "--runner-option") -
         except tomllib.TOMLDecodeError:
             options[key] = value
     return options
+
+
+def warm_sources(names: Sequence[str] | None) -> list[str] | None:
+    """Studies by name; measurements files by their place, seen from here."""
+    if names is None:
+        return None
+    return [str(Path(name).absolute()) if name.endswith(".csv") else name for name in names]
 
 
 def _without_none(table: Mapping[str, Any]) -> Tables:

@@ -214,8 +214,13 @@ def _inputs(tables: Mapping[str, Any], study: StudyTable, folder: Path) -> Study
         sampler=study.sampler,
         seed=study.seed,
         prior=study.prior,
-        warm_start=study.warm_start,
+        warm_start=tuple(_warm_source(name, folder) for name in study.warm_start),
     )
+
+
+def _warm_source(name: str, folder: Path) -> str:
+    """A study's name as it is; a measurements file beside the study file."""
+    return str((folder / Path(name).expanduser()).absolute()) if name.endswith(".csv") else name
 
 
 def _located(runner: _RunnerTable, folder: Path) -> dict[str, Any]:

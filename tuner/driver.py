@@ -67,10 +67,32 @@ class Driver:
                 self._collect()
             return stop
         finally:
-            # Should even this fail, the leases run out by themselves.
-            with contextlib.suppress(StorageError):
-                for number in sorted(self.in_flight):
-                    self.book.end(number, Ended.RELEASED)
+            self.release()  # should even this fail, the leases run out by themselves
+
+    def start_one(self) -> bool:
+        """Start one more trial; false where the study has no plan left, no budget, or little to gain."""
+        before = len(self.in_flight)
+        while len(self.in_flight) == before:
+            trials = self.book.trials()
+            full = n_counted(trials) + n_running(trials) >= self.budget.trials
+            if self._is_settled or full or not self._start_one(trials):
+                return False
+        return True
+
+    def collect(self, timeout_s: float) -> int:
+        """Tell what arrives within that time; how many trials of this driver have ended meanwhile."""
+        self._reap()
+        self._renew()
+        before = len(self.in_flight)
+        if before:
+            self._hear(timeout_s)
+        return before - len(self.in_flight)
+
+    def release(self) -> None:
+        """Give up what still runs, so that another driver may try it."""
+        with contextlib.suppress(StorageError):
+            for number in sorted(self.in_flight):
+                self.book.end(number, Ended.RELEASED)
 
     def _reason_to_stop(self) -> Stop | None:
         if self.is_interrupted():
@@ -150,7 +172,10 @@ class Driver:
         if not self.in_flight:
             time.sleep(POLL_S)  # other drivers have the rest of the budget
             return
-        for number, outcome in self.get_executor().wait(POLL_S):
+        self._hear(POLL_S)
+
+    def _hear(self, timeout_s: float) -> None:
+        for number, outcome in self.get_executor().wait(timeout_s):
             refuse_other_device(outcome, self.book)
             # Ctrl-C reaches the trials' processes too: a failure that follows it says nothing about the plan.
             if not (self.is_interrupted() and isinstance(outcome, Failed)):

@@ -1,9 +1,11 @@
 """A study's finished trials as a measurements file, for `validate`, `calibrate --from` and replays."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from objectives.measurements.writing import Provenance, measurements_text, row_of
+from search_spaces.cluster_file import cluster_toml
+from search_spaces.cluster_presets import cluster_names
 from tuner.view import StudyView
 
 
@@ -37,3 +39,14 @@ def write_rows(rows: Iterable[dict[str, str]], path: Path) -> None:
     partial = path.with_name(path.name + ".partial")
     partial.write_text(measurements_text(rows), encoding="utf-8")
     partial.replace(path)
+
+
+def write_studies(views: Sequence[StudyView], path: Path) -> None:
+    """All trials of some studies of one machine in one file; a machine that is no preset lies beside it."""
+    machine = views[0].inputs.cluster
+    cluster = machine.name
+    if cluster not in cluster_names():
+        beside = path.with_suffix(".cluster.toml")
+        beside.write_text(cluster_toml(machine), encoding="utf-8")
+        cluster = beside.name
+    write_rows([row for view in views for row in study_rows(view, cluster=cluster)], path)

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from inspect import signature
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import Any, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, get_origin, get_type_hints
 
 import optuna
 from optuna.samplers import RandomSampler
@@ -45,12 +45,15 @@ from tuner.inputs import (
 from tuner.interrupts import interruptible
 from tuner.leases import Owner
 from tuner.samplers import check_sampler, make_sampler
-from tuner.samplers.candidates import CandidateSampler, CandidateTable
+from tuner.samplers.candidates import CandidateSampler
 from tuner.shortlist import shortlist
 from tuner.storage import list_studies, open_storage, storage_place, storage_trouble
 from tuner.tell import outcome_of
 from tuner.view import StudyView, load_study, require_study
 from tuner.worth import Worth
+
+if TYPE_CHECKING:
+    from tuner.samplers.model_based import MeshtuneSampler
 
 # A driver that creates a study writes its inputs next; another one that comes in between waits so long.
 CREATION_S = 5.0
@@ -86,10 +89,25 @@ def tune(config: StudyConfig, *, executor: Executor | None = None, on_event: OnE
     StorageError, RunnerError
         The machine's trouble; nothing that finished is lost.
     """
+    check_sampler(config.inputs.sampler)
+    check_machine(config.inputs, config.machine)
+    storage = open_storage(config.storage)
+    opened = open_study(config, storage, on_event)
+    stop = _drive(opened, executor, on_event)
+    on_event(Stopped(why=stop))
+    return StudyResult(view=load_study(config.name, storage), stop=stop, ledger=opened.ledger)
+
+
+def open_study(config: StudyConfig, storage: BaseStorage, on_event: OnEvent) -> "OpenStudy":
+    """Price the space, start from what the study starts from, create or load it: ready to be driven.
+
+    Raises
+    ------
+    StudyChanged, NoLegalPlan, NothingFits, StorageError
+        As `tune`.
+    """
     inputs = config.inputs
     check_sampler(inputs.sampler)
-    check_machine(inputs, config.machine)
-    storage = open_storage(config.storage)
     _refuse_other(config.name, storage, inputs)
     ranking = shortlist(inputs)
     on_event(Ranked(ledger=ranking.ledger, n_candidates=len(ranking.candidates)))
@@ -99,9 +117,14 @@ def tune(config: StudyConfig, *, executor: Executor | None = None, on_event: OnE
     with storage_trouble(book.shown):
         _remember(book.study, config, expected)
     book.study.sampler = sampler
-    stop = _drive(config, book, sampler.table, expected, executor, on_event)
-    on_event(Stopped(why=stop))
-    return StudyResult(view=load_study(config.name, storage), stop=stop, ledger=ranking.ledger)
+    return OpenStudy(
+        config=config,
+        book=book,
+        sampler=sampler,
+        candidates=expected.candidates,
+        predicted_by=expected.predicted_by,
+        ledger=ranking.ledger,
+    )
 
 
 def resume(
@@ -277,8 +300,9 @@ def _warm(config: StudyConfig, storage: BaseStorage, candidates: Candidates) -> 
     evidence = warm.stored_evidence(_load(config.name, storage).user_attrs, config.name) if known else None
     if evidence is None:
         others = storage if config.warm_storage is None else open_storage(config.warm_storage, create=False)
-        views = [load_study(name, others) for name in inputs.warm_start]
-        evidence = warm.evidence_of(views, inputs.cluster)
+        views = [load_study(name, others) for name in inputs.warm_start if not warm.is_table(name)]
+        tables = [Path(name) for name in inputs.warm_start if warm.is_table(name)]
+        evidence = warm.evidence_of(views, inputs.cluster, tables)
         to_keep = {warm.WARM_ATTRIBUTE: warm.evidence_document(evidence)}
     again, by = warm.learned_candidates(inputs.job, candidates, evidence, inputs.objective)
     return _Expected(candidates=again, predicted_by=by, to_keep=to_keep)
@@ -295,47 +319,73 @@ def _sampler(inputs: StudyInputs, candidates: Candidates) -> CandidateSampler:
     )
 
 
-def _drive(
-    config: StudyConfig,
-    book: Book,
-    table: CandidateTable,
-    expected: _Expected,
-    executor: Executor | None,
-    on_event: OnEvent,
-) -> Stop:
-    with interruptible() as is_interrupted, _executor(config, executor, book) as get_executor:
-        driver = Driver(
-            book=book,
-            table=table,
-            budget=config.budget,
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenStudy:
+    """A study that is ready to be driven."""
+
+    config: StudyConfig
+    book: Book
+    sampler: CandidateSampler
+    candidates: Candidates
+    predicted_by: Mapping[str, PredictedBy]
+    ledger: Ledger
+
+    def driver(
+        self,
+        *,
+        n_slots: int,
+        get_executor: Callable[[], Executor],
+        is_interrupted: Callable[[], bool],
+        on_event: OnEvent,
+    ) -> Driver:
+        """Who asks, submits, waits and tells."""
+        own = self.believer()
+
+        def appraise() -> Worth | None:
+            with storage_trouble(self.book.shown):
+                return own.worth(self.book.study, self.config.budget.better_by)
+
+        return Driver(
+            book=self.book,
+            table=self.sampler.table,
+            budget=self.config.budget,
+            n_slots=n_slots,
+            get_executor=get_executor,
+            is_interrupted=is_interrupted,
+            on_event=on_event,
+            inputs=self.config.inputs,
+            predicted_by=self.predicted_by,
+            appraise=appraise,
+        )
+
+    def believer(self) -> "MeshtuneSampler":
+        """Meshtune's own sampler, for its beliefs, whichever one the study has."""
+        from tuner.samplers.model_based import MeshtuneSampler  # noqa: PLC0415 - loads scikit-learn
+
+        own, inputs = self.sampler, self.config.inputs
+        if isinstance(own, MeshtuneSampler):
+            return own
+        return MeshtuneSampler(self.candidates, metrics=inputs.objective, seed=inputs.seed, job=inputs.job)
+
+
+def _drive(opened: OpenStudy, executor: Executor | None, on_event: OnEvent) -> Stop:
+    config = opened.config
+    with interruptible() as is_interrupted, lent_executor(config, executor, opened.book) as get_executor:
+        return opened.driver(
             n_slots=executor.n_slots if executor else n_slots(config.inputs, config.machine),
             get_executor=get_executor,
             is_interrupted=is_interrupted,
             on_event=on_event,
-            inputs=config.inputs,
-            predicted_by=expected.predicted_by,
-            appraise=_appraiser(config, book, expected.candidates),
-        )
-        return driver.run()
-
-
-def _appraiser(config: StudyConfig, book: Book, candidates: Candidates) -> Callable[[], Worth | None]:
-    """What more trials are worth, by the beliefs of Meshtune's own sampler whichever one the study has."""
-    from tuner.samplers.model_based import MeshtuneSampler  # noqa: PLC0415 - loads scikit-learn
-
-    own, inputs = book.study.sampler, config.inputs
-    if not isinstance(own, MeshtuneSampler):
-        own = MeshtuneSampler(candidates, metrics=inputs.objective, seed=inputs.seed, job=inputs.job)
-
-    def appraise() -> Worth | None:
-        with storage_trouble(book.shown):
-            return own.worth(book.study, config.budget.better_by)
-
-    return appraise
+        ).run()
 
 
 @contextmanager
-def _executor(config: StudyConfig, given: Executor | None, book: Book) -> Iterator[Callable[[], Executor]]:
+def lent_executor(
+    config: StudyConfig,
+    given: Executor | None,
+    book: Book,
+    make: Callable[[StudyInputs, Machine], Executor] | None = None,
+) -> Iterator[Callable[[], Executor]]:
     """Gives the executor when it is first asked for, and closes it if it is ours."""
     made: list[Executor] = []
 
@@ -343,7 +393,8 @@ def _executor(config: StudyConfig, given: Executor | None, book: Book) -> Iterat
         if given is not None:
             return given
         if not made:
-            made.append(_once_each(make_executor(config.inputs, config.machine), config.inputs.recipe, book))
+            own = (make or make_executor)(config.inputs, config.machine)
+            made.append(_once_each(own, config.inputs.recipe, book))
         return made[0]
 
     try:

@@ -32,36 +32,30 @@ from typing import Any
 import numpy as np
 from optuna.trial import TrialState
 
-from objectives.longest import MAX_SEQ_LEN, metric_values
 from objectives.metrics import Job
 from objectives.outcome import Cause, Failed, Measured, Outcome, outcome_from_dict
-from search_spaces.plan import Plan, Plans
+from objectives.valuing import outcome_value
+from search_spaces.plan import Plan
 
 # By how much an out-of-memory plan fell short when nobody can say: only its sign has a meaning.
 UNKNOWN_SHORTFALL = 0.01
 
 
-def sound(outcome: Outcome, job: Job, objective: Sequence[str]) -> Outcome:
+def sound(outcome: Outcome, job: Job, objective: Sequence[str], plan: Plan | None = None) -> Outcome:
     """The outcome, or a failure in its place if one of its figures is not finite."""
     if isinstance(outcome, Failed):
         return outcome if 0 <= outcome.short_bytes < math.inf else replace(outcome, short_bytes=0.0)
-    sought = [name for name in objective if name != MAX_SEQ_LEN]  # finite wherever the peak is
-    values = values_of(outcome, job, sought)
+    values = values_of(outcome, job, objective, plan)
     if all(math.isfinite(value) for value in values):
         return outcome
-    figures = ", ".join(f"{name}={value}" for name, value in zip(sought, values, strict=True))
+    figures = ", ".join(f"{name}={value}" for name, value in zip(objective, values, strict=True))
     return Failed(cause=Cause.INVALID, message=f"a figure is not finite: {figures}", origin=outcome.origin)
 
 
 def values_of(outcome: Measured, job: Job, objective: Sequence[str], plan: Plan | None = None) -> list[float]:
-    """Value of each metric; only the longest sequence needs the plan."""
-    step_s, peak_bytes = np.array([outcome.step_s]), np.array([outcome.peak_memory_bytes])
-    plans = Plans.of([plan or Plan()])
+    """Value of each metric; those of energy, and the longest sequence, ask for the plan."""
     with np.errstate(all="ignore"):  # a value that is not finite is judged in `sound`
-        return [
-            float(metric_values(job, name, plans, step_s=step_s, peak_bytes=peak_bytes)[0])
-            for name in objective
-        ]
+        return [outcome_value(job, name, plan, outcome) for name in objective]
 
 
 def constraints_of(outcome: Outcome, job: Job) -> Mapping[str, float]:
@@ -87,3 +81,9 @@ def outcome_of(attributes: Mapping[str, Any]) -> Outcome | None:
     """The outcome among a trial's user attributes."""
     stored = attributes.get("outcome")
     return outcome_from_dict(dict(stored)) if isinstance(stored, Mapping) else None
+
+
+def plan_tried(attributes: Mapping[str, Any]) -> Plan | None:
+    """The plan among a trial's user attributes."""
+    key = attributes.get("plan")
+    return Plan.parse(key) if isinstance(key, str) else None

@@ -1,13 +1,15 @@
-"""A study's start from other studies of the same machine: another model, another size, another batch.
+"""A study's start from other studies of the same machine, or their table: another model, size or batch.
 
     t = t(c) exp(r)        c, r: `tuner.learned` from the measured trials of those studies
 
-The constants carry over to any job; what is left of the others' errors only as far as the gate lets it.  The
-trials are kept in the new study, so that it goes on without the storage of the others.
+A measurements file stands for the studies whose rows it holds.  The constants carry over to any job; what is
+left of the others' errors only as far as the gate lets it.  The trials are kept in the new study, so that it
+goes on without the storage of the others.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,7 @@ import numpy as np
 from objectives.calibration import TimedStep, calibrated_cluster
 from objectives.cost.result import StepTime
 from objectives.cost.step import estimate
+from objectives.measurements.runs import MeasuredRun, read_measurements
 from objectives.metrics import Job
 from objectives.outcome import Measured
 from objectives.ranking import Candidates
@@ -82,8 +85,40 @@ def past_study(view: StudyView) -> PastStudy:
     )
 
 
-def evidence_of(views: Sequence[StudyView], cluster: ClusterSpec) -> Evidence:
-    """What these studies tell of that cluster's machine.
+def is_table(name: str) -> bool:
+    """Whether a name of `warm_start` is a measurements file and no study."""
+    return name.endswith(".csv")
+
+
+def studies_of_table(path: Path, cluster: ClusterSpec) -> tuple[PastStudy, ...]:
+    """The measured rows of a measurements file on that machine's devices, a study for each job.
+
+    Raises
+    ------
+    InvalidSpec
+        The file cannot be read or holds no row.
+    """
+    by_job: dict[int, list[MeasuredRun]] = {}
+    for run in read_measurements(path).runs:
+        if run.step_s is not None and run.job.cluster.device.name == cluster.device.name:
+            by_job.setdefault(id(run.job), []).append(run)
+    return tuple(_past_runs(path.name, runs[-MOST:]) for runs in by_job.values())
+
+
+def _past_runs(name: str, runs: Sequence[MeasuredRun]) -> PastStudy:
+    job = runs[0].job
+    return PastStudy(
+        name=name,
+        model=job.model,
+        cluster=job.cluster,
+        workload=job.workload,
+        plans=tuple(run.plan.key for run in runs),
+        step_s=tuple(run.step_s or 0.0 for run in runs),
+    )
+
+
+def evidence_of(views: Sequence[StudyView], cluster: ClusterSpec, tables: Sequence[Path] = ()) -> Evidence:
+    """What these studies and measurements files tell of that cluster's machine.
 
     Raises
     ------
@@ -97,8 +132,9 @@ def evidence_of(views: Sequence[StudyView], cluster: ClusterSpec) -> Evidence:
             given = f"{view.name!r} of {other.name} with {other.device.name}"
             raise InvalidSpec(must, given, hint=f"name studies of {cluster.name} with {cluster.device.name}")
     studies = tuple(past_study(view) for view in views)
+    studies += tuple(past for path in tables for past in studies_of_table(path, cluster))
     n = sum(len(past.plans) for past in studies)
-    names = ", ".join(view.name for view in views)
+    names = ", ".join([*(view.name for view in views), *(path.name for path in tables)])
     check(n >= FEWEST, f"the studies to start from must have {FEWEST} measured trials", f"{n} in {names}")
     return Evidence(studies=studies)
 

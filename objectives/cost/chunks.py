@@ -22,7 +22,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from objectives.cost.kernels import entry_bytes
-from objectives.cost.layers import ATTENTION_BACKWARD_OVER_FORWARD, LayerCost, tokens_per_device
+from objectives.cost.layers import ATTENTION_BACKWARD_OVER_FORWARD, LayerCost
+from objectives.cost.tokens import tokens_per_device
 from objectives.metrics import Job
 from search_spaces.plan import Floats, Ints, Plans
 

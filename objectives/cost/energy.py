@@ -1,6 +1,6 @@
 """Joules of a step: what each component draws in each state, times the seconds that it spends there.
 
-    E = n_devices sum_state t_state P(state)  +  (n_nodes P_host + n_devices P_nic) t  +  n_nodes t_host dP_host
+    E = n_devices sum_state t_state P(state) + (n_nodes P_host + n_devices P_nic) t + n_nodes t_host dP_host
 
     compute        seconds that the FLOPs take at the best product's rate
     memory         the rest of computing, and the optimizer: bound by bytes

@@ -91,9 +91,9 @@ PARTS: Mapping[str, PartFormula] = MappingProxyType({
         source="arXiv:1910.02054, section 3",
     ),
     "offload_s": PartFormula(
-        formula="gradients and weights over the host's link, and the update at its memory's rate (overlapped: "
-        "what is longer than one micro-batch's passes); waits for inputs of redone layers and chunks of a "
-        "sequence that lie on the host",
+        formula="gradients and weights over the host's link, and the update at its memory's rate (overlapped:"
+        " what is longer than one micro-batch's passes); waits for inputs of redone layers and chunks of a "
+        "sequence on the host",
         worked="",
         source="arXiv:2101.06840, section 4; arXiv:2408.16978, section 4",
     ),

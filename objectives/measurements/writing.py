@@ -162,6 +162,8 @@ def _recompute(plan: Plan) -> str:
 
 def _outcome_cells(job: Job, outcome: Outcome, extra: dict[str, Any]) -> dict[str, Any]:
     if isinstance(outcome, Measured):
+        if outcome.energy_j is not None:
+            extra = {**extra, "energy_j": round(outcome.energy_j, 3)}
         extra = {**extra, "spread_s": round(outcome.step_spread_s, DIGITS), "mem_unit": "1e9 bytes"}
         tokens = job.workload.tokens_per_step / outcome.step_s / job.cluster.n_devices
         return {

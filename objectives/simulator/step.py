@@ -215,6 +215,12 @@ class StepSimulator:
             return ""
         return self._hang(self.input(seed).costs.n_empty)
 
+    def parts_s(self, seed: int) -> dict[str, Floats]:
+        """Seconds of every device by part, as that step has them; they add up to its makespan."""
+        step = self.input(seed)
+        tasks, run = self._run(self._graph(step))
+        return step_parts(tasks, run, step.costs, n_ranks=self._plan.pp, in_pieces=self._is_fine)
+
     def input(self, seed: int) -> StepInput:
         """The passes with their costs, in an order: that of the schedule, or by arrival as passes run."""
         job, plan, wiring = self._job, self._plan, self._wiring

@@ -116,6 +116,7 @@ def _around(device: DeviceSpec, *, n_ranks: int, n_local: int) -> ClusterSpec:
         devices_per_node=n_local,
         tiers=tiers,
         max_devices=n_ranks,
+        power=None,
         **CLUSTER_DEFAULTS,
     )
 

@@ -10,6 +10,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from objectives.outcome import Outcome, OutcomeOrigin
@@ -33,6 +34,8 @@ _MOST_LOG_BYTES = int(MB)
 class AllocationExecutor(InProcessExecutor):
     """Tries plans side by side on disjoint sets of an allocation's nodes (an `Executor`).
 
+    Several executors, of trials with other numbers of nodes, may share one `queue`.
+
     Raises
     ------
     InvalidSpec
@@ -47,9 +50,11 @@ class AllocationExecutor(InProcessExecutor):
         n_slots: int = 2,
         time_limit_s: float | None = None,
         environment: Mapping[str, str] = os.environ,
+        queue: NodeQueue | None = None,
     ) -> None:
         per_trial = slurm.nodes_of(recipe.job)
-        self._queue = NodeQueue(environment["SLURM_JOB_ID"], allocated(environment), per_trial)
+        own = queue or NodeQueue(environment["SLURM_JOB_ID"], allocated(environment), per_trial)
+        self._queue = own
         self._folder = session_folder(slurm)
         is_command = recipe.kind == COMMAND
         margin_s = 0.0 if is_command else START_S
@@ -57,7 +62,7 @@ class AllocationExecutor(InProcessExecutor):
             placed(recipe, slurm) if is_command else StepRunner(recipe, slurm, time_limit_s),
             n_slots=slots(slurm, recipe.job, n_slots, environment),
             time_limit_s=None if time_limit_s is None else time_limit_s + margin_s,
-            lease=self._queue.lease,
+            lease=partial(own.lease, per_trial),
             scratch=self._folder,
         )
 

@@ -1,4 +1,8 @@
-"""The queue of an allocation's nodes: each try of a trial gets a fixed number that no other has meanwhile."""
+"""The queue of an allocation's nodes: each try of a trial gets nodes that no other has meanwhile.
+
+Tries that wait are served in the order in which they came, so that one of many nodes is not passed over for
+ever by smaller ones.
+"""
 
 import secrets
 import threading
@@ -26,12 +30,15 @@ class NodeQueue:
     def __init__(self, job: str, nodes: Sequence[str], per_trial: int) -> None:
         self._job, self._nodes, self._per_trial = job, tuple(nodes), per_trial
         self._free, self._lost = list(nodes), set[str]()
+        self._line: list[object] = []
         self._changed = threading.Condition()
         self._is_closed = False
 
     @contextmanager
-    def lease(self) -> Iterator[Mapping[str, str]]:
+    def lease(self, n_nodes: int | None = None) -> Iterator[Mapping[str, str]]:
         """Nodes for one try, as the variables that name them; nothing of the try is left on them after it.
+
+        `n_nodes` None stands for the queue's own number.
 
         Raises
         ------
@@ -40,7 +47,7 @@ class NodeQueue:
         ProcessLost
             The queue is closed.
         """
-        nodes = self._take()
+        nodes = self._take(self._per_trial if n_nodes is None else n_nodes)
         name = f"meshtune-{secrets.token_hex(6)}"
         try:
             yield {NODES: ",".join(nodes), STEP: name}
@@ -53,17 +60,23 @@ class NodeQueue:
             self._is_closed = True
             self._changed.notify_all()
 
-    def _take(self) -> list[str]:
+    def _take(self, n: int) -> list[str]:
         self._check_job()
+        place = object()
         with self._changed:
-            while len(self._free) < self._per_trial:
-                if self._is_closed:
-                    break
-                self._check_enough()
-                self._changed.wait()
+            self._line.append(place)
+            try:
+                while self._line[0] is not place or len(self._free) < n:
+                    if self._is_closed:
+                        break
+                    self._check_enough(n)
+                    self._changed.wait()
+            finally:
+                self._line.remove(place)
+                self._changed.notify_all()
             if self._is_closed:
                 raise ProcessLost("the executor is closed")
-            taken, self._free = self._free[: self._per_trial], self._free[self._per_trial :]
+            taken, self._free = self._free[:n], self._free[n:]
         return taken
 
     def _check_job(self) -> None:
@@ -76,13 +89,13 @@ class NodeQueue:
                 hint="the study is kept; resume it in another allocation",
             )
 
-    def _check_enough(self) -> None:
+    def _check_enough(self, n: int) -> None:
         n_left = len(self._nodes) - len(self._lost)
-        if n_left < self._per_trial:
+        if n_left < n:
             lost = ", ".join(sorted(self._lost))
             raise RunnerError(
                 "an allocation must keep enough nodes for a trial",
-                f"{n_left} of {len(self._nodes)} nodes left, {self._per_trial} a trial; lost: {lost}",
+                f"{n_left} of {len(self._nodes)} nodes left, {n} a trial; lost: {lost}",
                 hint="the study is kept; resume it in another allocation",
             )
 

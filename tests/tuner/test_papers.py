@@ -4,7 +4,7 @@ import pytest
 
 from search_spaces.errors import InvalidSpec, UnknownName
 from tests.tuner.cli import meshtune
-from tuner.config import read_config
+from tuner.campaign import read_study
 from tuner.papers import PAPERS, load_paper, load_papers, paper_of_preset
 from tuner.papers.figure import Figure, Kind, Paper, Provenance
 from tuner.presets import preset_names, preset_path
@@ -83,7 +83,7 @@ def test_every_preset_is_a_study_file_of_one_paper():
     of_papers = [preset for paper in load_papers() for preset in paper.presets]
     assert sorted(of_papers) == list(preset_names())
     for name in preset_names():
-        assert read_config(preset_path(name)).name == name
+        assert read_study(preset_path(name)).name == name
         assert name in paper_of_preset(name).presets
 
 

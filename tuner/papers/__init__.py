@@ -11,13 +11,13 @@ from search_spaces.rows import load_row
 from tuner.papers.figure import Paper
 
 # name: module:attribute
-PAPERS: Mapping[str, str] = MappingProxyType(
-    {
-        "zeropp": "tuner.papers.zeropp:PAPER",
-        "ulysses": "tuner.papers.ulysses:PAPER",
-        "fpdt": "tuner.papers.fpdt:PAPER",
-    }
-)
+PAPERS: Mapping[str, str] = MappingProxyType({
+    "zeropp": "tuner.papers.zeropp:PAPER",
+    "ulysses": "tuner.papers.ulysses:PAPER",
+    "fpdt": "tuner.papers.fpdt:PAPER",
+    "campaign": "tuner.papers.campaign:PAPER",
+    "energy": "tuner.papers.energy:PAPER",
+})  # fmt: skip
 
 
 def load_paper(name: str) -> Paper:

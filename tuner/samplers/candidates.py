@@ -189,9 +189,13 @@ class CandidateSampler(BaseSampler):
         random = RandomSampler(seed=self.seed_of(trial, param_name))
         return random.sample_independent(study, trial, param_name, param_distribution)
 
+    def untried(self, study: Study) -> Bools:
+        """Where a candidate belongs to no trial of the study; shape (n_candidates,)."""
+        return self._untried(self.rows_of(study, None))
+
     def n_untried(self, study: Study) -> int:
         """Candidates that no trial of the study has: ask no more when it is 0."""
-        return int(self._untried(self.rows_of(study, None)).sum())
+        return int(self.untried(study).sum())
 
     def generator(self, trial: FrozenTrial, purpose: str = "") -> np.random.Generator:
         """Random numbers of one trial and purpose."""

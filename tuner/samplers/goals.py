@@ -1,9 +1,10 @@
-"""What a study seeks, in the two quantities that a trial measures: log step seconds and log peak bytes.
+"""What a study seeks, in the quantities that a trial measures: log step seconds, log peak bytes, log joules.
 
-Every metric but the peak is proportional to the step time or to its inverse, so in logs it is the step time
-and a constant: however many metrics a study has, it seeks time, memory, or the front between the two.  The
-longest sequence is memory as well, each plan's by an offset of its own: the bytes that a plan would have
-whose longest sequence were in proportion to what it leaves free.
+Every metric but the peak, the longest sequence and those of energy is proportional to the step time or to
+its inverse, so in logs it is the step time and a constant.  The longest sequence is memory, each plan's by
+an offset of its own: the bytes that a plan would have whose longest sequence were in proportion to what it
+leaves free.  A step's joules are its seconds times the plan's watts, which the cost model gives: what trials
+teach of the seconds they teach of the joules, and a third column says them.
 """
 
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from typing import Protocol
 import numpy as np
 
 from objectives.longest import BY_MEMORY, MAX_SEQ_LEN, longest_sequence
-from objectives.metrics import Job
+from objectives.metrics import ENERGY_METRICS, Job
 from objectives.ranking import Candidates
 from search_spaces.plan import Bools, Floats
 from tuner.acquisition import (
@@ -29,7 +30,10 @@ SMALLEST_EXTENT = 0.01  # a front less than a percent wide is one point
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Outlook:
-    """Expected [log seconds, log bytes] and their spreads, shapes (n, 2); log P(runs), shape (n,)."""
+    """Expected [log seconds, log bytes] and their spreads, shapes (n, 2); log P(runs), shape (n,).
+
+    Where joules are sought they are a third column.
+    """
 
     mean: Floats
     std: Floats
@@ -54,7 +58,7 @@ class Goal(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OneGoal:
-    """The step time (quantity 0) or the peak memory (quantity 1) alone."""
+    """The step time (quantity 0), the peak memory (1) or the joules (2) alone."""
 
     quantity: int
 
@@ -74,8 +78,9 @@ class OneGoal:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class FrontGoal:
-    """A random direction towards the front of time and memory (ParEGO); fields of shape (2,)."""
+    """A random direction towards the front of the sought quantities (ParEGO); fields of shape (n_sought,)."""
 
+    sought: tuple[int, ...]
     weights: Floats
     ideal: Floats
     extent: Floats
@@ -83,11 +88,12 @@ class FrontGoal:
 
     def value(self, mean: Floats) -> Floats:
         """Augmented Chebyshev distance to the ideal point."""
-        return chebyshev(mean, self.weights, ideal=self.ideal, extent=self.extent)
+        return chebyshev(mean[:, list(self.sought)], self.weights, ideal=self.ideal, extent=self.extent)
 
     def log_gain(self, outlook: Outlook, best: float) -> Floats:
         """By draws: a maximum of normals is not normal."""
-        points = outlook.mean + outlook.std * self.draws[:, None, :]
+        mean, std = outlook.mean[:, list(self.sought)], outlook.std[:, list(self.sought)]
+        points = mean + std * self.draws[:, None, :]
         values = chebyshev(points, self.weights, ideal=self.ideal, extent=self.extent)
         return log_sampled_improvement(values, best)
 
@@ -96,9 +102,14 @@ class FrontGoal:
         return log_sampled_improvement(self.value(outlook.mean - outlook.std)[None, :], best)
 
 
+def quantity(metric: str) -> int:
+    """Which of time (0), memory (1) and energy (2) a metric is about."""
+    return 2 if metric in ENERGY_METRICS else int(metric in BY_MEMORY)
+
+
 def quantities(metrics: Sequence[str]) -> list[int]:
-    """Which of time (0) and memory (1) the metrics are about."""
-    return sorted({int(name in BY_MEMORY) for name in metrics})
+    """Which of time (0), memory (1) and energy (2) the metrics are about."""
+    return sorted({quantity(name) for name in metrics})
 
 
 def memory_offset(job: Job, candidates: Candidates, metrics: Sequence[str]) -> Floats:
@@ -115,15 +126,28 @@ def memory_offset(job: Job, candidates: Candidates, metrics: Sequence[str]) -> F
     return offset
 
 
-def front_goal(mean: Floats, likely: Bools, rng: np.random.Generator) -> FrontGoal:
+def with_joules(values: Floats, log_watts: Floats | None) -> Floats:
+    """[log seconds, log bytes] with log joules as a third column, where watts are known; (..., n, 2 or 3)."""
+    if log_watts is None:
+        return values
+    return np.concatenate([values, values[..., :1] + log_watts[:, None]], axis=-1)
+
+
+def front_goal(
+    mean: Floats, likely: Bools, rng: np.random.Generator, sought: Sequence[int] = (0, 1)
+) -> FrontGoal:
     """A random direction, scaled by the ends of the expected front: the fastest candidate and the leanest.
 
     Source
     ------
     Miettinen (1999), Nonlinear Multiobjective Optimization, section 2.4: ideal point and pay-off table.
     """
-    among = mean[likely] if likely.any() else mean
+    among = (mean[likely] if likely.any() else mean)[:, list(sought)]
     ends = among[np.argmin(among, axis=0)]
     ideal = ends.min(axis=0)
     extent = np.maximum(ends.max(axis=0) - ideal, SMALLEST_EXTENT)
-    return FrontGoal(weights=simplex_weights(2, rng), ideal=ideal, extent=extent, draws=normal_draws(2, rng))
+    n = len(sought)
+    weights, draws = simplex_weights(n, rng), normal_draws(n, rng)
+    if 0 in sought and 2 in sought:  # joules are seconds times known watts: they err together
+        draws[:, list(sought).index(2)] = draws[:, list(sought).index(0)]
+    return FrontGoal(sought=tuple(sought), weights=weights, ideal=ideal, extent=extent, draws=draws)

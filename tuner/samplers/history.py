@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from optuna.trial import FrozenTrial, TrialState
 
+from objectives.cost.energy import step_energy
 from objectives.longest import MAX_SEQ_LEN
-from objectives.metrics import Goal, Job, metric_named
+from objectives.metrics import ENERGY_METRICS, Goal, Job, metric_named
 from objectives.outcome import Cause, Failed, Measured, Outcome
 from search_spaces.errors import InvalidSpec
 from search_spaces.plan import Bools, Floats, Ints
@@ -93,7 +94,15 @@ class LessonReader:
         self.table, self.metrics, self.job = table, metrics, job
         estimate = table.candidates.estimate
         self.step_s, self.peak_bytes = estimate.step_s, estimate.peak_memory_bytes
+        self.energy_j: Floats | None = None
+        if set(metrics) & set(ENERGY_METRICS):
+            self.energy_j = step_energy(job, table.candidates.plans, estimate).total_j
         self._read: dict[int, tuple[FrozenTrial, Lesson | None]] = {}
+
+    @property
+    def log_watts(self) -> Floats | None:
+        """Logarithm of each candidate's mean watts; None where no metric is of energy; (n_candidates,)."""
+        return None if self.energy_j is None else np.log(self.energy_j / self.step_s)
 
     def read(self, trial: FrozenTrial, row: int) -> Lesson | None:
         """The lesson of a finished trial: from its outcome, else from its values and constraints."""
@@ -133,7 +142,7 @@ class LessonReader:
         return float(self.step_s[row]), float(self.peak_bytes[row])
 
     def _from_values(self, trial: FrozenTrial, row: int) -> Lesson | None:
-        """Every metric but the peak is a constant times the step time or its inverse."""
+        """Every metric but the peak is, for one plan, a constant times the step time or its inverse."""
         if any(value > 0 for value in trial.constraints.values()):
             return Lesson(row=row, ran=False)
         if trial.state is not TrialState.COMPLETE or len(trial.values) != len(self.metrics):
@@ -142,7 +151,8 @@ class LessonReader:
         for name, value in zip(self.metrics, trial.values, strict=True):
             if name == MAX_SEQ_LEN:
                 continue  # its outcome has the peak that it follows from
-            predicted = self.job.values(name, self.step_s[[row]], self.peak_bytes[[row]])[0]
+            energy_j = None if self.energy_j is None else self.energy_j[[row]]
+            predicted = self.job.values(name, self.step_s[[row]], self.peak_bytes[[row]], energy_j)[0]
             if name == "peak_memory":
                 log_memory = _sane(value / predicted)
             elif metric_named(name).goal is Goal.MINIMIZE:

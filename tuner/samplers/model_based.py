@@ -22,7 +22,15 @@ from tuner.acquisition import log_probability_below
 from tuner.features import MEMORY_PARTS, TIME_PARTS
 from tuner.samplers.belief import MEMORY_SPREADS, TIME_SPREADS, Belief, Believer, Neighbourhoods
 from tuner.samplers.candidates import CandidateSampler, Tried
-from tuner.samplers.goals import Goal, OneGoal, Outlook, front_goal, memory_offset, quantities
+from tuner.samplers.goals import (
+    Goal,
+    OneGoal,
+    Outlook,
+    front_goal,
+    memory_offset,
+    quantities,
+    with_joules,
+)
 from tuner.samplers.history import History, Lesson, LessonReader, read_history
 from tuner.samplers.posterior import Posterior
 from tuner.samplers.prospects import worth_of_more
@@ -33,7 +41,7 @@ SHORTLIST = 512
 
 
 class MeshtuneSampler(CandidateSampler):
-    """Constrained expected improvement over every untried candidate; ParEGO for time and memory."""
+    """Constrained expected improvement over every untried candidate; ParEGO for several metrics."""
 
     def __init__(
         self, candidates: Candidates, *, metrics: tuple[str, ...], seed: int | None, job: Job
@@ -45,6 +53,7 @@ class MeshtuneSampler(CandidateSampler):
         self._offset = memory_offset(job, self.table.candidates, self.metrics)
         # On a machine busy with trials BLAS threads wait for each other: 1.2 s an ask instead of 0.05 s.
         self._threads, self._alone = ThreadpoolController(), Lock()
+        self._log_watts = self._reader.log_watts
         self._near = Neighbourhoods(self.table.knobs)
         self._time = Believer(
             self.table.time_features, n_shares=len(TIME_PARTS), near=self._near, spreads=TIME_SPREADS
@@ -71,6 +80,7 @@ class MeshtuneSampler(CandidateSampler):
                 every=self._outlook(history, beliefs),
                 log_limit=self._log_limit,
                 offset=self._offset,
+                log_watts=self._log_watts,
             )
 
     def worth(self, study: Study, better_by: float) -> Worth | None:
@@ -92,7 +102,7 @@ class MeshtuneSampler(CandidateSampler):
         rows = np.flatnonzero(untried)
         if len(rows) > SHORTLIST:
             rows = np.sort(np.argpartition(hopes, -SHORTLIST)[-SHORTLIST:])
-        exact = np.column_stack([belief.std(rows) for belief in beliefs])
+        exact = self._spreads([belief.std(rows) for belief in beliefs])
         outlook = Outlook(mean=every.mean[rows], std=exact, log_runs=every.log_runs[rows])
         gain = goal.log_gain(replace(outlook, mean=sought.mean[rows]), best)
         return int(rows[np.argmax(gain + self._log_feasible(outlook))])
@@ -101,7 +111,9 @@ class MeshtuneSampler(CandidateSampler):
         """The outlook with memory as the metrics count it."""
         if not self._offset.any():
             return every
-        return replace(every, mean=every.mean + np.column_stack([np.zeros(len(self.table)), self._offset]))
+        mean = every.mean.copy()
+        mean[:, 1] += self._offset
+        return replace(every, mean=mean)
 
     def _beliefs(self, history: History) -> tuple[Belief, Belief]:
         pending = np.array(history.pending, dtype=np.int64)
@@ -114,8 +126,13 @@ class MeshtuneSampler(CandidateSampler):
         """Every candidate, with the quick spread."""
         every = np.arange(len(self.table))
         mean = self._predicted + np.column_stack([belief.mean() for belief in beliefs])
-        std = np.column_stack([belief.outer_std(every) for belief in beliefs])
-        return Outlook(mean=mean, std=std, log_runs=self._log_runs(history))
+        std = self._spreads([belief.outer_std(every) for belief in beliefs])
+        return Outlook(mean=with_joules(mean, self._log_watts), std=std, log_runs=self._log_runs(history))
+
+    def _spreads(self, of_time_and_memory: list[Floats]) -> Floats:
+        """Joules are seconds times known watts: as uncertain as the seconds."""
+        time, memory = of_time_and_memory
+        return np.column_stack([time, memory] if self._log_watts is None else [time, memory, time])
 
     def _log_runs(self, history: History) -> Floats:
         """Log chance that a candidate runs; even for all while nothing has failed by itself."""
@@ -133,7 +150,7 @@ class MeshtuneSampler(CandidateSampler):
         sought = quantities(self.metrics)
         if len(sought) == 1:
             return OneGoal(quantity=sought[0])
-        return front_goal(every.mean, fits, self.generator(trial, "front"))
+        return front_goal(every.mean, fits, self.generator(trial, "front"), sought)
 
     def _best(self, history: History, value: Floats) -> float:
         """What has to be beaten: the expected value of the best plan that ran or is under way, or of any.

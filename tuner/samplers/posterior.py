@@ -9,7 +9,7 @@ from tuner.acquisition import log_probability_below
 from tuner.samplers.alternatives import Alternative, alternatives
 from tuner.samplers.belief import Belief
 from tuner.samplers.candidates import CandidateTable
-from tuner.samplers.goals import Outlook
+from tuner.samplers.goals import Outlook, with_joules
 from tuner.samplers.history import History
 from tuner.samplers.runs import chance_draws
 from tuner.surrogate import LogRatioSurrogate
@@ -24,7 +24,7 @@ OWN_SHARE = 0.5
 class Draws:
     """Worlds that the trials allow: [log seconds, log bytes] and whether a plan runs and fits there.
 
-    Shapes (n_draws, n_rows, 2) and (n_draws, n_rows).
+    Shapes (n_draws, n_rows, 2) and (n_draws, n_rows); log joules are a third column where they are sought.
     """
 
     values: Floats
@@ -47,6 +47,7 @@ class Posterior:
     every: Outlook
     log_limit: float
     offset: Floats
+    log_watts: Floats | None = None
 
     @property
     def measured(self) -> Ints:
@@ -63,7 +64,7 @@ class Posterior:
             for quantity, ratio in enumerate((lesson.log_time, lesson.log_memory)):
                 if ratio is not None:
                     found[i, quantity] = self.predicted[lesson.row, quantity] + ratio
-        return found
+        return with_joules(found[:, :2], self._watts_of(self.measured))
 
     def sought(self, values: Floats, rows: Ints | None = None) -> Floats:
         """[log seconds, log bytes] of rows, or of all, with bytes as the metrics count them."""
@@ -97,7 +98,11 @@ class Posterior:
         """Seconds, bytes and feasibility of rows in worlds drawn from the beliefs, all rows together."""
         values = np.stack([self._values(rows, each, n_draws, rng) for each in (0, 1)], axis=2)
         runs = self._runs(rows, n_draws, rng)
-        return Draws(values=values, is_feasible=runs & (values[:, :, 1] <= self.log_limit))
+        joint = with_joules(values, self._watts_of(rows))
+        return Draws(values=joint, is_feasible=runs & (values[:, :, 1] <= self.log_limit))
+
+    def _watts_of(self, rows: Ints) -> Floats | None:
+        return None if self.log_watts is None else self.log_watts[rows]
 
     def _values(self, rows: Ints, quantity: int, n_draws: int, rng: np.random.Generator) -> Floats:
         """Multivariate t: how wide all spreads are is itself learned from how far the readings lay out.
