@@ -38,8 +38,8 @@ from search_spaces.plan import Floats, Ints, Plans
 from search_spaces.units import GB
 
 STATE_KNOBS = (
-    "tp", "pp", "dp", "cp", "ep", "etp", "vpp", "first_layers", "last_layers", "zero", "offload_optimizer",
-    "rank_order", "folds", "mirrors",
+    "tp", "pp", "dp", "cp", "ep", "etp", "vpp", "first_layers", "last_layers", "recompute_stages",
+    "zero", "offload_optimizer", "rank_order", "folds", "mirrors",
 )  # fmt: skip
 
 HOST_OPTIMIZER_BYTES_PER_S = assumed(
