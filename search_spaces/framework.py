@@ -52,7 +52,7 @@ class ExpertAbilities:
     may have another number of them than the rest of the model.  `overlaps`: it can hide the exchange of
     tokens behind computation.  `deduplicates`: it can send a token once to a node; `copies_afterwards`:
     inside the node it is copied once all have come, not as they come.  `hierarchical`: one message to a node.
-    `dispatches`: how it sends tokens.
+    `migrates`: experts change places while it trains.  `dispatches`: how it sends tokens.
     """
 
     in_pipeline: bool = True
@@ -64,6 +64,7 @@ class ExpertAbilities:
     deduplicates: bool = True
     copies_afterwards: bool = False
     hierarchical: bool = False
+    migrates: bool = False
     dispatches: tuple[Dispatch, ...] = (Dispatch.PLAIN,)
 
 
@@ -151,7 +152,7 @@ FRAMEWORKS: Mapping[str, FrameworkProfile] = MappingProxyType(
             FrameworkProfile(
                 name="any",
                 source="every plan that the cost model knows, whichever trainer runs it",
-                experts=ExpertAbilities(hierarchical=True, dispatches=tuple(Dispatch)),
+                experts=ExpertAbilities(hierarchical=True, migrates=True, dispatches=tuple(Dispatch)),
                 recompute_stages=True,
                 post_validates_in=("bf16", "fp16", "fp8", "mxfp8", "nvfp4", "fp32"),
                 warms_up_longer=True,

@@ -35,6 +35,7 @@ OPT_IN: dict[str, Any] = {
     "hierarchical_ep": False,
     "dispatch": Dispatch.PLAIN,
     "recompute_stages": 0,
+    "migrate_every": 0,
     "recompute_modules": NO_MODULES,
     "optimizer_sync": OptimizerSync.BARRIER,
     "pipeline_limit": 0,
@@ -50,7 +51,7 @@ ORDER = (
     "tp", "cp", "pp", "dp", "cp_kind", "micro_batch", "ep", "etp", "split", "vpp", "schedule",
     "optimizer_sync", "pipeline_limit", "extra_warmup", "sequence_parallel", "recompute", "recompute_modules",
     "recompute_every", "recompute_stages", "rank_order", "zero", "overlap_tp", "overlap_pp", "overlap_dp",
-    "offload_optimizer", "overlap_ep", "deduplicate_ep", "hierarchical_ep", "dispatch",
+    "offload_optimizer", "overlap_ep", "deduplicate_ep", "hierarchical_ep", "dispatch", "migrate_every",
 )  # fmt: skip
 
 

@@ -134,7 +134,10 @@ ENUMS: dict[str, type[StrEnum]] = {
     "dispatch": Dispatch,
     "rank_order": RankOrder,
 }
-FROM_ZERO = ("first_layers", "last_layers", "recompute_stages", "pipeline_limit", "extra_warmup")
+FROM_ZERO = (
+    "first_layers", "last_layers", "recompute_stages", "pipeline_limit", "extra_warmup",
+    "migrate_every",
+)  # fmt: skip
 MAX_DIGITS = 9  # products of two degrees stay within int64
 FLAGS = (
     "sequence_parallel", "offload_optimizer", "overlap_dp", "overlap_tp", "overlap_pp", "overlap_ep",
@@ -161,7 +164,8 @@ class Plan:
     warm-up of 1f1b is longer. `overlap_ep` runs one micro-batch's expert all-to-all beside another's
     computation; `deduplicate_ep` sends a token once to each node and device that holds experts of its own,
     and copies it there (DeepEP; X-MoE's redundancy-bypassing dispatch).  `hierarchical_ep` sends one message
-    to each node, and hands tokens on inside it (Piper's HALO).
+    to each node, and hands tokens on inside it (Piper's HALO).  Every `migrate_every` steps experts change
+    places between hot and cold devices (0: never).
     """
 
     tp: int = 1
@@ -179,6 +183,7 @@ class Plan:
     recompute_stages: int = 0
     pipeline_limit: int = 0
     extra_warmup: int = 0
+    migrate_every: int = 0
     cp_kind: CpKind = CpKind.RING
     schedule: Schedule = Schedule.ONE_F_ONE_B
     optimizer_sync: OptimizerSync = OptimizerSync.BARRIER
@@ -295,6 +300,7 @@ class Plans:
     recompute_stages: Ints
     pipeline_limit: Ints
     extra_warmup: Ints
+    migrate_every: Ints
     cp_kind: NDArray[np.int8]
     schedule: NDArray[np.int8]
     optimizer_sync: NDArray[np.int8]

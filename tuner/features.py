@@ -13,7 +13,7 @@ from objectives.metrics import Job
 from search_spaces.plan import ENUMS, FLAGS, Floats, Module, Plans
 
 DEGREES = ("tp", "pp", "dp", "cp", "ep", "etp", "vpp", "micro_batch", "recompute_every")
-STAGE_SIZES = ("first_layers", "last_layers", "recompute_stages")
+STAGE_SIZES = ("first_layers", "last_layers", "recompute_stages", "migrate_every")
 TIME_PARTS: tuple[str, ...] = tuple(field.name for field in fields(StepTime))
 MEMORY_PARTS: tuple[str, ...] = tuple(field.name for field in fields(StepMemory))
 

@@ -30,7 +30,10 @@ from search_spaces.framework import framework_named
 from search_spaces.model import MlpSpec
 from search_spaces.plan import Dispatch, Floats, Ints, Module, Plans, Recompute
 
-LAYER_KNOBS = ("tp", "cp", "ep", "etp", "micro_batch", "sequence_parallel", "recompute_modules", "dispatch")
+LAYER_KNOBS = (
+    "tp", "cp", "ep", "etp", "micro_batch", "sequence_parallel", "recompute_modules", "dispatch",
+    "migrate_every",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

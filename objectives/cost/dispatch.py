@@ -21,6 +21,7 @@ import numpy as np
 from objectives.cost import mesh
 from objectives.cost.collectives import Line, afterwards_line, all_to_all_line, hierarchical_line
 from objectives.cost.kernels import entry_bytes, gemm_s, memory_bound_s
+from objectives.cost.migration import imbalance_of
 from objectives.cost.moe import FP32_BYTES, MASK_BYTES, SIXTEEN_BIT_BYTES, deduplicated_share
 from objectives.cost.tokens import sequence_shards, tokens_per_device
 from objectives.metrics import Job
@@ -130,11 +131,11 @@ def _whole_tokens(job: Job, plans: Plans) -> Floats:
 
 def _load(job: Job, plans: Plans) -> Floats | float:
     """Copies that the hottest device gets over the mean without padding."""
-    capacity, imbalance = _moe(job).capacity_factor, job.workload.expert_imbalance
+    capacity, imbalance = _moe(job).capacity_factor, imbalance_of(job, plans)
     if capacity is None:
         return imbalance
     routed = plans.is_dispatch(Dispatch.PADDING_FREE)
-    return np.where(routed, min(imbalance, capacity), capacity)
+    return np.where(routed, np.minimum(imbalance, capacity), capacity)
 
 
 def _moe(job: Job) -> MoeSpec:

@@ -35,11 +35,12 @@ PASS_KNOBS = (
     "tp", "pp", "dp", "cp", "ep", "etp", "vpp", "micro_batch", "first_layers", "last_layers",
     "recompute_every", "cp_kind", "recompute", "recompute_modules", "rank_order", "sequence_parallel",
     "overlap_tp", "overlap_ep", "deduplicate_ep", "hierarchical_ep", "dispatch", "recompute_stages",
-    "folds", "mirrors",
+    "migrate_every", "folds", "mirrors",
 )  # fmt: skip
 LAYER_KNOBS = (
     "tp", "pp", "dp", "cp", "ep", "etp", "micro_batch", "cp_kind", "rank_order", "sequence_parallel",
-    "overlap_tp", "overlap_ep", "deduplicate_ep", "hierarchical_ep", "dispatch", "recompute_modules",
+    "overlap_tp", "overlap_ep", "deduplicate_ep", "hierarchical_ep", "dispatch", "migrate_every",
+    "recompute_modules",
 )  # fmt: skip
 
 

@@ -7,6 +7,7 @@ import numpy as np
 from objectives.cost import pipeline
 from objectives.cost.activations import StageActivations, boundary_bytes, stage_activations
 from objectives.cost.factored import factored
+from objectives.cost.migration import migration_share_s
 from objectives.cost.passes import PASS_KNOBS, PassTable, pass_table, stage_pass
 from objectives.cost.result import Estimate, StageProfile, StepMemory, StepTime
 from objectives.cost.stages import Stages, held_stages, representatives, stages_of
@@ -101,7 +102,7 @@ def _time(job: Job, plans: Plans, passes: PassTable, states: StateTable, m: Ints
         dp_comm_s=dp_comm,
         optimizer_s=states.optimizer_s,
         offload_s=states.offload_s,
-        fixed_s=cluster.step_fixed_s.value + slow * busy,
+        fixed_s=cluster.step_fixed_s.value + slow * busy + migration_share_s(job, plans),
     )
 
 
@@ -230,6 +231,7 @@ def stage_profile(job: Job, plan: Plan) -> StageProfile:
     held = stage_activations(job, one, in_memory)
     time = estimate_chunk(job, one).time
     step_end = time.dp_comm_s + time.optimizer_s + time.offload_s + job.cluster.step_fixed_s.value
+    step_end = step_end + migration_share_s(job, one)
     flights = pipeline.in_flight(one, microbatches(job, one), index, release_of(job))
     ones = np.ones(plan.pp)
     return StageProfile(

@@ -178,6 +178,7 @@ def expert_exchange(plan: Plan, *known: Dispatch) -> str:
     known = known or (Dispatch.PLAIN,)
     asked = [name for name in ("overlap_ep", "deduplicate_ep", "hierarchical_ep") if getattr(plan, name)]
     words = [f"{name}=true" for name in asked]
+    words += [f"migrate_every={plan.migrate_every}"] if plan.migrate_every else []
     return " ".join(words if plan.dispatch in known else [*words, f"dispatch={plan.dispatch}"])
 
 

@@ -49,6 +49,7 @@ class MegatronLM:
             *_schedule_lacks(plan),
             *_data_parallel_lacks(plan),
             *_overlap_lacks(plan),
+            *_exchange_lacks(plan),
             *_group_lacks(job, plan),
         ]
 
@@ -106,14 +107,21 @@ def _overlap_lacks(plan: Plan) -> list[str]:
         found.append(
             "overlap_ep=true: Megatron-LM overlaps expert parallelism in a pipeline only with vpp > 1"
         )
-    if plan.hierarchical_ep:
-        found.append("hierarchical_ep=true: Megatron-LM's dispatchers send to every rank, or once to a node")
-    if plan.dispatch is Dispatch.EINSUM:
-        found.append("dispatch=einsum: Megatron-LM moves tokens by index, without masks over slots")
     if plan.overlap_ep and plan.recompute is Recompute.FULL:
         found.append("overlap_ep=true: Megatron-LM overlaps expert parallelism only without recompute=full")
     if not plan.overlap_pp and plan.vpp > 1 and plan.pp == 2:
         found.append("overlap_pp=false: with vpp > 1 Megatron-LM turns this overlap off only for pp > 2")
+    return found
+
+
+def _exchange_lacks(plan: Plan) -> list[str]:
+    found = []
+    if plan.hierarchical_ep:
+        found.append("hierarchical_ep=true: Megatron-LM's dispatchers send to every rank, or once to a node")
+    if plan.migrate_every:
+        found.append(f"migrate_every={plan.migrate_every}: Megatron-LM leaves experts where they are")
+    if plan.dispatch is Dispatch.EINSUM:
+        found.append("dispatch=einsum: Megatron-LM moves tokens by index, without masks over slots")
     return found
 
 

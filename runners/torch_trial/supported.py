@@ -48,6 +48,7 @@ _PLANS: tuple[Refusal, ...] = (
     ("sends a token once for each of its experts (deduplicate_ep)", lambda q: q.plan.deduplicate_ep),
     ("sends tokens straight to each device (hierarchical_ep)", lambda q: q.plan.hierarchical_ep),
     ("sends tokens as the model says (dispatch)", lambda q: q.plan.dispatch is not Dispatch.PLAIN),
+    ("leaves experts where they are (migrate_every)", lambda q: q.plan.migrate_every > 0),
     ("recomputes on every stage alike (recompute_stages)", lambda q: q.plan.recompute_stages > 0),
     ("recomputes no single products (recompute_modules=moe_act, mla_up_proj)",
      lambda q: any(word in ("moe_act", "mla_up_proj") for word in str(q.plan.recompute_modules).split("+"))),
