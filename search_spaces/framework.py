@@ -11,7 +11,7 @@ from types import MappingProxyType
 
 from search_spaces.errors import UnknownName
 from search_spaces.memory_habits import FRUGAL, MemoryHabits
-from search_spaces.plan import CpKind, RankOrder, Recompute, Schedule
+from search_spaces.plan import CpKind, ExpertTokens, RankOrder, Recompute, Schedule
 from search_spaces.state import MIXED_PRECISION_STATE, TrainingState
 
 ALL_SCHEDULES = tuple(Schedule)
@@ -50,7 +50,7 @@ class ExpertAbilities:
     `in_pipeline`: beside pp > 1.  `split_beside_biases`: with etp > 1 where a linear layer has a bias.
     `own_replicas_in_any_order`: where the pipeline lies inside the replicas (rank_order=tp-cp-pp-dp), experts
     may have another number of them than the rest of the model.  `dispatcher`: it can hide the exchange of
-    tokens behind computation, and send a token once to a node.
+    tokens behind computation, and send a token once to a node.  `tokens`: what tensor-parallel ranks send.
     """
 
     in_pipeline: bool = True
@@ -59,6 +59,23 @@ class ExpertAbilities:
     split_beside_biases: bool = True
     own_replicas_in_any_order: bool = True
     dispatcher: bool = True
+    tokens: tuple[ExpertTokens, ...] = (ExpertTokens.SHARDED,)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpdateAbilities:
+    """How a trainer runs the optimizer's step.
+
+    `offload_bucket`: the parameters whose state visits the device at a time where the optimizer is offloaded;
+    0: the host updates them.  `sets_offload_bucket`: it lets a user choose the size.  `coalesces`: gradients
+    are reduced a few buckets at a time, and those that have arrived are updated.  `tiles`: it updates a few
+    parameters at a time.
+    """
+
+    offload_bucket: int = 0
+    sets_offload_bucket: bool = False
+    coalesces: bool = False
+    tiles: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +97,8 @@ class FrameworkProfile:
     schedule splits the backward pass.  `splits_layers`: it has tensor parallelism.
     `shards_by_layer`: from ZeRO stage 2 on each layer's gradients and weights travel by themselves, weights
     also before every forward pass, and in a pipeline gradients once a step (FSDP2).  `recomputes`: what it
-    can redo.  `zero_stages_with_recompute`: the ZeRO stages beside which it redoes blocks.
+    can redo.  `zero_stages_with_recompute`: the ZeRO stages beside which it redoes blocks.  `keeps_received`:
+    it can keep what collectives brought, so that it redoes only computation.
     """
 
     name: str
@@ -113,6 +131,8 @@ class FrameworkProfile:
     dropout: bool = False
     logits_bytes_per_entry: float = 6.0
     bucket_parameters: float = 40e6
+    update: UpdateAbilities = UpdateAbilities()
+    keeps_received: bool = False
     memory: MemoryHabits = FRUGAL
     state: TrainingState = MIXED_PRECISION_STATE
     state_in_fp16: TrainingState | None = None
@@ -141,6 +161,9 @@ FRAMEWORKS: Mapping[str, FrameworkProfile] = MappingProxyType(
                 source="every plan that the cost model knows, whichever trainer runs it",
                 post_validates_in=("bf16", "fp16", "fp8", "mxfp8", "nvfp4", "fp32"),
                 warms_up_longer=True,
+                experts=ExpertAbilities(tokens=tuple(ExpertTokens)),
+                update=UpdateAbilities(sets_offload_bucket=True, coalesces=True),
+                keeps_received=True,
             ),
             MEGATRON_LM,
             FrameworkProfile(
@@ -161,6 +184,7 @@ FRAMEWORKS: Mapping[str, FrameworkProfile] = MappingProxyType(
                     tensor=ExpertTensor.TP_OR_WHOLE,
                     ranks=ExpertRanks.DP,
                     dispatcher=False,
+                    tokens=(ExpertTokens.SHARDED, ExpertTokens.DROPPED),
                 ),
                 overlaps_tp=False,
                 keeps_stage_input=True,
@@ -232,6 +256,38 @@ FRAMEWORKS: Mapping[str, FrameworkProfile] = MappingProxyType(
                 recompute_modules=False,
                 overlaps_tp=False,
                 experts=ExpertAbilities(in_pipeline=False, ranks=ExpertRanks.DP, dispatcher=False),
+                # CPUAdam of axonn/optim.py: bucket_size and coalescing_factor.
+                update=UpdateAbilities(offload_bucket=16_000_000, sets_offload_bucket=True, coalesces=True),
+                # fp32 gradients lie beside the 16-bit ones: model_grads_fp32 of axonn/axonn.py.
+                state=TrainingState(gradient_bytes=2.0, update_gradient_bytes=4.0),
+            ),
+            FrameworkProfile(
+                name="deepspeed-ted",
+                source="Singh et al. (2023), arXiv:2303.06318: Megatron-LM's tensor parallelism, "
+                "DeepSpeed-MoE's experts, ZeRO-1; groups and dropped tokens: DeepSpeed, utils/groups.py and "
+                "moe/mappings.py",
+                zero_stages=(1,),
+                zero_stages_with_pipeline=(),
+                zero_stages_with_offload=(),
+                zero_stages_with_overlap=(1,),
+                cp_kinds=(),
+                rank_orders=(RankOrder.TP_CP_DP_PP,),
+                recompute_every=False,
+                recompute_modules=False,
+                recomputes=(Recompute.NONE, Recompute.FULL),
+                experts=ExpertAbilities(
+                    in_pipeline=False,
+                    tensor=ExpertTensor.TP_OR_WHOLE,
+                    ranks=ExpertRanks.DP,
+                    dispatcher=False,
+                    tokens=tuple(ExpertTokens),
+                ),
+                overlaps_tp=False,
+                bucket_parameters=500e6,  # DeepSpeed's reduce_bucket_size
+                update=UpdateAbilities(tiles=True),
+                keeps_received=True,
+                # The update reads its share of the gradients in fp32.
+                memory=MemoryHabits(step_bytes=4.0),
                 state=TrainingState(gradient_bytes=2.0),
             ),
             FrameworkProfile(

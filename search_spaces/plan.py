@@ -4,6 +4,9 @@
     world = etp * ep * edp * pp               the expert mesh, over the same devices
     global_batch = micro_batch * n_microbatches * dp
 
+Two knobs make a job smaller than its cluster and its batch: `nodes` takes some of the nodes, `n_microbatches`
+says how many micro-batches a step has instead of dividing the global batch.
+
 The rules between these and a job are in `search_spaces.rules`.
 """
 
@@ -103,6 +106,18 @@ ModuleSet: type[StrEnum] = StrEnum(  # type: ignore[misc]
 NO_MODULES = ModuleSet("none")
 
 
+class ExpertTokens(StrEnum):
+    """Which of a replica's tokens each of its tensor-parallel ranks sends to the experts.
+
+    Its part of a sequence that is sharded between them (or whole where tp is 1), all of them as its
+    neighbours do too, or its part of them, gathered again after the exchange.
+    """
+
+    SHARDED = "sharded"
+    DUPLICATED = "duplicated"
+    DROPPED = "dropped"
+
+
 class RankOrder(StrEnum):
     """Mesh axes from the innermost (neighbouring ranks) to the outermost."""
 
@@ -117,12 +132,16 @@ ENUMS: dict[str, type[StrEnum]] = {
     "recompute": Recompute,
     "recompute_modules": ModuleSet,
     "rank_order": RankOrder,
+    "expert_tokens": ExpertTokens,
 }
-FROM_ZERO = ("first_layers", "last_layers", "pipeline_limit", "extra_warmup")
+FROM_ZERO = (
+    "first_layers", "last_layers", "pipeline_limit", "extra_warmup", "nodes", "n_microbatches",
+    "offload_bucket", "coalesced_buckets", "optimizer_tile",
+)  # fmt: skip
 MAX_DIGITS = 9  # products of two degrees stay within int64
 FLAGS = (
     "sequence_parallel", "offload_optimizer", "overlap_dp", "overlap_tp", "overlap_pp", "overlap_ep",
-    "deduplicate_ep",
+    "deduplicate_ep", "keep_received",
 )  # fmt: skip
 
 
@@ -143,6 +162,13 @@ class Plan:
     warm-up of 1f1b is longer. `overlap_ep` runs one micro-batch's expert all-to-all beside another's
     computation; `deduplicate_ep` sends a token once to each node and device that holds experts of its own,
     and copies it there.
+
+    `nodes` is how many of the cluster's nodes are used and `n_microbatches` the micro-batches of a step on
+    each replica (0: all of them, and what the global batch asks).  `offload_bucket` parameters at a time an
+    offloaded optimizer's state visits the device (0: as the trainer does), `coalesced_buckets` such buckets
+    are reduced together while earlier ones are updated (0: the update waits for all).  `optimizer_tile`
+    parameters are updated at a time (0: all).  `keep_received` keeps what collectives brought, so that
+    recomputation repeats none of them.
     """
 
     tp: int = 1
@@ -159,12 +185,18 @@ class Plan:
     recompute_every: int = 1
     pipeline_limit: int = 0
     extra_warmup: int = 0
+    nodes: int = 0
+    n_microbatches: int = 0
+    offload_bucket: int = 0
+    coalesced_buckets: int = 0
+    optimizer_tile: int = 0
     cp_kind: CpKind = CpKind.RING
     schedule: Schedule = Schedule.ONE_F_ONE_B
     optimizer_sync: OptimizerSync = OptimizerSync.BARRIER
     recompute: Recompute = Recompute.NONE
     recompute_modules: StrEnum = NO_MODULES
     rank_order: RankOrder = RankOrder.TP_CP_DP_PP
+    expert_tokens: ExpertTokens = ExpertTokens.SHARDED
     sequence_parallel: bool = False
     offload_optimizer: bool = False
     overlap_dp: bool = False
@@ -172,6 +204,7 @@ class Plan:
     overlap_pp: bool = False
     overlap_ep: bool = False
     deduplicate_ep: bool = False
+    keep_received: bool = False
 
     def __post_init__(self) -> None:
         for name in ("tp", "pp", "dp", "cp", "ep", "etp", "vpp", "micro_batch", "recompute_every"):
@@ -272,12 +305,18 @@ class Plans:
     recompute_every: Ints
     pipeline_limit: Ints
     extra_warmup: Ints
+    nodes: Ints
+    n_microbatches: Ints
+    offload_bucket: Ints
+    coalesced_buckets: Ints
+    optimizer_tile: Ints
     cp_kind: NDArray[np.int8]
     schedule: NDArray[np.int8]
     optimizer_sync: NDArray[np.int8]
     recompute: NDArray[np.int8]
     recompute_modules: NDArray[np.int8]
     rank_order: NDArray[np.int8]
+    expert_tokens: NDArray[np.int8]
     sequence_parallel: Bools
     offload_optimizer: Bools
     overlap_dp: Bools
@@ -285,6 +324,7 @@ class Plans:
     overlap_pp: Bools
     overlap_ep: Bools
     deduplicate_ep: Bools
+    keep_received: Bools
 
     def __len__(self) -> int:
         return len(self.tp)
@@ -362,6 +402,11 @@ class Plans:
         """Where the backward pass computes this module again."""
         redone: Bools = (self.recompute_modules >> list(Module).index(module) & 1).astype(np.bool_)
         return redone
+
+    def sends_tokens(self, tokens: ExpertTokens) -> Bools:
+        """Where tensor-parallel ranks send these tokens to the experts."""
+        equal: Bools = self.expert_tokens == code(tokens)
+        return equal
 
     def is_cp(self, kind: CpKind) -> Bools:
         """Where the sequence is split, and in this way."""

@@ -21,27 +21,32 @@ import numpy as np
 
 from objectives.cost.factored import factored
 from objectives.cost.kernels import NARROW, entry_bytes
-from objectives.cost.layers import routed_tokens, sequence_shards, tokens_per_device
+from objectives.cost.layers import routed_tokens, sent_tokens, sequence_shards, tokens_per_device
 from objectives.cost.stages import Stages
 from objectives.metrics import Job
 from search_spaces.framework import framework_named
 from search_spaces.model import MlpSpec
-from search_spaces.plan import Floats, Ints, Module, Plans, Recompute
+from search_spaces.plan import ExpertTokens, Floats, Ints, Module, Plans, Recompute
 
-LAYER_KNOBS = ("tp", "cp", "ep", "etp", "micro_batch", "sequence_parallel", "recompute_modules")
+LAYER_KNOBS = (
+    "tp", "cp", "ep", "etp", "micro_batch", "sequence_parallel", "recompute_modules", "expert_tokens",
+    "keep_received",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class LayerBytes:
     """Bytes that one layer keeps of a micro-batch; every array has shape (n_plans,).
 
-    `modules_bytes` are those of them that the plan redoes by name, and so does not keep.
+    `modules_bytes` are those of them that the plan redoes by name, and so does not keep; `received_bytes` are
+    what collectives brought, which a recomputed layer keeps where the plan says so.
     """
 
     attention_bytes: Floats
     core_bytes: Floats
     mlp_bytes: Floats
     modules_bytes: Floats
+    received_bytes: Floats
 
     @property
     def kept_bytes(self) -> Floats:
@@ -65,7 +70,7 @@ class StageActivations:
 def stage_activations(job: Job, plans: Plans, stages: Stages) -> StageActivations:
     """Bytes of one micro-batch on each of the given stages.
 
-        full         every r-th layer keeps its input (2 T h)
+        full         every r-th layer keeps its input (2 T h), and what it received with keep_received
         selective    the attention core keeps nothing, nor do the modules redone by name
 
     Source
@@ -80,7 +85,7 @@ def stage_activations(job: Job, plans: Plans, stages: Stages) -> StageActivation
     selective = plans.is_recompute(Recompute.SELECTIVE)
     redone = selective * total.core_bytes + ~plans.is_recompute(Recompute.FULL) * total.modules_bytes
     boundary = boundary_bytes(job, plans)
-    kept = (1 - share) * total.kept_bytes - redone + share * layers * boundary
+    kept = (1 - share) * total.kept_bytes - redone + share * (layers * boundary + total.received_bytes)
     transient = np.where(share > 0, total.kept_bytes, redone) / n_layers
     heads = stages.is_last + n_predict
     return StageActivations(
@@ -143,7 +148,35 @@ def layer_bytes(job: Job, plans: Plans, kind: str) -> LayerBytes:
         core_bytes=_core_bytes(job, plans),
         mlp_bytes=share * mlp,
         modules_bytes=share * _modules_bytes(job, plans, kind, mlp),
+        received_bytes=_received_bytes(job, plans, kind),
     )
+
+
+def _received_bytes(job: Job, plans: Plans, kind: str) -> Floats:
+    """Outputs of one layer's collectives that a plan keeps, so that recomputation repeats none of them.
+
+        each all-reduce over tp        2 T h                (gather and scatter: 2 T h (1 + 1 / s_p))
+        each all-to-all over ep        2 h x the tokens sent
+        each gather or reduction of an expert's tokens over etp, and over tp where they were dropped
+
+    Source
+    ------
+    Singh et al. (2023), arXiv:2303.06318, communication-aware checkpointing: 2 b s h a stashed output.
+    """
+    if not plans.keep_received.any():
+        return np.zeros(len(plans))
+    moe, shards = job.model.moe, sequence_shards(plans)
+    pairs = 2.0 if kind == "dense" or (moe is not None and moe.shared_width) else 1.0
+    a_token = entry_bytes(job.workload.precision) * job.model.d_model
+    whole = tokens_per_device(job, plans) * (plans.tp > 1)
+    received = pairs * whole * (np.where(shards > 1, 1 / shards, 0.0) + 1)
+    if kind == "moe":
+        sent, split = sent_tokens(job, plans), plans.etp > 1
+        gathers = 2.0 - plans.sends_tokens(ExpertTokens.DUPLICATED)
+        received = received + 2 * sent * (plans.ep > 1) + gathers * split * routed_tokens(job, plans)
+        received = received + plans.sends_tokens(ExpertTokens.DROPPED) * sent * plans.tp
+    kept: Floats = plans.keep_received * a_token * received
+    return kept
 
 
 def _modules_bytes(job: Job, plans: Plans, kind: str, mlp: Floats) -> Floats:
@@ -264,7 +297,8 @@ def _expert_bytes(job: Job, plans: Plans) -> Floats:
     moe, h = job.model.moe, float(job.model.d_model)
     assert moe is not None
     width = np.ceil(moe.expert_width / plans.etp)
-    tokens = operand_bytes(job) * h + entry_bytes(job.workload.precision) * h / plans.etp
+    scattered = np.where(plans.sends_tokens(ExpertTokens.DUPLICATED), 1, plans.etp)
+    tokens = operand_bytes(job) * h + entry_bytes(job.workload.precision) * h / scattered
     kept: Floats = routed_tokens(job, plans) * (tokens + _inner_bytes(job, moe.n_matrices) * width)
     if moe.shared_width:
         return kept + _mlp_bytes(job, plans, MlpSpec(width=moe.shared_width, n_matrices=moe.n_matrices))
