@@ -3,21 +3,24 @@
     MFU = model FLOPs / (step seconds * devices * dense peak)          recomputation not counted
     HFU = hardware FLOPs / (step seconds * devices * dense peak)       recomputation counted
 
-The FLOPs are in `objectives.cost.flops`.
+Plans may differ in the devices they use and the sequences of a step; all metrics but the step time and the
+peak compare them, each per device and sequence.  The FLOPs are in `objectives.cost.flops`.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from types import MappingProxyType
 
-from objectives.cost.flops import model_flops_per_step
+import numpy as np
+
+from objectives.cost.flops import hardware_over_model_flops, model_flops_per_step
 from objectives.cost.nature import NATURE, Nature
 from search_spaces.cluster import ClusterSpec
 from search_spaces.errors import InvalidSpec, UnknownName
 from search_spaces.habits import Habits, habits_of
 from search_spaces.model import ModelSpec
-from search_spaces.plan import Floats
+from search_spaces.plan import Floats, Plan, Plans
 from search_spaces.units import HOUR_S, MILLION
 from search_spaces.workload import Workload
 
@@ -45,6 +48,7 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
             Metric(name="step_time", unit="s", goal=Goal.MINIMIZE),
             Metric(name="tokens_per_s_per_device", unit="tokens/s/device", goal=Goal.MAXIMIZE),
             Metric(name="mfu", unit="fraction of dense peak", goal=Goal.MAXIMIZE),
+            Metric(name="hfu", unit="fraction of dense peak", goal=Goal.MAXIMIZE),
             Metric(name="peak_memory", unit="bytes", goal=Goal.MINIMIZE),
             Metric(name="cost", unit="currency/million tokens", goal=Goal.MINIMIZE),
         )
@@ -78,19 +82,53 @@ class Job:
         habits = self.habits or habits_of(self.workload.framework)
         return habits.without_overlap() if self.cluster.device.is_host else habits
 
-    def values(self, metric: str, step_s: Floats, peak_memory_bytes: Floats) -> Floats:
+    def of_plan(self, plan: Plan) -> "Job":
+        """The job as one plan runs it: on its own nodes, with its own sequences in a step."""
+        n_devices, batch = self.cluster.n_devices, self.workload.global_batch
+        if plan.nodes:
+            n_devices = plan.nodes * self.cluster.devices_per_node
+        if plan.n_microbatches:
+            batch = plan.micro_batch * plan.n_microbatches * plan.dp
+        if (n_devices, batch) == (self.cluster.n_devices, self.workload.global_batch):
+            return self
+        workload = replace(self.workload, global_batch=batch)
+        return replace(self, cluster=self.cluster.with_devices(n_devices), workload=workload)
+
+    def values(self, metric: str, step_s: Floats, peak_memory_bytes: Floats, plans: Plans) -> Floats:
         """A metric of many plans from their step seconds and peak bytes; shape (n_plans,)."""
+        comparable_s = self.comparable_s(metric, step_s, plans)
         match metric_named(metric).name:
             case "step_time":
                 return step_s
             case "peak_memory":
                 return peak_memory_bytes
             case "tokens_per_s_per_device":
-                return self.workload.tokens_per_step / step_s / self.cluster.n_devices
-            case "mfu":
-                return self.mfu(step_s)
+                return self.workload.tokens_per_step / comparable_s / self.cluster.n_devices
+            case "mfu" | "hfu":
+                return self.mfu(comparable_s)
             case _:
-                return self.cost_per_million_tokens(step_s)
+                return self.cost_per_million_tokens(comparable_s)
+
+    def comparable_s(self, metric: str, step_s: Floats, plans: Plans) -> Floats:
+        """Step seconds to which a metric of time is proportional, or inversely so; shape (n_plans,).
+
+            step_s (n / N) (B / b)  less what recomputation adds to the FLOPs, for HFU
+
+        n of N devices and b of B sequences: the seconds of the whole batch on all devices at the same pace.
+        """
+        if metric in ("step_time", "peak_memory"):
+            return step_s
+        found = step_s
+        if plans.nodes.any():
+            used = plans.nodes * self.cluster.devices_per_node / self.cluster.n_devices
+            found = found * np.where(plans.nodes > 0, used, 1.0)
+        if plans.n_microbatches.any():
+            sequences = plans.micro_batch * plans.n_microbatches * plans.dp
+            share = np.where(plans.n_microbatches > 0, sequences / self.workload.global_batch, 1.0)
+            found = found / share
+        if metric == "hfu":
+            found = found / hardware_over_model_flops(self.model, self.workload, plans)
+        return found
 
     def mfu(self, step_s: Floats) -> Floats:
         """Model FLOPs utilisation, attention counted as the workload says."""

@@ -108,7 +108,7 @@ def rank(job: Job, space: SpaceSpec, *, metric: str = "step_time", keep: int = D
         fits = memory <= limit
         too_large += int(len(plans) - fits.sum())
         shortfall = min(shortfall, float(np.min(memory - limit, initial=np.inf, where=~fits)))
-        score = sign * job.values(metric, priced.step_s, memory)
+        score = sign * job.values(metric, priced.step_s, memory, plans)
         best.offer(plans, priced, np.where(fits, score, np.inf))
     feasible = tally.enumerated - sum(tally.removed.values()) - too_large
     if not feasible:

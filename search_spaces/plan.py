@@ -4,6 +4,9 @@
     world = etp * ep * edp * pp               the expert mesh, over the same devices
     global_batch = micro_batch * n_microbatches * dp
 
+Two knobs make a job smaller than its cluster and its batch: `nodes` takes some of the nodes, `n_microbatches`
+says how many micro-batches a step has instead of dividing the global batch.
+
 The rules between these and a job are in `search_spaces.rules`.
 """
 
@@ -118,6 +121,18 @@ class Dispatch(StrEnum):
     PADDING_FREE = "padding-free"
 
 
+class ExpertTokens(StrEnum):
+    """Which of a replica's tokens each of its tensor-parallel ranks sends to the experts.
+
+    Its part of a sequence that is sharded between them (or whole where tp is 1), all of them as its
+    neighbours do too, or its part of them, gathered again after the exchange.
+    """
+
+    SHARDED = "sharded"
+    DUPLICATED = "duplicated"
+    DROPPED = "dropped"
+
+
 class RankOrder(StrEnum):
     """Mesh axes from the innermost (neighbouring ranks) to the outermost."""
 
@@ -133,15 +148,16 @@ ENUMS: dict[str, type[StrEnum]] = {
     "recompute_modules": ModuleSet,
     "dispatch": Dispatch,
     "rank_order": RankOrder,
+    "expert_tokens": ExpertTokens,
 }
 FROM_ZERO = (
-    "first_layers", "last_layers", "recompute_stages", "pipeline_limit", "extra_warmup",
-    "migrate_every",
+    "first_layers", "last_layers", "recompute_stages", "pipeline_limit", "extra_warmup", "migrate_every",
+    "nodes", "n_microbatches", "offload_bucket", "coalesced_buckets", "optimizer_tile",
 )  # fmt: skip
 MAX_DIGITS = 9  # products of two degrees stay within int64
 FLAGS = (
     "sequence_parallel", "offload_optimizer", "overlap_dp", "overlap_tp", "overlap_pp", "overlap_ep",
-    "deduplicate_ep", "hierarchical_ep",
+    "deduplicate_ep", "hierarchical_ep", "keep_received",
 )  # fmt: skip
 
 
@@ -166,6 +182,13 @@ class Plan:
     and copies it there (DeepEP; X-MoE's redundancy-bypassing dispatch).  `hierarchical_ep` sends one message
     to each node, and hands tokens on inside it (Piper's HALO).  Every `migrate_every` steps experts change
     places between hot and cold devices (0: never).
+
+    `nodes` is how many of the cluster's nodes are used and `n_microbatches` the micro-batches of a step on
+    each replica (0: all of them, and what the global batch asks).  `offload_bucket` parameters at a time an
+    offloaded optimizer's state visits the device (0: as the trainer does), `coalesced_buckets` such buckets
+    are reduced together while earlier ones are updated (0: the update waits for all).  `optimizer_tile`
+    parameters are updated at a time (0: all).  `keep_received` keeps what collectives brought, so that
+    recomputation repeats none of them.
     """
 
     tp: int = 1
@@ -184,6 +207,11 @@ class Plan:
     pipeline_limit: int = 0
     extra_warmup: int = 0
     migrate_every: int = 0
+    nodes: int = 0
+    n_microbatches: int = 0
+    offload_bucket: int = 0
+    coalesced_buckets: int = 0
+    optimizer_tile: int = 0
     cp_kind: CpKind = CpKind.RING
     schedule: Schedule = Schedule.ONE_F_ONE_B
     optimizer_sync: OptimizerSync = OptimizerSync.BARRIER
@@ -191,6 +219,7 @@ class Plan:
     recompute_modules: StrEnum = NO_MODULES
     dispatch: Dispatch = Dispatch.PLAIN
     rank_order: RankOrder = RankOrder.TP_CP_DP_PP
+    expert_tokens: ExpertTokens = ExpertTokens.SHARDED
     sequence_parallel: bool = False
     offload_optimizer: bool = False
     overlap_dp: bool = False
@@ -199,6 +228,7 @@ class Plan:
     overlap_ep: bool = False
     deduplicate_ep: bool = False
     hierarchical_ep: bool = False
+    keep_received: bool = False
 
     def __post_init__(self) -> None:
         for name in ("tp", "pp", "dp", "cp", "ep", "etp", "vpp", "micro_batch", "recompute_every"):
@@ -301,6 +331,11 @@ class Plans:
     pipeline_limit: Ints
     extra_warmup: Ints
     migrate_every: Ints
+    nodes: Ints
+    n_microbatches: Ints
+    offload_bucket: Ints
+    coalesced_buckets: Ints
+    optimizer_tile: Ints
     cp_kind: NDArray[np.int8]
     schedule: NDArray[np.int8]
     optimizer_sync: NDArray[np.int8]
@@ -308,6 +343,7 @@ class Plans:
     recompute_modules: NDArray[np.int8]
     dispatch: NDArray[np.int8]
     rank_order: NDArray[np.int8]
+    expert_tokens: NDArray[np.int8]
     sequence_parallel: Bools
     offload_optimizer: Bools
     overlap_dp: Bools
@@ -316,6 +352,7 @@ class Plans:
     overlap_ep: Bools
     deduplicate_ep: Bools
     hierarchical_ep: Bools
+    keep_received: Bools
 
     def __len__(self) -> int:
         return len(self.tp)
@@ -397,6 +434,11 @@ class Plans:
     def is_dispatch(self, dispatch: Dispatch) -> Bools:
         """Where tokens reach their experts in this way."""
         equal: Bools = self.dispatch == code(dispatch)
+        return equal
+
+    def sends_tokens(self, tokens: ExpertTokens) -> Bools:
+        """Where tensor-parallel ranks send these tokens to the experts."""
+        equal: Bools = self.expert_tokens == code(tokens)
         return equal
 
     def is_cp(self, kind: CpKind) -> Bools:

@@ -16,8 +16,9 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from objectives.metrics import Job
 from objectives.outcome import Measured, Outcome, outcome_to_dict
+from search_spaces.plan import Plan
 from tuner.leases import Lease, Owner
-from tuner.ledger import Ended, WaitingPlan, expired
+from tuner.ledger import Ended, WaitingPlan, expired, plan_of
 from tuner.storage import storage_trouble
 from tuner.tell import constraints_of, outcome_of, sound, state_of, values_of
 
@@ -102,8 +103,11 @@ class Book:
                 self._constrain(number, trial, constraints_of(outcome, self.job))
             except UpdateFinishedTrialError:
                 return False
-            values = values_of(outcome, self.job, self.objective) if isinstance(outcome, Measured) else None
-            return self._tell(number, state, values)
+            if not isinstance(outcome, Measured):
+                return self._tell(number, state, None)
+            key = plan_of(trial)
+            plan = None if key is None else Plan.parse(key)
+            return self._tell(number, state, values_of(outcome, self.job, self.objective, plan))
 
     def end(self, number: int, why: Ended) -> bool:
         """Tell a running trial FAIL, and why; false if it was finished before."""

@@ -11,9 +11,14 @@ import numpy as np
 from objectives.cost.result import StepMemory, StepTime
 from objectives.metrics import Job
 from search_spaces.plan import ENUMS, FLAGS, Floats, Module, Plans
+from search_spaces.units import MILLION
 
 DEGREES = ("tp", "pp", "dp", "cp", "ep", "etp", "vpp", "micro_batch", "recompute_every")
-STAGE_SIZES = ("first_layers", "last_layers", "recompute_stages", "migrate_every")
+STAGE_SIZES = (
+    "first_layers", "last_layers", "recompute_stages", "migrate_every", "nodes", "n_microbatches",
+    "coalesced_buckets",
+)  # fmt: skip
+UPDATE_SIZES = ("offload_bucket", "optimizer_tile")
 TIME_PARTS: tuple[str, ...] = tuple(field.name for field in fields(StepTime))
 MEMORY_PARTS: tuple[str, ...] = tuple(field.name for field in fields(StepMemory))
 
@@ -29,6 +34,7 @@ def knob_features(plans: Plans) -> Floats:
     """
     columns = [np.log2(getattr(plans, name)) for name in DEGREES]
     columns += [np.log2(1.0 + getattr(plans, name)) for name in STAGE_SIZES]
+    columns += [np.log2(1.0 + getattr(plans, name) / MILLION) for name in UPDATE_SIZES]
     columns.append(plans.zero.astype(np.float64))
     columns += [plans.redoes(module).astype(np.float64) for module in Module]
     for name, values in ENUMS.items():
@@ -42,7 +48,9 @@ def knob_features(plans: Plans) -> Floats:
 
 def knob_columns() -> dict[str, list[int]]:
     """Which columns of `knob_features` each knob sets; what is redone, by whichever knob, is one group."""
-    sizes = dict.fromkeys([*DEGREES, *STAGE_SIZES, "zero"], 1) | {"recompute_modules": len(Module)}
+    sizes = dict.fromkeys([*DEGREES, *STAGE_SIZES, *UPDATE_SIZES, "zero"], 1) | {
+        "recompute_modules": len(Module)
+    }
     sizes |= {name: len(values) for name, values in ENUMS.items() if name != "recompute_modules"}
     sizes |= dict.fromkeys(FLAGS, 1)
     found, at = {}, 0

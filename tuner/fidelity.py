@@ -76,7 +76,7 @@ def predicted_again(
     )
     priced = replace(candidates.estimate, time=scaled)
     sign = np.sign(candidates.score[0]) or 1.0
-    score = sign * job.values(objective[0], priced.step_s, priced.peak_memory_bytes)
+    score = sign * job.values(objective[0], priced.step_s, priced.peak_memory_bytes, candidates.plans)
     by = np.where(is_simulated, PredictedBy.SIMULATED, PredictedBy.CORRECTED)
     again = Candidates(plans=candidates.plans, estimate=priced, score=score)
     return again.take(np.argsort(score, kind="stable")), dict(zip(keys, map(PredictedBy, by), strict=True))

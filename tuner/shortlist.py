@@ -51,7 +51,7 @@ def recorded(inputs: StudyInputs) -> Ranking:
     priced = estimate(job, kept)
     metric = metric_named(inputs.objective[0])
     sign = 1.0 if metric.goal is Goal.MINIMIZE else -1.0
-    score = sign * job.values(metric.name, priced.step_s, priced.peak_memory_bytes)
+    score = sign * job.values(metric.name, priced.step_s, priced.peak_memory_bytes, kept)
     order = np.argsort(score, kind="stable")
     candidates = Candidates(plans=kept, estimate=priced, score=score).take(order)
     outside = {"the space holds the recorded plan": len(plans) - len(kept)}
@@ -66,7 +66,7 @@ def merge(tables: Sequence[Candidates], inputs: StudyInputs) -> Candidates:
     priced = join_estimates([table.estimate for table in tables])
     first = dict(reversed([(key, row) for row, key in enumerate(plans.keys())]))
     rows = np.array(sorted(first.values()), dtype=np.int64)
-    value = inputs.job.values(inputs.objective[0], priced.step_s, priced.peak_memory_bytes)
+    value = inputs.job.values(inputs.objective[0], priced.step_s, priced.peak_memory_bytes, plans)
     sign = np.sign(tables[0].score[0]) or 1.0
     order = rows[np.argsort(sign * value[rows], kind="stable")]
     return Candidates(plans=plans.take(order), estimate=priced.take(order), score=sign * value[order])

@@ -34,6 +34,7 @@ from optuna.trial import TrialState
 
 from objectives.metrics import Job
 from objectives.outcome import Cause, Failed, Measured, Outcome, outcome_from_dict
+from search_spaces.plan import Plan, Plans
 
 # By how much an out-of-memory plan fell short when nobody can say: only its sign has a meaning.
 UNKNOWN_SHORTFALL = 0.01
@@ -50,11 +51,12 @@ def sound(outcome: Outcome, job: Job, objective: Sequence[str]) -> Outcome:
     return Failed(cause=Cause.INVALID, message=f"a figure is not finite: {figures}", origin=outcome.origin)
 
 
-def values_of(outcome: Measured, job: Job, objective: Sequence[str]) -> list[float]:
-    """Value of each metric."""
+def values_of(outcome: Measured, job: Job, objective: Sequence[str], plan: Plan | None = None) -> list[float]:
+    """Value of each metric; without a plan, that of one on all devices that recomputes nothing."""
     step_s, peak_bytes = np.array([outcome.step_s]), np.array([outcome.peak_memory_bytes])
+    plans = Plans.of([plan or Plan()])
     with np.errstate(all="ignore"):  # a value that is not finite is judged in `sound`
-        return [float(job.values(name, step_s, peak_bytes)[0]) for name in objective]
+        return [float(job.values(name, step_s, peak_bytes, plans)[0]) for name in objective]
 
 
 def constraints_of(outcome: Outcome, job: Job) -> Mapping[str, float]:

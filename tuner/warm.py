@@ -128,7 +128,7 @@ def learned_candidates(
     # Memory is not learned here: the closed form's stays, with the stage that is fullest by it.
     again = replace(candidates.estimate, time=time)
     sign = np.sign(candidates.score[0]) or 1.0
-    score = sign * job.values(objective[0], again.step_s, again.peak_memory_bytes)
+    score = sign * job.values(objective[0], again.step_s, again.peak_memory_bytes, plans)
     ranked = Candidates(plans=plans, estimate=again, score=score).take(np.argsort(score, kind="stable"))
     return ranked, dict.fromkeys(plans.keys(), PredictedBy.LEARNED)
 

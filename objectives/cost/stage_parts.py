@@ -10,7 +10,7 @@ import numpy as np
 from objectives.cost import mesh
 from objectives.cost.passes import StagePass, send_message_s, stage_pass
 from objectives.cost.stages import RankParameters, stages_of
-from objectives.cost.states import held_parameters, stage_sharing, tie_s
+from objectives.cost.states import held_parameters, reduced_pieces, stage_sharing, tie_s
 from objectives.metrics import Job
 from search_spaces.cluster import assumed
 from search_spaces.framework import framework_named
@@ -28,7 +28,8 @@ class StageParts:
     `forward_s`, `backward_input_s` and `backward_weight_s` are the exposed seconds of one micro-batch through
     the whole share, by `PARTS`: shape (6, pp).  `forward_hidden_s` and `backward_hidden_s` are what the
     plan's overlap hides, by `COLLECTIVES`: (3, pp).  `reduce_s` and `gather_s` are one reduction of all
-    gradients and one gather of all weights, `n_buckets` the pieces they come in; `tie_s` adds up what stage i
+    gradients and one gather of all weights, `n_buckets` the pieces they come in, `n_updated` those that are
+    updated as they arrive (1: the update waits for all); `tie_s` adds up what stage i
     and stage p - 1 - i both hold: tied embeddings, or the second copy of DualPipe.  `tier` is the outermost
     tier that each kind of communication crosses.
     """
@@ -42,6 +43,7 @@ class StageParts:
     reduce_s: Floats
     gather_s: Floats
     n_buckets: Ints
+    n_updated: Ints
     optimizer_s: Floats
     offload_s: Floats
     tie_s: Floats
@@ -76,6 +78,7 @@ def stage_parts(job: Job, plan: Plan) -> StageParts:
         reduce_s=sharing.reduce_s,
         gather_s=sharing.gather_s,
         n_buckets=np.maximum(np.ceil(parameters.total / per_bucket), 1).astype(np.int64),
+        n_updated=reduced_pieces(job, rows, parameters.total).astype(np.int64),
         optimizer_s=sharing.optimizer_s,
         offload_s=sharing.offload_s,
         tie_s=sharing.copies_s + tie_s(job, one)[0] * np.isin(np.arange(plan.pp), (0, plan.pp - 1)),

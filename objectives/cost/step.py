@@ -75,8 +75,21 @@ def estimate_chunk(job: Job, plans: Plans) -> Estimate:
 
 
 def microbatches(job: Job, plans: Plans) -> Ints:
-    """Micro-batches of a step on one data-parallel replica: B / (b D)."""
-    return job.workload.global_batch // (plans.micro_batch * plans.dp)
+    """Micro-batches of a step on one data-parallel replica: as many as a plan says, else B / (b D)."""
+    asked: Ints = job.workload.global_batch // (plans.micro_batch * plans.dp)
+    if not plans.n_microbatches.any():
+        return asked
+    return np.where(plans.n_microbatches > 0, plans.n_microbatches, asked)
+
+
+def node_doublings(job: Job, plans: Plans) -> Floats | float:
+    """How often the nodes that plans use double from one: log2(n)."""
+    of_all = float(np.log2(max(job.cluster.n_nodes, 1)))
+    return (
+        np.where(plans.nodes > 0, np.log2(np.maximum(plans.nodes, 1)), of_all)
+        if plans.nodes.any()
+        else of_all
+    )
 
 
 def _time(job: Job, plans: Plans, passes: PassTable, states: StateTable, m: Ints) -> StepTime:
@@ -88,7 +101,7 @@ def _time(job: Job, plans: Plans, passes: PassTable, states: StateTable, m: Ints
     bubble = idle_s(job, plans, m, passes)
     send = pipeline.send_s(plans, m, passes)
     dp_comm = exposed_dp_comm_s(job, plans, passes, states, m)
-    slow = cluster.straggler_per_log2.value * np.log2(max(cluster.n_nodes, 1))
+    slow = cluster.straggler_per_log2.value * node_doublings(job, plans)
     busy = m * passes.worst_s + bubble + send
     return StepTime(
         compute_s=m * passes.compute_s,
@@ -136,7 +149,8 @@ def exposed_dp_comm_s(job: Job, plans: Plans, passes: PassTable, states: StateTa
 
     A trainer that shards by layers gathers m times in stage 2 as well, and in a pipeline reduces once.
     Overlap hides up to the framework's share, behind the last backward and the first forward pass (stages 0
-    and 1) or behind every pass (2 and 3).  Gradients of tied embeddings follow, exposed.
+    and 1) or behind every pass (2 and 3).  Gradients of tied embeddings follow, exposed.  Coalesced buckets
+    hide behind the update of those before them.
 
     Source
     ------
@@ -151,7 +165,21 @@ def exposed_dp_comm_s(job: Job, plans: Plans, passes: PassTable, states: StateTa
     hidden_gather = np.minimum(gathers, np.maximum(gather_room, 0))
     share = job.trainer.dp_overlap.value * plans.overlap_dp
     picked: Floats = reductions + gathers + states.tie_s - share * (hidden_reduce + hidden_gather)
-    return picked
+    return picked - _hidden_by_update_s(plans, reductions, states)
+
+
+def _hidden_by_update_s(plans: Plans, reductions: Floats, states: StateTable) -> Floats | float:
+    """Seconds of a reduction in n pieces that run beside the update of earlier ones.
+
+        (1 - 1/n) min(reduction, update)        two stages in a row, n equal pieces
+
+    Source
+    ------
+    Singh and Bhatele (2021), arXiv:2110.13005: data-parallel all-reduces overlap the optimizer's buckets.
+    """
+    if not plans.coalesced_buckets.any():
+        return 0.0
+    return (1 - 1 / states.reduced_pieces) * np.minimum(reductions, states.offload_s)
 
 
 def times_shared(job: Job, plans: Plans, m: Ints) -> tuple[Ints, Ints]:

@@ -167,7 +167,7 @@ def program_of_plan(job: Job, plan: Plan) -> Program:
 
 
 def _n_microbatches(job: Job, plan: Plan) -> int:
-    return job.workload.global_batch // (plan.micro_batch * plan.dp)
+    return plan.n_microbatches or job.workload.global_batch // (plan.micro_batch * plan.dp)
 
 
 def _program(job: Job, plan: Plan, options: StepOptions) -> Program:
@@ -190,6 +190,7 @@ class StepSimulator:
     """One plan, ready to be simulated with many seeds: what no seed changes is worked out once."""
 
     def __init__(self, job: Job, plan: Plan, options: StepOptions = PLAIN) -> None:
+        job = job.of_plan(plan)
         self._job, self._plan, self._options = job, plan, options
         self._parts, self._wiring = stage_parts(job, plan), wire(_program(job, plan, options))
         self._is_fine = options.detail is Detail.PIECES

@@ -23,6 +23,8 @@ from runners.launchers.base import (
     expert_exchange,
     n_microbatches,
     order_lacks,
+    sent_tokens,
+    update_lacks,
 )
 from search_spaces.model import ModelSpec, NormKind, QkNorm
 from search_spaces.plan import NO_MODULES, Plan, RankOrder, Recompute, Schedule
@@ -50,6 +52,8 @@ class LLMFoundry:
         return [
             *_model_lacks(job.model, job.workload),
             *order_lacks(plan, "llm-foundry"),
+            *update_lacks(plan, "llm-foundry"),
+            *sent_tokens(plan, "llm-foundry"),
             *_group_lacks(plan),
             *_step_lacks(job, plan),
         ]

@@ -16,7 +16,9 @@ from runners.launchers.base import (
     n_microbatches,
     order_lacks,
     pipeline_lacks,
+    sent_tokens,
     stage_layers,
+    update_lacks,
 )
 from runners.launchers.megatron_model import biases, model_arguments, model_lacks
 from search_spaces.model import ModelSpec, MoeSpec
@@ -46,6 +48,8 @@ class MegatronLM:
             *model_lacks(job.model, job.workload),
             *pipeline_lacks(job, plan),
             *order_lacks(plan, "Megatron-LM"),
+            *update_lacks(plan, "Megatron-LM"),
+            *sent_tokens(plan, "Megatron-LM"),
             *_schedule_lacks(plan),
             *_data_parallel_lacks(plan),
             *_overlap_lacks(plan),

@@ -22,7 +22,9 @@ from runners.launchers.base import (
     n_microbatches,
     order_lacks,
     pipeline_lacks,
+    sent_tokens,
     stage_layers,
+    update_lacks,
 )
 from runners.launchers.torchtitan_model import CONFIG_FILE, config_module, config_name, model_lacks
 from search_spaces.model import ModelSpec
@@ -70,6 +72,8 @@ class Torchtitan:
             *model_lacks(job, plan),
             *pipeline_lacks(job, plan),
             *order_lacks(plan, "torchtitan", longer_warmup=True),
+            *update_lacks(plan, "torchtitan"),
+            *sent_tokens(plan, "torchtitan"),
             *_schedule_lacks(job.model, plan),
             *_sharding_lacks(plan),
             *_group_lacks(job.model, plan),

@@ -35,7 +35,7 @@ def with_memory(job, memory_bytes):
 def test_the_ranking_is_the_sorted_space(metric):
     plans, priced = everything()
     sign = 1 if metric_named(metric).goal is Goal.MINIMIZE else -1
-    score = sign * JOB.values(metric, priced.step_s, priced.peak_memory_bytes)
+    score = sign * JOB.values(metric, priced.step_s, priced.peak_memory_bytes, plans)
     fits = priced.peak_memory_bytes <= memory_limit_bytes(JOB)
     order = np.argsort(np.where(fits, score, np.inf), kind="stable")[: fits.sum()]
     found = rank(JOB, SPACE, metric=metric, keep=len(plans)).candidates

@@ -139,7 +139,12 @@ class LessonReader:
             return None
         log_time = log_memory = None
         for name, value in zip(self.metrics, trial.values, strict=True):
-            predicted = self.job.values(name, self.step_s[[row]], self.peak_bytes[[row]])[0]
+            predicted = self.job.values(
+                name,
+                self.step_s[[row]],
+                self.peak_bytes[[row]],
+                self.table.candidates.plans.take(np.array([row])),
+            )[0]
             if name == "peak_memory":
                 log_memory = _sane(value / predicted)
             elif metric_named(name).goal is Goal.MINIMIZE:
