@@ -92,7 +92,7 @@ def explain(job: Job, plan: Plan) -> Explanation:
 
     Assumes a legal plan.  Prices the plan four times for each constant.
     """
-    one = Plans.of([plan])
+    job, one = job.of_plan(plan), Plans.of([plan])
     priced, terms = estimate(job, one), part_terms(job, plan)
     parts = _parts(priced)
     return Explanation(

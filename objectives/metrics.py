@@ -3,7 +3,8 @@
     MFU = model FLOPs / (step seconds * devices * dense peak)          recomputation not counted
     HFU = hardware FLOPs / (step seconds * devices * dense peak)       recomputation counted
 
-The FLOPs are in `objectives.cost.flops`.
+Plans may differ in the devices they use and the sequences of a step; all metrics but the step time and the
+peak compare them, each per device and sequence.  The FLOPs are in `objectives.cost.flops`.
 """
 
 from collections.abc import Mapping
@@ -11,13 +12,15 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from types import MappingProxyType
 
-from objectives.cost.flops import model_flops_per_step
+import numpy as np
+
+from objectives.cost.flops import hardware_over_model_flops, model_flops_per_step
 from objectives.cost.nature import NATURE, Nature
 from search_spaces.cluster import ClusterSpec
 from search_spaces.errors import InvalidSpec, UnknownName
 from search_spaces.habits import Habits, habits_of
 from search_spaces.model import ModelSpec
-from search_spaces.plan import Floats
+from search_spaces.plan import Floats, Plan, Plans
 from search_spaces.units import HOUR_S, KILO, KWH_J, MILLION, TFLOPS
 from search_spaces.workload import Workload
 
@@ -45,6 +48,7 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
             Metric(name="step_time", unit="s", goal=Goal.MINIMIZE),
             Metric(name="tokens_per_s_per_device", unit="tokens/s/device", goal=Goal.MAXIMIZE),
             Metric(name="mfu", unit="fraction of dense peak", goal=Goal.MAXIMIZE),
+            Metric(name="hfu", unit="fraction of dense peak", goal=Goal.MAXIMIZE),
             Metric(name="peak_memory", unit="bytes", goal=Goal.MINIMIZE),
             Metric(name="cost", unit="currency/million tokens", goal=Goal.MINIMIZE),
             Metric(name="energy_per_token", unit="J/token", goal=Goal.MINIMIZE),
@@ -90,17 +94,34 @@ class Job:
         """The job with every device under a power cap (0: none)."""
         return replace(self, cluster=self.cluster.under_cap(cap_w)) if cap_w else self
 
+    def of_plan(self, plan: Plan) -> "Job":
+        """The job as one plan runs it: on its own nodes, with its own sequences in a step."""
+        n_devices, batch = self.cluster.n_devices, self.workload.global_batch
+        if plan.nodes:
+            n_devices = plan.nodes * self.cluster.devices_per_node
+        if plan.n_microbatches:
+            batch = plan.micro_batch * plan.n_microbatches * plan.dp
+        if (n_devices, batch) == (self.cluster.n_devices, self.workload.global_batch):
+            return self
+        workload = replace(self.workload, global_batch=batch)
+        return replace(self, cluster=self.cluster.with_devices(n_devices), workload=workload)
+
     def values(
-        self, metric: str, step_s: Floats, peak_memory_bytes: Floats, energy_j: Floats | None = None
+        self,
+        metric: str,
+        step_s: Floats,
+        peak_memory_bytes: Floats,
+        plans: Plans,
+        energy_j: Floats | None = None,
     ) -> Floats:
         """A metric of many plans from their step seconds, peak bytes and joules; shape (n_plans,).
 
-        The joules are asked for by `ENERGY_METRICS` alone; of max_seq_len, which takes the plans themselves,
-        see `objectives.valuing`.
+        The joules are asked for by `ENERGY_METRICS` alone; of max_seq_len see `objectives.valuing`.
         """
         if metric in ENERGY_METRICS:
             assert energy_j is not None, "a metric of energy needs the joules of a step"
-            return self.energy_values(metric, energy_j)
+            return self.energy_values(metric, energy_j, plans)
+        comparable_s = self.comparable_s(metric, step_s, plans)
         match metric_named(metric).name:
             case "max_seq_len":
                 raise InvalidSpec("max_seq_len must be asked of plans", "a step time and a peak alone")
@@ -109,19 +130,48 @@ class Job:
             case "peak_memory":
                 return peak_memory_bytes
             case "tokens_per_s_per_device":
-                return self.workload.tokens_per_step / step_s / self.cluster.n_devices
-            case "mfu":
-                return self.mfu(step_s)
+                return self.workload.tokens_per_step / comparable_s / self.cluster.n_devices
+            case "mfu" | "hfu":
+                return self.mfu(comparable_s)
             case _:
-                return self.cost_per_million_tokens(step_s)
+                return self.cost_per_million_tokens(comparable_s)
 
-    def energy_values(self, metric: str, energy_j: Floats) -> Floats:
+    def comparable_s(self, metric: str, step_s: Floats, plans: Plans) -> Floats:
+        """Step seconds to which a metric of time is proportional, or inversely so; shape (n_plans,).
+
+            step_s (n / N) (B / b)  less what recomputation adds to the FLOPs, for HFU
+
+        n of N devices and b of B sequences: the seconds of the whole batch on all devices at the same pace.
+        """
+        if metric in ("step_time", "peak_memory"):
+            return step_s
+        found = step_s * self.used_share(plans) / self.batch_share(plans)
+        if metric == "hfu":
+            found = found / hardware_over_model_flops(self.model, self.workload, plans)
+        return found
+
+    def used_share(self, plans: Plans) -> Floats | float:
+        """Share of the cluster's devices that each plan uses."""
+        if not plans.nodes.any():
+            return 1.0
+        used = plans.nodes * self.cluster.devices_per_node / self.cluster.n_devices
+        return np.where(plans.nodes > 0, used, 1.0)
+
+    def batch_share(self, plans: Plans) -> Floats | float:
+        """Sequences of each plan's step over the global batch."""
+        if not plans.n_microbatches.any():
+            return 1.0
+        sequences = plans.micro_batch * plans.n_microbatches * plans.dp
+        return np.where(plans.n_microbatches > 0, sequences / self.workload.global_batch, 1.0)
+
+    def energy_values(self, metric: str, energy_j: Floats, plans: Plans) -> Floats:
         """J a token, model TFLOP a kJ, or kWh a step from the joules of a step of the whole job."""
-        if metric == "energy_per_token":
-            return energy_j / self.workload.tokens_per_step
         if metric == "energy_per_step":
             return energy_j / KWH_J
-        return model_flops_per_step(self.model, self.workload) / TFLOPS / (energy_j / KILO)
+        of_batch_j: Floats = energy_j / self.batch_share(plans)
+        if metric == "energy_per_token":
+            return of_batch_j / self.workload.tokens_per_step
+        return model_flops_per_step(self.model, self.workload) / TFLOPS / (of_batch_j / KILO)
 
     def mfu(self, step_s: Floats) -> Floats:
         """Model FLOPs utilisation, attention counted as the workload says."""

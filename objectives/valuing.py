@@ -24,11 +24,15 @@ def metric_values(
         values[rows] = longest_sequence(job, plans.take(rows), peak_bytes=priced.peak_memory_bytes[rows])
         return values
     energy_j = step_energy(job, plans, priced).total_j if metric in ENERGY_METRICS else None
-    return job.values(metric, priced.step_s, priced.peak_memory_bytes, energy_j)
+    return job.values(metric, priced.step_s, priced.peak_memory_bytes, plans, energy_j)
 
 
 def outcome_value(job: Job, metric: str, plan: Plan | None, outcome: Measured) -> float:
-    """The metric of a plan that ran; metrics of energy and the longest sequence ask for the plan."""
+    """The metric of a plan that ran.
+
+    Without a plan: of one on all devices, with the whole batch, that recomputes nothing; metrics of energy
+    and the longest sequence need theirs.
+    """
     step_s, peak_bytes = np.array([outcome.step_s]), np.array([outcome.peak_memory_bytes])
     if metric == MAX_SEQ_LEN:
         assert plan is not None, "the longest sequence needs the plan"
@@ -37,7 +41,7 @@ def outcome_value(job: Job, metric: str, plan: Plan | None, outcome: Measured) -
     if metric in ENERGY_METRICS:
         assert plan is not None, "a metric of energy needs the plan"
         energy_j = np.array([outcome_energy_j(job, plan, outcome)])
-    return float(job.values(metric, step_s, peak_bytes, energy_j)[0])
+    return float(job.values(metric, step_s, peak_bytes, Plans.of([plan or Plan()]), energy_j)[0])
 
 
 def outcome_energy_j(job: Job, plan: Plan, outcome: Measured) -> float:

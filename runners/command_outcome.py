@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 def expected_of(job: Job, plan: Plan | None = None) -> Expected:
     """What a log of the job, and of the plan if there is one, must agree with."""
+    job = job.of_plan(plan) if plan else job
     return Expected(
         global_batch=job.workload.global_batch,
         micro_batch=plan.micro_batch if plan else None,

@@ -66,6 +66,7 @@ def filled(word: str, values: Mapping[str, str]) -> str:
 
 def plan_values(job: Job, plan: Plan, **others: object) -> dict[str, str]:
     """What each placeholder stands for; `others` are those that neither the job nor the plan knows."""
+    job = job.of_plan(plan)
     devices, per_node = job.cluster.n_devices, job.cluster.devices_per_node
     values: dict[str, Any] = {
         **{name: getattr(plan, name) for name in KNOBS},

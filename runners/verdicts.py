@@ -9,6 +9,7 @@ from search_spaces.units import gib
 
 def why_illegal(job: Job, plan: Plan, origin: OutcomeOrigin) -> Failed | None:
     """The plan's failure when it breaks a rule of the job, else None."""
+    job = job.of_plan(plan)
     devices = job.cluster.n_devices
     broken = [] if plan.world_size == devices else [f"tp * cp * dp * pp is the cluster's {devices} devices"]
     columns = {name: column([getattr(plan, name)], name) for name in KNOB_NAMES}

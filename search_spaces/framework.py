@@ -11,7 +11,7 @@ from types import MappingProxyType
 
 from search_spaces.errors import UnknownName
 from search_spaces.memory_habits import FRUGAL, MemoryHabits
-from search_spaces.plan import CpKind, Dispatch, RankOrder, Recompute, Schedule
+from search_spaces.plan import CpKind, Dispatch, ExpertTokens, RankOrder, Recompute, Schedule
 from search_spaces.state import MIXED_PRECISION_STATE, TrainingState
 
 ALL_SCHEDULES = tuple(Schedule)
@@ -52,7 +52,8 @@ class ExpertAbilities:
     may have another number of them than the rest of the model.  `overlaps`: it can hide the exchange of
     tokens behind computation.  `deduplicates`: it can send a token once to a node; `copies_afterwards`:
     inside the node it is copied once all have come, not as they come.  `hierarchical`: one message to a node.
-    `dispatches`: how it sends tokens.
+    `migrates`: experts change places while it trains.  `dispatches`: how it sends tokens; `tokens`: which
+    ones its tensor-parallel ranks send.
     """
 
     in_pipeline: bool = True
@@ -64,7 +65,25 @@ class ExpertAbilities:
     deduplicates: bool = True
     copies_afterwards: bool = False
     hierarchical: bool = False
+    migrates: bool = False
     dispatches: tuple[Dispatch, ...] = (Dispatch.PLAIN,)
+    tokens: tuple[ExpertTokens, ...] = (ExpertTokens.SHARDED,)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpdateAbilities:
+    """How a trainer runs the optimizer's step.
+
+    `offload_bucket`: the parameters whose state visits the device at a time where the optimizer is offloaded;
+    0: the host updates them.  `sets_offload_bucket`: it lets a user choose the size.  `coalesces`: gradients
+    are reduced a few buckets at a time, and those that have arrived are updated.  `tiles`: it updates a few
+    parameters at a time.
+    """
+
+    offload_bucket: int = 0
+    sets_offload_bucket: bool = False
+    coalesces: bool = False
+    tiles: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,10 +108,10 @@ class FrameworkProfile:
     schedule splits the backward pass.  `splits_layers`: it has tensor parallelism.
     `shards_by_layer`: from ZeRO stage 2 on each layer's gradients and weights travel by themselves, weights
     also before every forward pass, and in a pipeline gradients once a step (FSDP2).  `recomputes`: what it
-    can redo.  `zero_stages_with_recompute`: the ZeRO stages beside which it redoes blocks.  `zero_plus`: it
-    sends what ZeRO-3 moves in fewer bits, and keeps weights a second time nearby.  `chunks_sequences`: a
-    sequence can pass a layer in chunks.  `offloads_checkpoints`: inputs of redone layers can wait on the
-    host.
+    can redo.  `zero_stages_with_recompute`: the ZeRO stages beside which it redoes blocks.  `keeps_received`:
+    it can keep what collectives brought, so that it redoes only computation.  `zero_plus`: it sends what
+    ZeRO-3 moves in fewer bits, and keeps weights a second time nearby.  `chunks_sequences`: a sequence can
+    pass a layer in chunks.  `offloads_checkpoints`: inputs of redone layers can wait on the host.
     """
 
     name: str
@@ -130,6 +149,8 @@ class FrameworkProfile:
     dropout: bool = False
     logits_bytes_per_entry: float = 6.0
     bucket_parameters: float = 40e6
+    update: UpdateAbilities = UpdateAbilities()
+    keeps_received: bool = False
     memory: MemoryHabits = FRUGAL
     state: TrainingState = MIXED_PRECISION_STATE
     state_in_fp16: TrainingState | None = None
@@ -160,7 +181,12 @@ FRAMEWORKS: Mapping[str, FrameworkProfile] = MappingProxyType(
             FrameworkProfile(
                 name="any",
                 source="every plan that the cost model knows, whichever trainer runs it",
-                experts=ExpertAbilities(hierarchical=True, dispatches=tuple(Dispatch)),
+                experts=ExpertAbilities(
+                    hierarchical=True,
+                    migrates=True,
+                    dispatches=tuple(Dispatch),
+                    tokens=tuple(ExpertTokens),
+                ),
                 recompute_stages=True,
                 zero_stages_with_overlapped_offload=ALL_ZERO_STAGES,
                 post_validates_in=("bf16", "fp16", "fp8", "mxfp8", "nvfp4", "fp32"),
@@ -168,6 +194,8 @@ FRAMEWORKS: Mapping[str, FrameworkProfile] = MappingProxyType(
                 zero_plus=True,
                 chunks_sequences=True,
                 offloads_checkpoints=True,
+                update=UpdateAbilities(sets_offload_bucket=True, coalesces=True),
+                keeps_received=True,
             ),
             MEGATRON_LM,
             FrameworkProfile(
@@ -191,6 +219,7 @@ FRAMEWORKS: Mapping[str, FrameworkProfile] = MappingProxyType(
                     overlaps=False,
                     deduplicates=False,
                     dispatches=(Dispatch.PLAIN, Dispatch.EINSUM, Dispatch.PADDED),
+                    tokens=(ExpertTokens.SHARDED, ExpertTokens.DROPPED),
                 ),
                 overlaps_tp=False,
                 zero_plus=True,
@@ -223,6 +252,7 @@ FRAMEWORKS: Mapping[str, FrameworkProfile] = MappingProxyType(
                     overlaps=False,
                     copies_afterwards=True,
                     dispatches=tuple(Dispatch),
+                    tokens=tuple(ExpertTokens),
                 ),
                 overlaps_tp=False,
                 bucket_parameters=500e6,  # DeepSpeed's reduce_bucket_size
@@ -297,6 +327,40 @@ FRAMEWORKS: Mapping[str, FrameworkProfile] = MappingProxyType(
                 experts=ExpertAbilities(
                     in_pipeline=False, ranks=ExpertRanks.DP, overlaps=False, deduplicates=False
                 ),
+                # CPUAdam of axonn/optim.py: bucket_size and coalescing_factor.
+                update=UpdateAbilities(offload_bucket=16_000_000, sets_offload_bucket=True, coalesces=True),
+                # fp32 gradients lie beside the 16-bit ones: model_grads_fp32 of axonn/axonn.py.
+                state=TrainingState(gradient_bytes=2.0, update_gradient_bytes=4.0),
+            ),
+            FrameworkProfile(
+                name="deepspeed-ted",
+                source="Singh et al. (2023), arXiv:2303.06318: Megatron-LM's tensor parallelism, "
+                "DeepSpeed-MoE's experts, ZeRO-1; groups and dropped tokens: DeepSpeed, utils/groups.py and "
+                "moe/mappings.py",
+                zero_stages=(1,),
+                zero_stages_with_pipeline=(),
+                zero_stages_with_offload=(),
+                zero_stages_with_overlap=(1,),
+                cp_kinds=(),
+                rank_orders=(RankOrder.TP_CP_DP_PP,),
+                recompute_every=False,
+                recompute_modules=False,
+                recomputes=(Recompute.NONE, Recompute.FULL),
+                experts=ExpertAbilities(
+                    in_pipeline=False,
+                    tensor=ExpertTensor.TP_OR_WHOLE,
+                    ranks=ExpertRanks.DP,
+                    overlaps=False,
+                    deduplicates=False,
+                    dispatches=(Dispatch.PLAIN, Dispatch.EINSUM, Dispatch.PADDED),
+                    tokens=tuple(ExpertTokens),
+                ),
+                overlaps_tp=False,
+                bucket_parameters=500e6,  # DeepSpeed's reduce_bucket_size
+                update=UpdateAbilities(tiles=True),
+                keeps_received=True,
+                # The update reads its share of the gradients in fp32.
+                memory=MemoryHabits(step_bytes=4.0),
                 state=TrainingState(gradient_bytes=2.0),
             ),
             FrameworkProfile(

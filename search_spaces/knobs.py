@@ -16,6 +16,7 @@ from search_spaces.plan import (
     NO_MODULES,
     CpKind,
     Dispatch,
+    ExpertTokens,
     OptimizerSync,
     Schedule,
     parse_value,
@@ -34,6 +35,7 @@ OPT_IN: dict[str, Any] = {
     "hierarchical_ep": False,
     "dispatch": Dispatch.PLAIN,
     "recompute_stages": 0,
+    "migrate_every": 0,
     "recompute_modules": NO_MODULES,
     "optimizer_sync": OptimizerSync.BARRIER,
     "pipeline_limit": 0,
@@ -46,6 +48,13 @@ OPT_IN: dict[str, Any] = {
     "offload_checkpoints": False,
     "overlap_offload": False,
     "power_cap_w": 0,
+    "nodes": 0,
+    "n_microbatches": 0,
+    "expert_tokens": ExpertTokens.SHARDED,
+    "keep_received": False,
+    "offload_bucket": 0,
+    "coalesced_buckets": 0,
+    "optimizer_tile": 0,
 }
 # Schedules tried wherever the trainer runs them; others where a user, or the trainer's profile, names them.
 COMMON_SCHEDULES = (
@@ -54,12 +63,13 @@ COMMON_SCHEDULES = (
 
 # The order of enumeration: knobs that many rules need come first, so that illegal branches die early.
 ORDER = (
-    "tp", "cp", "pp", "dp", "cp_kind", "micro_batch", "ep", "etp", "split", "vpp", "schedule",
-    "optimizer_sync", "pipeline_limit", "extra_warmup", "sequence_parallel", "recompute", "recompute_modules",
-    "recompute_every", "recompute_stages", "rank_order", "zero", "overlap_tp", "overlap_pp", "overlap_dp",
-    "offload_optimizer", "overlap_ep", "deduplicate_ep", "hierarchical_ep", "dispatch", "quantized_weights",
-    "hpz", "quantized_gradients", "sequence_chunk", "offload_sequence", "offload_checkpoints",
-    "overlap_offload", "power_cap_w",
+    "tp", "cp", "pp", "nodes", "dp", "cp_kind", "micro_batch", "n_microbatches", "ep", "etp", "split", "vpp",
+    "schedule", "optimizer_sync", "pipeline_limit", "extra_warmup", "expert_tokens", "sequence_parallel",
+    "recompute", "recompute_modules", "recompute_every", "recompute_stages", "rank_order", "zero",
+    "overlap_tp", "overlap_pp", "overlap_dp", "offload_optimizer", "overlap_ep", "deduplicate_ep",
+    "hierarchical_ep", "dispatch", "migrate_every", "keep_received", "offload_bucket", "coalesced_buckets",
+    "optimizer_tile", "quantized_weights", "hpz", "quantized_gradients", "sequence_chunk", "offload_sequence",
+    "offload_checkpoints", "overlap_offload", "power_cap_w",
 )  # fmt: skip
 
 

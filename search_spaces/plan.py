@@ -4,6 +4,9 @@
     world = etp * ep * edp * pp               the expert mesh, over the same devices
     global_batch = micro_batch * n_microbatches * dp
 
+Two knobs make a job smaller than its cluster and its batch: `nodes` takes some of the nodes, `n_microbatches`
+says how many micro-batches a step has instead of dividing the global batch.
+
 The rules between these and a job are in `search_spaces.rules`.
 """
 
@@ -118,6 +121,18 @@ class Dispatch(StrEnum):
     PADDING_FREE = "padding-free"
 
 
+class ExpertTokens(StrEnum):
+    """Which of a replica's tokens each of its tensor-parallel ranks sends to the experts.
+
+    Its part of a sequence that is sharded between them (or whole where tp is 1), all of them as its
+    neighbours do too, or its part of them, gathered again after the exchange.
+    """
+
+    SHARDED = "sharded"
+    DUPLICATED = "duplicated"
+    DROPPED = "dropped"
+
+
 class RankOrder(StrEnum):
     """Mesh axes from the innermost (neighbouring ranks) to the outermost."""
 
@@ -133,16 +148,18 @@ ENUMS: dict[str, type[StrEnum]] = {
     "recompute_modules": ModuleSet,
     "dispatch": Dispatch,
     "rank_order": RankOrder,
+    "expert_tokens": ExpertTokens,
 }
 FROM_ZERO = (
     "first_layers", "last_layers", "recompute_stages", "pipeline_limit", "extra_warmup", "sequence_chunk",
-    "power_cap_w",
+    "power_cap_w", "migrate_every", "nodes", "n_microbatches", "offload_bucket", "coalesced_buckets",
+    "optimizer_tile",
 )  # fmt: skip
 MAX_DIGITS = 9  # products of two degrees stay within int64
 FLAGS = (
     "sequence_parallel", "offload_optimizer", "overlap_dp", "overlap_tp", "overlap_pp", "overlap_ep",
     "deduplicate_ep", "hierarchical_ep", "quantized_weights", "quantized_gradients", "offload_sequence",
-    "offload_checkpoints", "overlap_offload",
+    "offload_checkpoints", "overlap_offload", "keep_received",
 )  # fmt: skip
 
 
@@ -165,13 +182,22 @@ class Plan:
     warm-up of 1f1b is longer. `overlap_ep` runs one micro-batch's expert all-to-all beside another's
     computation; `deduplicate_ep` sends a token once to each node and device that holds experts of its own,
     and copies it there (DeepEP; X-MoE's redundancy-bypassing dispatch).  `hierarchical_ep` sends one message
-    to each node, and hands tokens on inside it (Piper's HALO).  `quantized_weights` and `quantized_gradients`
-    send what ZeRO-3 moves in 8 and 4 bits; `hpz` devices next to each other hold the weights a second time,
-    for the backward pass (1: none do).  `sequence_chunk` is the tokens of a sequence that pass a layer at a
-    time (0: all); `offload_sequence` keeps the other chunks' queries, keys and values on the host,
-    `offload_checkpoints` the inputs of layers that are redone.  `overlap_offload` updates an offloaded
-    optimizer bucket by bucket beside the passes around the step's end; `power_cap_w` is each device's power
-    limit (0: its rating).
+    to each node, and hands tokens on inside it (Piper's HALO).  Every `migrate_every` steps experts change
+    places between hot and cold devices (0: never).
+
+    `quantized_weights` and `quantized_gradients` send what ZeRO-3 moves in 8 and 4 bits; `hpz` devices next
+    to each other hold the weights a second time, for the backward pass (1: none do). `sequence_chunk` is the
+    tokens of a sequence that pass a layer at a time (0: all); `offload_sequence` keeps the other chunks'
+    queries, keys and values on the host, `offload_checkpoints` the inputs of layers that are redone.
+    `overlap_offload` updates an offloaded optimizer bucket by bucket beside the passes around the step's end;
+    `power_cap_w` is each device's power limit (0: its rating).
+
+    `nodes` is how many of the cluster's nodes are used and `n_microbatches` the micro-batches of a step on
+    each replica (0: all of them, and what the global batch asks).  `offload_bucket` parameters at a time an
+    offloaded optimizer's state visits the device (0: as the trainer does), `coalesced_buckets` such buckets
+    are reduced together while earlier ones are updated (0: the update waits for all).  `optimizer_tile`
+    parameters are updated at a time (0: all).  `keep_received` keeps what collectives brought, so that
+    recomputation repeats none of them.
     """
 
     tp: int = 1
@@ -192,6 +218,12 @@ class Plan:
     hpz: int = 1
     sequence_chunk: int = 0
     power_cap_w: int = 0
+    migrate_every: int = 0
+    nodes: int = 0
+    n_microbatches: int = 0
+    offload_bucket: int = 0
+    coalesced_buckets: int = 0
+    optimizer_tile: int = 0
     cp_kind: CpKind = CpKind.RING
     schedule: Schedule = Schedule.ONE_F_ONE_B
     optimizer_sync: OptimizerSync = OptimizerSync.BARRIER
@@ -199,6 +231,7 @@ class Plan:
     recompute_modules: StrEnum = NO_MODULES
     dispatch: Dispatch = Dispatch.PLAIN
     rank_order: RankOrder = RankOrder.TP_CP_DP_PP
+    expert_tokens: ExpertTokens = ExpertTokens.SHARDED
     sequence_parallel: bool = False
     offload_optimizer: bool = False
     overlap_dp: bool = False
@@ -212,6 +245,7 @@ class Plan:
     offload_sequence: bool = False
     offload_checkpoints: bool = False
     overlap_offload: bool = False
+    keep_received: bool = False
 
     def __post_init__(self) -> None:
         for name in ("tp", "pp", "dp", "cp", "ep", "etp", "vpp", "micro_batch", "recompute_every", "hpz"):
@@ -316,6 +350,12 @@ class Plans:
     hpz: Ints
     sequence_chunk: Ints
     power_cap_w: Ints
+    migrate_every: Ints
+    nodes: Ints
+    n_microbatches: Ints
+    offload_bucket: Ints
+    coalesced_buckets: Ints
+    optimizer_tile: Ints
     cp_kind: NDArray[np.int8]
     schedule: NDArray[np.int8]
     optimizer_sync: NDArray[np.int8]
@@ -323,6 +363,7 @@ class Plans:
     recompute_modules: NDArray[np.int8]
     dispatch: NDArray[np.int8]
     rank_order: NDArray[np.int8]
+    expert_tokens: NDArray[np.int8]
     sequence_parallel: Bools
     offload_optimizer: Bools
     overlap_dp: Bools
@@ -336,6 +377,7 @@ class Plans:
     offload_sequence: Bools
     offload_checkpoints: Bools
     overlap_offload: Bools
+    keep_received: Bools
 
     def __len__(self) -> int:
         return len(self.tp)
@@ -417,6 +459,11 @@ class Plans:
     def is_dispatch(self, dispatch: Dispatch) -> Bools:
         """Where tokens reach their experts in this way."""
         equal: Bools = self.dispatch == code(dispatch)
+        return equal
+
+    def sends_tokens(self, tokens: ExpertTokens) -> Bools:
+        """Where tensor-parallel ranks send these tokens to the experts."""
+        equal: Bools = self.expert_tokens == code(tokens)
         return equal
 
     def is_cp(self, kind: CpKind) -> Bools:

@@ -26,6 +26,7 @@ from search_spaces.plan import (
     Bools,
     CpKind,
     Dispatch,
+    ExpertTokens,
     Ints,
     Module,
     OptimizerSync,
@@ -235,8 +236,38 @@ def _waiting_transfers(c: Context, p: Columns) -> Bools | bool:
     return held
 
 
+def devices_asked(context: Context, columns: Columns) -> Ints:
+    """Devices of the nodes that a plan uses; 0 nodes stand for all of the cluster."""
+    nodes = columns["nodes"]
+    return np.where(nodes > 0, nodes * context.cluster.devices_per_node, context.cluster.n_devices)
+
+
 def _n_microbatches(c: Context, p: Columns) -> Ints:
-    return c.workload.global_batch // (p["micro_batch"] * p["dp"])
+    asked = c.workload.global_batch // (p["micro_batch"] * p["dp"])
+    return np.where(p["n_microbatches"] > 0, p["n_microbatches"], asked)
+
+
+def _buckets_are_the_trainers(c: Context, p: Columns) -> Bools:
+    update = c.framework.update
+    held: Bools = (p["offload_bucket"] == 0) | (
+        p["offload_optimizer"].astype(bool) & update.sets_offload_bucket
+    )
+    return held
+
+
+def _coalesces(c: Context, p: Columns) -> Bools:
+    """Pieces of a reduction are updated as they arrive: all of one step's, which nothing else hides."""
+    in_buckets = (p["offload_bucket"] > 0) | (c.framework.update.offload_bucket > 0)
+    once = (p["zero"] == 0) & (p["dp"] * p["cp"] > 1) & ~p["overlap_dp"].astype(bool)
+    held: Bools = (p["coalesced_buckets"] == 0) | (p["offload_optimizer"].astype(bool) & in_buckets & once)
+    return held
+
+
+def _tokens_are_sent(c: Context, p: Columns) -> Bools:
+    needs = (p["tp"] > 1) & ~p["sequence_parallel"].astype(bool) & (c.model.moe is not None)
+    whole_or_split = (p["etp"] == 1) | (p["etp"] == p["tp"])
+    held: Bools = _is(p, ExpertTokens.SHARDED, "expert_tokens") | (needs & whole_or_split)
+    return held
 
 
 def _two_ways_fill(c: Context, p: Columns) -> Bools:
@@ -351,10 +382,15 @@ RULES: tuple[Rule, ...] = (
     _rule("cp_kind is set only with cp above 1", "cp cp_kind",
           lambda c, p: (p["cp"] > 1) | _is(p, CpKind.RING, "cp_kind")),
     _rule("tp * cp divides n_heads with ulysses", "tp cp cp_kind", _ulysses_heads),
-    _rule("tp * cp * dp * pp is the number of devices", "tp pp cp dp",
-          lambda c, p: p["tp"] * p["pp"] * p["cp"] * p["dp"] == c.cluster.n_devices),
-    _rule("micro_batch * dp divides the global batch", "dp micro_batch",
-          lambda c, p: c.workload.global_batch % (p["micro_batch"] * p["dp"]) == 0),
+    _rule("nodes are at most the cluster's", "nodes",
+          lambda c, p: p["nodes"] * c.cluster.devices_per_node <= c.cluster.n_devices),
+    _rule("tp * cp * dp * pp is the number of devices", "tp pp cp nodes dp",
+          lambda c, p: p["tp"] * p["pp"] * p["cp"] * p["dp"] == devices_asked(c, p)),
+    _rule("micro_batch * dp divides the global batch", "dp micro_batch n_microbatches",
+          lambda c, p: (p["n_microbatches"] > 0)
+          | (c.workload.global_batch % (p["micro_batch"] * p["dp"]) == 0)),
+    _rule("micro_batch * n_microbatches * dp is at most the global batch", "dp micro_batch n_microbatches",
+          lambda c, p: p["n_microbatches"] * p["micro_batch"] * p["dp"] <= c.workload.global_batch),
     _rule("ep divides n_experts", "ep", lambda c, p: _experts(c) % p["ep"] == 0),
     _rule("etp divides the expert width", "etp", lambda c, p: _expert_width(c) % p["etp"] == 0),
     _rule("the framework splits experts' matrices by this degree", "tp ep etp", _expert_tensor),
@@ -374,10 +410,10 @@ RULES: tuple[Rule, ...] = (
           lambda c, p: (p["pp"] > 1) | _is(p, Schedule.ONE_F_ONE_B, "schedule")),
     _rule("the framework runs the schedule", "pp schedule",
           lambda c, p: (p["pp"] == 1) | _among(p["schedule"], c.framework.schedules)),
-    _rule("interleaving needs pp to divide the micro-batches", "pp dp micro_batch schedule",
+    _rule("interleaving needs pp to divide the micro-batches", "pp dp micro_batch n_microbatches schedule",
           lambda c, p: ~_is(p, Schedule.INTERLEAVED, "schedule") | (_n_microbatches(c, p) % p["pp"] == 0)),
     _rule("dualpipe feeds both ends: pp and the micro-batches are even, and these at least 2 * pp; "
-          "dualpipe-v needs as many", "pp dp micro_batch schedule", _two_ways_fill),
+          "dualpipe-v needs as many", "pp dp micro_batch n_microbatches schedule", _two_ways_fill),
     _rule("optimizer_sync=post-validation is set only with zb-h2 and zb-v, which idle without it",
           "schedule optimizer_sync",
           lambda c, p: _is(p, OptimizerSync.BARRIER, "optimizer_sync")
@@ -388,12 +424,13 @@ RULES: tuple[Rule, ...] = (
     _rule("pipeline_limit is set only with the message-driven schedule", "schedule pipeline_limit",
           lambda c, p: (p["pipeline_limit"] == 0) | _runs(p, Schedule.MESSAGE_DRIVEN)),
     _rule("pipeline_limit is at most the micro-batches, and 0 where it would be pp",
-          "pp dp micro_batch pipeline_limit", _limit_is_named_once),
+          "pp dp micro_batch n_microbatches pipeline_limit", _limit_is_named_once),
     _rule("extra_warmup needs a 1f1b pipeline and pp + extra_warmup micro-batches",
-          "pp dp micro_batch schedule extra_warmup", _longer_warmup),
+          "pp dp micro_batch n_microbatches schedule extra_warmup", _longer_warmup),
     _rule("the framework lengthens the warm-up of 1f1b", "extra_warmup",
           lambda c, p: (p["extra_warmup"] == 0) | c.framework.warms_up_longer),
-    _rule("the framework fills a 1f1b pipeline: at least pp - 1 micro-batches", "pp dp micro_batch schedule",
+    _rule("the framework fills a 1f1b pipeline: at least pp - 1 micro-batches",
+          "pp dp micro_batch n_microbatches schedule",
           lambda c, p: (_n_microbatches(c, p) >= p["pp"] - 1) | (not c.framework.fills_pipeline)
           | ~_is(p, Schedule.ONE_F_ONE_B, "schedule")),
     _rule("the framework runs the zero stage", "pp zero",
@@ -406,8 +443,13 @@ RULES: tuple[Rule, ...] = (
     _rule("tp * cp divides seq_len with sequence_parallel", "tp cp sequence_parallel",
           lambda c, p: ~p["sequence_parallel"].astype(bool)
           | _divides(p["tp"] * p["cp"], c.workload.seq_len)),
-    _rule("experts with tp above 1 need sequence_parallel", "tp sequence_parallel",
-          lambda c, p: p["sequence_parallel"].astype(bool) | (p["tp"] == 1) | (c.model.moe is None)),
+    _rule("experts with tp above 1 need sequence_parallel", "tp expert_tokens sequence_parallel",
+          lambda c, p: p["sequence_parallel"].astype(bool) | (p["tp"] == 1) | (c.model.moe is None)
+          | ~_is(p, ExpertTokens.SHARDED, "expert_tokens")),
+    _rule("expert_tokens=duplicated and dropped need experts, whole or split as the rest, tp above 1 and no "
+          "sequence_parallel", "tp etp expert_tokens sequence_parallel", _tokens_are_sent),
+    _rule("the framework sends such tokens to its experts", "expert_tokens",
+          lambda c, p: _among(p["expert_tokens"], c.framework.experts.tokens)),
     _rule("recompute_every above 1 needs recompute=full and as many layers",
           "pp vpp recompute recompute_every", _recompute_every),
     _rule("the framework recomputes so much", "recompute",
@@ -462,6 +504,10 @@ RULES: tuple[Rule, ...] = (
           lambda c, p: (p["ep"] > 1) | ~p["hierarchical_ep"].astype(bool)),
     _rule("the framework sends one message to a node and hands tokens on inside it", "hierarchical_ep",
           lambda c, p: c.framework.experts.hierarchical | ~p["hierarchical_ep"].astype(bool)),
+    _rule("migrate_every needs ep above 1 and an expert_imbalance above 1", "ep migrate_every",
+          lambda c, p: (p["migrate_every"] == 0) | ((p["ep"] > 1) & (c.workload.expert_imbalance > 1))),
+    _rule("the framework moves experts while it trains", "migrate_every",
+          lambda c, p: (p["migrate_every"] == 0) | c.framework.experts.migrates),
     _rule("dispatch is set only for a model with a capacity_factor: without one nothing is padded",
           "dispatch", _dispatch_has_capacity),
     _rule("the framework sends tokens in this way", "dispatch",
@@ -512,6 +558,19 @@ RULES: tuple[Rule, ...] = (
           lambda c, p: _is(p, Recompute.FULL, "recompute") | ~p["offload_checkpoints"].astype(bool)),
     _opt_in("the framework keeps inputs of layers on the host", "offload_checkpoints",
           lambda c, p: c.framework.offloads_checkpoints | ~p["offload_checkpoints"].astype(bool)),
+    _rule("keep_received needs recompute=full", "recompute keep_received",
+          lambda c, p: ~p["keep_received"].astype(bool) | _is(p, Recompute.FULL, "recompute")),
+    _rule("the framework recomputes without communication", "keep_received",
+          lambda c, p: ~p["keep_received"].astype(bool) | c.framework.keeps_received),
+    _rule("offload_bucket needs offload_optimizer, and a framework that sets it",
+          "offload_optimizer offload_bucket", _buckets_are_the_trainers),
+    _rule("coalesced_buckets need an optimizer offloaded in buckets, zero=0, dp * cp above 1 and "
+          "no overlap_dp",
+          "dp cp zero overlap_dp offload_optimizer offload_bucket coalesced_buckets", _coalesces),
+    _rule("the framework reduces gradients bucket by bucket of its update", "coalesced_buckets",
+          lambda c, p: (p["coalesced_buckets"] == 0) | c.framework.update.coalesces),
+    _rule("the framework updates parameters in tiles", "optimizer_tile",
+          lambda c, p: (p["optimizer_tile"] == 0) | c.framework.update.tiles),
 )  # fmt: skip
 
 

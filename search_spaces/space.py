@@ -19,7 +19,7 @@ from search_spaces.knobs import OPT_IN, ORDER, asked_choices, default_choices, d
 from search_spaces.model import ModelSpec
 from search_spaces.plan import KNOB_NAMES, Plan, Plans, column
 from search_spaces.relations import parse_relations
-from search_spaces.rules import RULES, Context, Rule, broken_rules
+from search_spaces.rules import RULES, Context, Rule, broken_rules, devices_asked
 from search_spaces.workload import Workload
 
 Columns = dict[str, NDArray[Any]]
@@ -147,13 +147,12 @@ class SearchSpace:
         if knob == "split":
             return self._set_split(columns)
         if knob == "dp" and not self.choices["dp"]:
-            rest = np.maximum(
-                self.context.cluster.n_devices // (columns["tp"] * columns["pp"] * columns["cp"]), 1
-            )
+            devices = devices_asked(self.context, columns)
+            rest = np.maximum(devices // (columns["tp"] * columns["pp"] * columns["cp"]), 1)
             return {**columns, "dp": rest}, n_rows
         values = column(self.choices[knob], knob)
-        if len(values) == 1:
-            return {**columns, knob: np.repeat(values, n_rows)}, n_rows
+        if len(values) == 1:  # nothing grows
+            return {**columns, knob: np.full(n_rows, values[0])}, n_rows
         grown = {name: np.repeat(values_, len(values)) for name, values_ in columns.items()}
         grown[knob] = np.tile(values, n_rows)
         return grown, n_rows * len(values)

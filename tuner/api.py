@@ -71,7 +71,7 @@ def read_plan(job: Job, text: str) -> Plan:
         A knob or value that does not exist, or the first rule that the plan breaks.
     """
     plan = Plan.parse(text)
-    rest, remainder = divmod(job.cluster.n_devices, plan.tp * plan.cp * plan.pp)
+    rest, remainder = divmod(job.of_plan(plan).cluster.n_devices, plan.tp * plan.cp * plan.pp)
     if not remainder and not any(word.startswith("dp=") for word in text.replace(",", " ").split()):
         plan = replace(plan, dp=rest)
     SearchSpace(job.model, job.cluster, job.workload, SpaceSpec()).check(plan)

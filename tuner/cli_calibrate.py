@@ -31,6 +31,15 @@ FromStudy = Annotated[
         rich_help_panel=FIT,
     ),
 ]
+FromRates = Annotated[
+    Path | None,
+    typer.Option(
+        "--from-rates",
+        metavar="RATES.csv",
+        help="Rates measured on --cluster, kernel by kernel; docs/cluster-file.md says which columns.",
+        rich_help_panel=FIT,
+    ),
+]
 MostFlag = Annotated[
     int | None,
     typer.Option(
@@ -88,6 +97,7 @@ def calibrate(  # noqa: PLR0913 - a parameter for each flag
     runs: From = None,
     cluster: ClusterFlag = None,
     from_study: FromStudy = None,
+    from_rates: FromRates = None,
     storage: StorageFlag = None,
     every: AllFlag = False,
     most_devices: MostFlag = None,
@@ -101,6 +111,12 @@ def calibrate(  # noqa: PLR0913 - a parameter for each flag
     from search_spaces.errors import check
 
     check(not (runs and from_study), "calibrate must fit to one of --from and --from-study", "both")
+    if from_rates is not None:
+        check(
+            not (runs or from_study), "with --from-rates nothing else is fitted to", "--from or --from-study"
+        )
+        _of_rates(from_rates, cluster, check_writable(_check_name(out)), json=json)
+        return
     check(bool(from_study) or storage is None, "--storage must come with --from-study", storage)
     if from_study:
         check(not every, "--all must come with --from", "--from-study", hint="leave it out")
@@ -162,6 +178,22 @@ def _show(report: "CalibrationReport", out: Path, *, json: bool) -> None:
     if not report.calibration.helped:
         tell(f"no fit predicts runs held back better: {out} holds {report.preset.name} as it was")
         raise typer.Exit(ANSWER_IS_NO)
+
+
+def _of_rates(rates: Path, cluster: str | None, target: Path, *, json: bool) -> None:
+    from search_spaces.errors import check
+    from tuner.probing import fit_rates
+    from tuner.report import probe_report, probe_screen
+
+    check(
+        cluster is not None, "--from-rates must come with --cluster", "none", hint="name the machine measured"
+    )
+    report = fit_rates(rates, cluster or "", target.stem)
+    write_page(target, probe_report.probe_toml(report))
+    if json:
+        show_json(probe_report.probe_document(report, target))
+    else:
+        show(probe_screen.probe_screen(report))
 
 
 def _check_name(out: Path) -> Path:

@@ -34,7 +34,7 @@ def exportable(job: Job, ranking: Ranking) -> Ranking:
     if framework not in LAUNCHERS:
         return ranking
     launcher = load_launcher(framework)
-    reasons = [launcher.lacks(job, plan) for plan in ranking.candidates.plans]
+    reasons = [launcher.lacks(job.of_plan(plan), plan) for plan in ranking.candidates.plans]
     accepted = np.array([not each for each in reasons], dtype=np.bool_)
     if not accepted.any():
         raise _nothing_left(framework, reasons)

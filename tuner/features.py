@@ -11,10 +11,15 @@ import numpy as np
 from objectives.cost.result import StepMemory, StepTime
 from objectives.metrics import Job
 from search_spaces.plan import ENUMS, FLAGS, Floats, Module, Plans
+from search_spaces.units import MILLION
 
 DEGREES = ("tp", "pp", "dp", "cp", "ep", "etp", "vpp", "micro_batch", "recompute_every", "hpz")
 CAP_STEP_W = 200.0  # watts of a power cap that count like one more of a degree
-STAGE_SIZES = ("first_layers", "last_layers", "recompute_stages", "sequence_chunk")
+STAGE_SIZES = (
+    "first_layers", "last_layers", "recompute_stages", "migrate_every", "nodes", "n_microbatches",
+    "coalesced_buckets", "sequence_chunk",
+)  # fmt: skip
+UPDATE_SIZES = ("offload_bucket", "optimizer_tile")
 TIME_PARTS: tuple[str, ...] = tuple(field.name for field in fields(StepTime))
 MEMORY_PARTS: tuple[str, ...] = tuple(field.name for field in fields(StepMemory))
 
@@ -30,6 +35,7 @@ def knob_features(plans: Plans) -> Floats:
     """
     columns = [np.log2(getattr(plans, name)) for name in DEGREES]
     columns += [np.log2(1.0 + getattr(plans, name)) for name in STAGE_SIZES]
+    columns += [np.log2(1.0 + getattr(plans, name) / MILLION) for name in UPDATE_SIZES]
     columns.append(plans.zero.astype(np.float64))
     columns.append(np.log2(1.0 + plans.power_cap_w / CAP_STEP_W))
     columns += [plans.redoes(module).astype(np.float64) for module in Module]
@@ -44,7 +50,7 @@ def knob_features(plans: Plans) -> Floats:
 
 def knob_columns() -> dict[str, list[int]]:
     """Which columns of `knob_features` each knob sets; what is redone, by whichever knob, is one group."""
-    sizes = dict.fromkeys([*DEGREES, *STAGE_SIZES, "zero", "power_cap_w"], 1) | {
+    sizes = dict.fromkeys([*DEGREES, *STAGE_SIZES, *UPDATE_SIZES, "zero", "power_cap_w"], 1) | {
         "recompute_modules": len(Module)
     }
     sizes |= {name: len(values) for name, values in ENUMS.items() if name != "recompute_modules"}

@@ -8,12 +8,13 @@ from datetime import date
 from pathlib import Path
 
 from runners.probes.allocation import Place, place_in
-from runners.probes.baseline import baseline
+from runners.probes.baseline import Baseline, baseline
 from runners.probes.cases import Case, Facts, cases_for
 from runners.probes.crew import Crew, Interrupted, check_torch
 from runners.probes.fits import Fitted, fit_machine
 from runners.probes.layout import groups_of
 from runners.probes.predictions import Comparison, compare
+from runners.probes.rates import largest_group, read_rates
 from runners.probes.record import ProbesFile, beside
 from runners.probes.session import Ended, OnStep, Session
 from search_spaces.cluster_presets import load_cluster
@@ -122,6 +123,43 @@ def probe(wanted: Wanted, *, stopped: Callable[[], bool], on_step: OnStep) -> Pr
         ended=ended,
         fitted=fitted,
         comparisons=tuple(compare(fitted.before, fitted.cluster, file.results)),
+    )
+
+
+def fit_rates(rates: Path, cluster: str, name: str) -> ProbeReport:
+    """A known machine fitted to a table of rates measured on it.
+
+    Raises
+    ------
+    UnknownName
+        No such cluster.
+    InvalidSpec
+        The table has a row that says nothing that can be used.
+    """
+    known = load_cluster(cluster, 1)
+    results = {each.key: each for each in read_rates(rates, known)}
+    n_ranks = largest_group(results.values())
+    device = known.device
+    facts = Facts(
+        kind="cuda",
+        device=f"{device.name} as in {rates.name}",
+        torch="",
+        formats=tuple(device.peak_flops_per_s),
+        memory_bytes=device.memory_bytes,
+        n_multiprocessors=device.n_multiprocessors,
+        n_devices=known.devices_per_node,
+        n_cores=0,
+    )
+    base = Baseline(cluster=known, device_is_rated=True, network_is_rated=True)
+    fitted = fit_machine(base, results, facts=facts, n_ranks=n_ranks, name=name)
+    return ProbeReport(
+        facts=facts,
+        n_ranks=n_ranks,
+        file=ProbesFile(path=rates, results=results),
+        cases=tuple(Case(kind=each.kind, what=each.what) for each in results.values()),
+        ended=Ended.DONE,
+        fitted=fitted,
+        comparisons=tuple(compare(fitted.before, fitted.cluster, results)),
     )
 
 

@@ -15,6 +15,7 @@ from types import MappingProxyType
 
 import numpy as np
 
+from objectives.cost.step import microbatches
 from objectives.metrics import Job
 from objectives.ranking import Candidates, Ranking, SecondOpinion
 from objectives.simulator.agreement import AGREES_TO, assumptions
@@ -82,7 +83,7 @@ def close_to_best(job: Job, candidates: Candidates) -> Bools:
 
 def _n_microbatches(job: Job, candidates: Candidates) -> Ints:
     plans = candidates.plans
-    return np.asarray(job.workload.global_batch // (plans.micro_batch * plans.dp))
+    return np.asarray(microbatches(job, plans))
 
 
 def within_budget(

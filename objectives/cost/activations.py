@@ -21,7 +21,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 from objectives.cost import chunks
-from objectives.cost.dispatch import combined_wider_bytes, mask_bytes, routed_tokens
+from objectives.cost.dispatch import combined_wider_bytes, mask_bytes, routed_tokens, sent_tokens
 from objectives.cost.factored import factored
 from objectives.cost.kernels import NARROW, entry_bytes
 from objectives.cost.stages import Stages, recomputes
@@ -29,22 +29,27 @@ from objectives.cost.tokens import sequence_shards, tokens_per_device
 from objectives.metrics import Job
 from search_spaces.framework import framework_named
 from search_spaces.model import MlpSpec
-from search_spaces.plan import Dispatch, Floats, Ints, Module, Plans, Recompute
+from search_spaces.plan import Dispatch, ExpertTokens, Floats, Ints, Module, Plans, Recompute
 
-LAYER_KNOBS = ("tp", "cp", "ep", "etp", "micro_batch", "sequence_parallel", "recompute_modules", "dispatch")
+LAYER_KNOBS = (
+    "tp", "cp", "ep", "etp", "micro_batch", "sequence_parallel", "recompute_modules", "dispatch",
+    "migrate_every", "expert_tokens", "keep_received",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class LayerBytes:
     """Bytes that one layer keeps of a micro-batch; every array has shape (n_plans,).
 
-    `modules_bytes` are those of them that the plan redoes by name, and so does not keep.
+    `modules_bytes` are those of them that the plan redoes by name, and so does not keep; `received_bytes` are
+    what collectives brought, which a recomputed layer keeps where the plan says so.
     """
 
     attention_bytes: Floats
     core_bytes: Floats
     mlp_bytes: Floats
     modules_bytes: Floats
+    received_bytes: Floats
 
     @property
     def kept_bytes(self) -> Floats:
@@ -68,7 +73,7 @@ class StageActivations:
 def stage_activations(job: Job, plans: Plans, stages: Stages) -> StageActivations:
     """Bytes of one micro-batch on each of the given stages.
 
-        full         every r-th layer keeps its input (2 T h)
+        full         every r-th layer keeps its input (2 T h), and what it received with keep_received
         selective    the attention core keeps nothing, nor do the modules redone by name
 
     Inputs that wait on the host leave two on the device, the one in use and the one that travels; a sequence
@@ -90,7 +95,7 @@ def stage_activations(job: Job, plans: Plans, stages: Stages) -> StageActivation
         here = recomputes(plans, stages.index)
         share, redone = share * here, redone * here
     boundary = boundary_bytes(job, plans)
-    kept = (1 - share) * total.kept_bytes - redone + share * layers * boundary
+    kept = (1 - share) * total.kept_bytes - redone + share * (layers * boundary + total.received_bytes)
     transient = np.where(share > 0, total.kept_bytes, redone) / n_layers
     heads = stages.is_last + n_predict
     logits = heads * logits_bytes(job, plans)
@@ -168,7 +173,35 @@ def layer_bytes(job: Job, plans: Plans, kind: str) -> LayerBytes:
         core_bytes=_core_bytes(job, plans),
         mlp_bytes=share * mlp,
         modules_bytes=share * _modules_bytes(job, plans, kind, mlp),
+        received_bytes=_received_bytes(job, plans, kind),
     )
+
+
+def _received_bytes(job: Job, plans: Plans, kind: str) -> Floats:
+    """Outputs of one layer's collectives that a plan keeps, so that recomputation repeats none of them.
+
+        each all-reduce over tp        2 T h                (gather and scatter: 2 T h (1 + 1 / s_p))
+        each all-to-all over ep        2 h x the tokens sent
+        each gather or reduction of an expert's tokens over etp, and over tp where they were dropped
+
+    Source
+    ------
+    Singh et al. (2023), arXiv:2303.06318, communication-aware checkpointing: 2 b s h a stashed output.
+    """
+    if not plans.keep_received.any():
+        return np.zeros(len(plans))
+    moe, shards = job.model.moe, sequence_shards(plans)
+    pairs = 2.0 if kind == "dense" or (moe is not None and moe.shared_width) else 1.0
+    a_token = entry_bytes(job.workload.precision) * job.model.d_model
+    whole = tokens_per_device(job, plans) * (plans.tp > 1)
+    received = pairs * whole * (np.where(shards > 1, 1 / shards, 0.0) + 1)
+    if kind == "moe":
+        sent, split = sent_tokens(job, plans), plans.etp > 1
+        gathers = 2.0 - plans.sends_tokens(ExpertTokens.DUPLICATED)
+        received = received + 2 * sent * (plans.ep > 1) + gathers * split * routed_tokens(job, plans)
+        received = received + plans.sends_tokens(ExpertTokens.DROPPED) * sent * plans.tp
+    kept: Floats = plans.keep_received * a_token * received
+    return kept
 
 
 def _modules_bytes(job: Job, plans: Plans, kind: str, mlp: Floats) -> Floats:
@@ -290,7 +323,8 @@ def _expert_bytes(job: Job, plans: Plans) -> Floats:
     assert moe is not None
     width = np.ceil(moe.expert_width / plans.etp)
     wider = plans.is_dispatch(Dispatch.PADDED) * combined_wider_bytes(job)
-    tokens = operand_bytes(job) * h + (entry_bytes(job.workload.precision) + wider) * h / plans.etp
+    scattered = np.where(plans.sends_tokens(ExpertTokens.DUPLICATED), 1, plans.etp)
+    tokens = operand_bytes(job) * h + (entry_bytes(job.workload.precision) + wider) * h / scattered
     kept: Floats = routed_tokens(job, plans) * (tokens + _inner_bytes(job, moe.n_matrices) * width)
     kept = kept + mask_bytes(job, plans)
     if moe.shared_width:

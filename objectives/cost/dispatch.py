@@ -21,20 +21,40 @@ import numpy as np
 from objectives.cost import mesh
 from objectives.cost.collectives import Line, afterwards_line, all_to_all_line, hierarchical_line
 from objectives.cost.kernels import entry_bytes, gemm_s, memory_bound_s
+from objectives.cost.migration import imbalance_of
 from objectives.cost.moe import FP32_BYTES, MASK_BYTES, SIXTEEN_BIT_BYTES, deduplicated_share
 from objectives.cost.tokens import sequence_shards, tokens_per_device
 from objectives.metrics import Job
 from search_spaces.framework import framework_named
 from search_spaces.model import MoeSpec
-from search_spaces.plan import Bools, Dispatch, Floats, Plans
+from search_spaces.plan import Bools, Dispatch, ExpertTokens, Floats, Plans
 
 # Both masks written in the forms that are kept, and read and written once more as operands of the products.
 MASK_TRAFFIC_BYTES = 2 * MASK_BYTES + 2 * SIXTEEN_BIT_BYTES
 
 
 def routed_tokens(job: Job, plans: Plans) -> Floats:
-    """Token copies that the hottest device's experts compute: k T / s_p times etp, imbalance or capacity."""
-    return _whole_tokens(job, plans) * _moe(job).top_k * _load(job, plans)
+    """Token copies that the hottest device's experts compute: k T / s_p times etp, imbalance or capacity.
+
+    Ranks that all send the same tokens need not gather them: k T.
+    """
+    gathered = sent_tokens(job, plans) * plans.etp
+    if not plans.expert_tokens.any():
+        return gathered
+    return np.where(plans.sends_tokens(ExpertTokens.DUPLICATED), sent_tokens(job, plans), gathered)
+
+
+def sent_tokens(job: Job, plans: Plans) -> Floats:
+    """Token copies that a rank sends to experts: k T / s_p, or k T (duplicated) or k T / t (dropped).
+
+    Source
+    ------
+    Singh et al. (2023), arXiv:2303.06318, duplicate token dropping; DeepSpeed, moe/mappings.py, drop_tokens.
+    """
+    shards = sequence_shards(plans)
+    if plans.expert_tokens.any():
+        shards = np.where(plans.sends_tokens(ExpertTokens.DROPPED), plans.tp, shards)
+    return tokens_per_device(job, plans) / shards * _moe(job).top_k * _load(job, plans)
 
 
 def mask_slots(job: Job, plans: Plans) -> Floats:
@@ -46,7 +66,7 @@ def mask_slots(job: Job, plans: Plans) -> Floats:
     """
     moe = _moe(job)
     per_token = (moe.capacity_factor or 1.0) * moe.top_k
-    slots: Floats = plans.is_dispatch(Dispatch.EINSUM) * per_token * _whole_tokens(job, plans) ** 2
+    slots: Floats = plans.is_dispatch(Dispatch.EINSUM) * per_token * _gated_tokens(job, plans) ** 2
     return slots
 
 
@@ -71,7 +91,7 @@ def routing_s(job: Job, plans: Plans) -> Floats:
     masked = plans.is_dispatch(Dispatch.EINSUM)
     if not masked.any():
         return np.zeros(len(plans))
-    moe, tokens = _moe(job), _whole_tokens(job, plans)
+    moe, tokens = _moe(job), _gated_tokens(job, plans)
     slots = np.maximum((moe.capacity_factor or 1.0) * moe.top_k * tokens, 1.0)
     product_s = gemm_s(job, slots, np.full(len(plans), float(job.model.d_model)), tokens)
     traffic = job.trainer.traffic.value * MASK_TRAFFIC_BYTES * slots * tokens
@@ -123,18 +143,18 @@ def _where(chosen: Bools, one: Line, other: Line) -> Line:
     )
 
 
-def _whole_tokens(job: Job, plans: Plans) -> Floats:
-    """Tokens that the experts of a device's etp group see: T / s_p times etp."""
-    return tokens_per_device(job, plans) / sequence_shards(plans) * plans.etp
+def _gated_tokens(job: Job, plans: Plans) -> Floats:
+    """Tokens for which a device chooses experts: T / s_p; what is dropped is dropped behind the choice."""
+    return tokens_per_device(job, plans) / sequence_shards(plans)
 
 
 def _load(job: Job, plans: Plans) -> Floats | float:
     """Copies that the hottest device gets over the mean without padding."""
-    capacity, imbalance = _moe(job).capacity_factor, job.workload.expert_imbalance
+    capacity, imbalance = _moe(job).capacity_factor, imbalance_of(job, plans)
     if capacity is None:
         return imbalance
     routed = plans.is_dispatch(Dispatch.PADDING_FREE)
-    return np.where(routed, min(imbalance, capacity), capacity)
+    return np.where(routed, np.minimum(imbalance, capacity), capacity)
 
 
 def _moe(job: Job) -> MoeSpec:

@@ -63,7 +63,8 @@ def step_energy(job: Job, plans: Plans, priced: Estimate) -> StepEnergy:
     passes = {name: share * getattr(time, name) for name in OF_PASSES}
     parts = {field.name: passes.get(field.name, getattr(time, field.name)) for field in fields(StepTime)}
     seconds = state_seconds(parts, product_share(job, plans, parts["compute_s"]), time.total_s)
-    n_devices, n_nodes, node = job.cluster.n_devices, job.cluster.n_nodes, job.cluster.node_power
+    used, node = job.used_share(plans), job.cluster.node_power
+    n_devices, n_nodes = used * job.cluster.n_devices, used * job.cluster.n_nodes
     drawn = {state: n_devices * draws_w(job, plans, state) * seconds[state] for state in STATES}
     busy_w = node.host_busy_w.value - node.host_idle_w.value
     return StepEnergy(
@@ -98,7 +99,8 @@ def product_share(job: Job, plans: Plans, compute_s: Floats) -> Floats:
     device, workload = job.cluster.device, job.workload
     rate = device.peak(workload.precision) * device.best_product_share(workload.precision)
     rate *= device.sustained_efficiency.value
-    seconds = model_flops_per_step(job.model, workload) / (job.cluster.n_devices * rate)
+    flops = job.batch_share(plans) * model_flops_per_step(job.model, workload)
+    seconds = flops / (job.used_share(plans) * job.cluster.n_devices * rate)
     share: Floats = seconds / (_clocks(job, plans) * np.maximum(compute_s, np.finfo(np.float64).tiny))
     return np.minimum(share, 1.0)
 

@@ -8,6 +8,8 @@ A multiply and an add are two FLOPs.  A backward pass costs twice its forward pa
 
 from dataclasses import replace
 
+import numpy as np
+
 from search_spaces.model import ModelSpec, NormKind, QkNorm
 from search_spaces.parameters import (
     Count,
@@ -19,6 +21,7 @@ from search_spaces.parameters import (
     shared_expert_rank_parameters,
     trained_parameters,
 )
+from search_spaces.plan import Floats, Module, Plans, Recompute
 from search_spaces.workload import AttentionFlops, Workload
 
 BACKWARD_OVER_FORWARD = 2
@@ -122,6 +125,43 @@ def hardware_flops_per_step(model: ModelSpec, workload: Workload, *, recomputed_
     """
     again = recomputed_layers / model.n_layers * forward_layer_flops(model, workload)
     return model_flops_per_step(model, workload) + workload.global_batch * again
+
+
+def hardware_over_model_flops(model: ModelSpec, workload: Workload, plans: Plans) -> Floats:
+    """FLOPs that the devices do over those that the model needs; shape (n_plans,).
+
+    Counted again: every r-th whole layer, or the attention's scores, MLPs and experts that a plan redoes;
+    norms, activations and latent attention's up-projections are left out.
+
+    Source
+    ------
+    Narayanan et al. (2021), arXiv:2104.04473, equation 3; scores alone: Korthikanti et al. (2022),
+    arXiv:2205.05198, section 5.
+    """
+    full, s = plans.is_recompute(Recompute.FULL), workload.seq_len
+    share = np.ceil(model.n_layers / plans.recompute_every) / model.n_layers
+    again: Floats = full * share * forward_layer_flops(model, workload)
+    scores = sum(
+        attention_score_flops(model, s, window, workload.attention_flops) for window in model.window_of_layer
+    )
+    again = again + plans.is_recompute(Recompute.SELECTIVE) * scores
+    if plans.recompute_modules.any():
+        again = again + ~full * s * _redone_flops_per_token(model, plans)
+    needed = model_flops_per_step(model, workload) / workload.global_batch
+    ratio: Floats = np.asarray(1 + again / needed, dtype=np.float64)
+    return ratio
+
+
+def _redone_flops_per_token(model: ModelSpec, plans: Plans) -> Floats:
+    """Forward FLOPs of the dense and the expert MLPs that a plan redoes by name."""
+    bare = matrices_only(model)
+    dense = 2.0 * (model.n_layers - model.n_moe_layers) * dense_mlp_rank_parameters(bare, 1)
+    redone: Floats = np.asarray(plans.redoes(Module.MLP) * float(dense), dtype=np.float64)
+    if model.moe is None:
+        return redone
+    experts = model.moe.top_k * expert_parameters(model) + shared_expert_rank_parameters(bare, 1)
+    redone += plans.redoes(Module.MOE) * (2.0 * model.n_moe_layers * float(experts))
+    return redone
 
 
 def training_flops(model: ModelSpec, tokens: float) -> float:

@@ -14,7 +14,14 @@ import numpy as np
 
 from objectives.cost import mesh
 from objectives.cost.collectives import all_gather_s, all_reduce_s, all_to_all_s, reduce_scatter_s
-from objectives.cost.dispatch import combined_wider_bytes, exchange_line, regroup_s, routed_tokens, routing_s
+from objectives.cost.dispatch import (
+    combined_wider_bytes,
+    exchange_line,
+    regroup_s,
+    routed_tokens,
+    routing_s,
+    sent_tokens,
+)
 from objectives.cost.flops import attention_score_flops
 from objectives.cost.kernels import (
     attention_s,
@@ -28,7 +35,7 @@ from objectives.cost.kernels import (
 from objectives.cost.tokens import sequence_shards, tokens_per_device
 from objectives.metrics import Job
 from search_spaces.model import MlpSpec
-from search_spaces.plan import CpKind, Dispatch, Floats, Module, Plans
+from search_spaces.plan import CpKind, Dispatch, ExpertTokens, Floats, Module, Plans
 from search_spaces.workload import AttentionFlops, CudaGraphs
 
 ATTENTION_BACKWARD_OVER_FORWARD = 2.5  # five products for two: Dao (2023), arXiv:2307.08691, section 3.1
@@ -357,7 +364,7 @@ def _cp_comm(job: Job, plans: Plans, core_s: Floats) -> tuple[Floats, Floats]:
 def _ep_comm(job: Job, plans: Plans, gemm: Floats, core_s: Floats) -> tuple[Floats, Floats]:
     """Exposed seconds of one expert layer's dispatch and combine, forward and backward.
 
-        2 all-to-alls of 2 k T h / s_p bytes over ep, 1 all-gather and 1 reduce-scatter over etp
+        2 all-to-alls of 2 k T h / s_p bytes over ep, and what `_share_experts_s` adds
 
     What they cost is in `objectives.cost.dispatch`; with 8 bits one of the two all-to-alls each way carries
     half the bytes.  Overlapped, up to the trainer's share of a pass's exchange
@@ -368,15 +375,36 @@ def _ep_comm(job: Job, plans: Plans, gemm: Floats, core_s: Floats) -> tuple[Floa
     Lepikhin et al. (2020), arXiv:2006.16668, section 3.3; two per pass: X-MoE, arXiv:2508.13337;
     DeepSeek-V3 (2024), arXiv:2412.19437, sections 3.2 and 3.3.2 (8 bits, overlap of forward and backward).
     """
-    cluster = job.cluster
-    here = routed_tokens(job, plans) / plans.etp
-    sent = entry_bytes(job.workload.precision) * here * job.model.d_model
+    sent = entry_bytes(job.workload.precision) * sent_tokens(job, plans) * job.model.d_model
     line = exchange_line(job, plans)
     exchange = line.seconds(sent * (0.5 if job.workload.fp8_dispatch else 1.0)) + line.seconds(sent)
-    etp_members = mesh.etp_members(cluster, plans)
-    gather = all_gather_s(cluster, plans.etp, etp_members, sent * plans.etp)
-    total = exchange + gather + reduce_scatter_s(cluster, plans.etp, etp_members, sent * plans.etp)
-    total = total + 2 * regroup_s(job, plans, sent)
+    total = exchange + _share_experts_s(job, plans, sent) + 2 * regroup_s(job, plans, sent)
     hidden = job.trainer.ep_overlap.value * plans.overlap_ep * exchange
     backward_s = 2 * gemm + ATTENTION_BACKWARD_OVER_FORWARD * core_s
     return total - np.minimum(hidden, backward_s), total - np.minimum(hidden, gemm + core_s)
+
+
+def _share_experts_s(job: Job, plans: Plans, sent: Floats) -> Floats:
+    """Seconds, one way, in which tensor-parallel ranks make an expert layer whole around its exchange.
+
+        sharded       1 all-gather, 1 reduce-scatter over etp
+        duplicated    1 all-reduce over etp
+        dropped       1 all-gather, 1 all-reduce over etp; 1 all-gather over tp, of what came back
+
+    Backward, a dropped token is gathered and a gathered one dropped: as many.
+
+    Source
+    ------
+    Singh et al. (2023), arXiv:2303.06318; DeepSpeed, moe/sharded_moe.py, MOELayer.forward.
+    """
+    cluster, etp_members = job.cluster, mesh.etp_members(job.cluster, plans)
+    gather = all_gather_s(cluster, plans.etp, etp_members, sent * plans.etp)
+    sharded = gather + reduce_scatter_s(cluster, plans.etp, etp_members, sent * plans.etp)
+    if not plans.expert_tokens.any():
+        return sharded
+    dropped = plans.sends_tokens(ExpertTokens.DROPPED)
+    outputs = np.where(dropped, sent * plans.etp, sent)
+    reduce = all_reduce_s(cluster, plans.etp, etp_members, outputs)
+    back = all_gather_s(cluster, plans.tp, mesh.tp_members(cluster, plans), sent * plans.tp)
+    duplicated = plans.sends_tokens(ExpertTokens.DUPLICATED)
+    return np.where(dropped, gather + reduce + back, np.where(duplicated, reduce, sharded))

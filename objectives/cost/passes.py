@@ -34,14 +34,14 @@ TIE = 1e-9
 PASS_KNOBS = (
     "tp", "pp", "dp", "cp", "ep", "etp", "vpp", "micro_batch", "first_layers", "last_layers",
     "recompute_every", "cp_kind", "recompute", "recompute_modules", "rank_order", "sequence_parallel",
-    "overlap_tp", "overlap_ep", "deduplicate_ep", "hierarchical_ep", "dispatch", "recompute_stages", "folds",
-    "mirrors", "quantized_weights", "hpz", "quantized_gradients", "sequence_chunk", "offload_sequence",
-    "offload_checkpoints",
+    "overlap_tp", "overlap_ep", "deduplicate_ep", "hierarchical_ep", "dispatch", "recompute_stages",
+    "migrate_every", "expert_tokens", "keep_received", "folds", "mirrors", "quantized_weights", "hpz",
+    "quantized_gradients", "sequence_chunk", "offload_sequence", "offload_checkpoints",
 )  # fmt: skip
 LAYER_KNOBS = (
     "tp", "pp", "dp", "cp", "ep", "etp", "micro_batch", "cp_kind", "rank_order", "sequence_parallel",
-    "overlap_tp", "overlap_ep", "deduplicate_ep", "hierarchical_ep", "dispatch", "recompute_modules",
-    "sequence_chunk",
+    "overlap_tp", "overlap_ep", "deduplicate_ep", "hierarchical_ep", "dispatch", "migrate_every",
+    "recompute_modules", "expert_tokens", "sequence_chunk",
 )  # fmt: skip
 
 
@@ -299,9 +299,19 @@ def send_message_s(job: Job, plans: Plans) -> Floats:
 
 
 def _recomputation_s(plans: Plans, total: LayerCost, layers: Ints) -> Floats:
-    """Seconds done again: every r-th layer's forward pass, or the attention cores and the named modules."""
+    """Seconds done again: every r-th layer's forward pass, or the attention cores and the named modules.
+
+    Where what all-reduces and all-to-alls brought is kept, no such exchange is repeated.
+
+    Source
+    ------
+    Singh et al. (2023), arXiv:2303.06318, communication-aware checkpointing.
+    """
     share = np.ceil(layers / plans.recompute_every) / np.maximum(layers, 1)
-    forward = total.forward_s + total.tp_forward_s + total.cp_forward_s + total.ep_forward_s
+    brought = total.tp_forward_s + total.ep_forward_s
+    if plans.keep_received.any():
+        brought = brought * ~plans.keep_received
+    forward = total.forward_s + brought + total.cp_forward_s
     again: Floats = share * plans.is_recompute(Recompute.FULL) * forward
     again = again + plans.is_recompute(Recompute.SELECTIVE) * total.core_forward_s
     return again + ~plans.is_recompute(Recompute.FULL) * total.modules_forward_s

@@ -10,7 +10,7 @@ import numpy as np
 from objectives.cost import mesh
 from objectives.cost.passes import StagePass, send_message_s, stage_pass
 from objectives.cost.stages import RankParameters, stages_of
-from objectives.cost.states import held_parameters, stage_sharing, tie_s
+from objectives.cost.states import held_parameters, reduced_pieces, stage_sharing, tie_s
 from objectives.cost.step import exposed_offload_s
 from objectives.metrics import Job
 from search_spaces.cluster import assumed
@@ -30,8 +30,9 @@ class StageParts:
     the whole share, by `PARTS`: shape (7, pp).  `forward_hidden_s` and `backward_hidden_s` are what the
     plan's overlap hides, by `COLLECTIVES`: (3, pp).  `reduce_s` and `gather_s` are one reduction of all
     gradients and one gather of all weights, `gather_again_s` one before a backward pass, `n_buckets` the
-    pieces they come in; `tie_s` adds up what stage i and stage p - 1 - i both hold: tied embeddings, or the
-    second copy of DualPipe.  `tier` is the outermost tier that each kind of communication crosses.
+    pieces they come in, `n_updated` those that are updated as they arrive (1: the update waits for all);
+    `tie_s` adds up what stage i and stage p - 1 - i both hold: tied embeddings, or the second copy of
+    DualPipe.  `tier` is the outermost tier that each kind of communication crosses.
     """
 
     forward_s: Floats
@@ -44,6 +45,7 @@ class StageParts:
     gather_s: Floats
     gather_again_s: Floats
     n_buckets: Ints
+    n_updated: Ints
     optimizer_s: Floats
     offload_s: Floats
     host_s: Floats
@@ -81,6 +83,7 @@ def stage_parts(job: Job, plan: Plan) -> StageParts:
         gather_s=sharing.gather_s,
         gather_again_s=sharing.gather_again_s,
         n_buckets=np.maximum(np.ceil(parameters.total / per_bucket), 1).astype(np.int64),
+        n_updated=reduced_pieces(job, rows, parameters.total).astype(np.int64),
         optimizer_s=sharing.optimizer_s,
         offload_s=exposed_offload_s(rows, sharing.offload_s, passes.total_s[:, 0]),
         host_s=sharing.offload_s,

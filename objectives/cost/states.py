@@ -38,14 +38,16 @@ from search_spaces.plan import Floats, Ints, Plans
 from search_spaces.units import GB
 
 STATE_KNOBS = (
-    "tp", "pp", "dp", "cp", "ep", "etp", "vpp", "first_layers", "last_layers", "zero", "offload_optimizer",
-    "rank_order", "folds", "mirrors", "quantized_weights", "hpz", "quantized_gradients",
+    "tp", "pp", "dp", "cp", "ep", "etp", "vpp", "first_layers", "last_layers", "recompute_stages",
+    "zero", "offload_optimizer", "rank_order", "folds", "mirrors", "quantized_weights", "hpz",
+    "quantized_gradients", "offload_bucket", "coalesced_buckets", "optimizer_tile",
 )  # fmt: skip
 
 HOST_OPTIMIZER_BYTES_PER_S = assumed(
     25 * GB, "one device's share of a server's memory bandwidth while its cores run Adam", spread=0.5
 )
 OFFLOAD_BUFFER_BYTES_PER_BUCKET_PARAMETER = 4.0
+TILE_OPERATIONS = 12.0  # counted: the cast up, Adam's two moments, its quotient and step, the cast down
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -66,7 +68,8 @@ class StateTable:
 
     `reduce_s` and `gather_s` are one reduction of all gradients and one gather of all weights, the mean of
     both passes' where they differ (`objectives.cost.zero_plus`); `tie_s` adds the gradients of tied
-    embeddings, which the first and the last stage both hold.
+    embeddings, which the first and the last stage both hold.  `reduced_pieces` is in how many pieces
+    gradients arrive where each is updated as it does; 1: the update waits for all.
     """
 
     weights_bytes: Floats
@@ -80,6 +83,7 @@ class StateTable:
     tie_s: Floats
     optimizer_s: Floats
     offload_s: Floats
+    reduced_pieces: Floats
 
 
 def state_bytes(job: Job, plans: Plans, parameters: RankParameters, stages: Stages) -> StateBytes:
@@ -101,14 +105,17 @@ def state_bytes(job: Job, plans: Plans, parameters: RankParameters, stages: Stag
     bucket_parameters = np.minimum(profile.bucket_parameters, parameters.total)
     one_bucket = bucket_parameters * state.gradient_bytes
     fixed = profile.memory.fixed_bucket
-    offloaded = bucket_parameters * OFFLOAD_BUFFER_BYTES_PER_BUCKET_PARAMETER
+    owned = np.where(zero >= 1, sharded, parameters.total)
+    offloaded = _offload_buffer_bytes(job, plans, owned, bucket_parameters)
     whole = np.where(zero >= 3, 2 * per_layer * state.weight_bytes, 0.0)
     whole += np.where(zero >= 2, per_layer * state.gradient_bytes, 0.0)
     whole += np.where(zero >= 1, fixed * one_bucket, 0.0)
     whole += parameters.total * profile.memory.passing_gradient_bytes
     if profile.memory.layer_gradient_bytes:
         whole += profile.memory.layer_gradient_bytes * _running_parameters(job, plans, stages)
-    updated = np.where(zero >= 1, sharded, parameters.total) * ~plans.offload_optimizer
+    updated = owned * ~plans.offload_optimizer
+    if plans.optimizer_tile.any():
+        updated = np.where(plans.optimizer_tile > 0, np.minimum(updated, plans.optimizer_tile), updated)
     return StateBytes(
         weights_bytes=weights,
         gradients_bytes=gradients,
@@ -117,6 +124,33 @@ def state_bytes(job: Job, plans: Plans, parameters: RankParameters, stages: Stag
         bucket_bytes=np.where(zero >= 1, 2 - fixed, 2) * one_bucket,
         update_bytes=updated * profile.memory.step_bytes,
     )
+
+
+def visiting_bucket(job: Job, plans: Plans) -> Ints:
+    """Parameters whose offloaded state visits the device at a time; 0: the host updates them."""
+    own = framework_named(job.workload.framework).update.offload_bucket
+    return np.where(plans.offload_bucket > 0, plans.offload_bucket, own) * plans.offload_optimizer
+
+
+def _offload_buffer_bytes(job: Job, plans: Plans, owned: Floats, bucket: Floats) -> Floats:
+    """What an offloaded optimizer keeps on the device: a bucket's gradients in fp32, or its whole state.
+
+        host's update    4 bytes x the bucket that is reduced
+        device's         (g_32 + master + moments) x the bucket: all of 16 bytes with Adam
+
+    With 16-bit weights and gradients a device then holds 4 phi + 16 b bytes in place of 20 phi.
+
+    Source
+    ------
+    Singh and Bhatele (2021), arXiv:2110.13005, section on memory; axonn/optim.py, CPUAdam: four fp32 buffers.
+    """
+    on_host = bucket * OFFLOAD_BUFFER_BYTES_PER_BUCKET_PARAMETER
+    visiting = visiting_bucket(job, plans)
+    if not visiting.any():
+        return on_host
+    gradient_bytes = OFFLOAD_BUFFER_BYTES_PER_BUCKET_PARAMETER
+    held = np.minimum(visiting, owned) * (job.workload.training_state.kept_bytes + gradient_bytes)
+    return np.where(visiting > 0, held, on_host)
 
 
 def _running_parameters(job: Job, plans: Plans, stages: Stages) -> Floats:
@@ -171,7 +205,25 @@ def state_table(job: Job, plans: Plans) -> StateTable:
         tie_s=tie_s(job, plans) + _copies_s(job, plans, one),
         optimizer_s=optimizer_s,
         offload_s=offload_s,
+        reduced_pieces=reduced_pieces(job, plans, one.total),
     )
+
+
+def reduced_pieces(job: Job, plans: Plans, n_parameters: Floats) -> Floats:
+    """Pieces in which so many gradients arrive, where each is updated as it does: phi / (k b); else 1.
+
+    k coalesced buckets of b parameters each travel at a time.
+
+    Source
+    ------
+    axonn/optim.py, CPUAdam.step: all-reduces are issued in pieces of coalescing_factor buckets, and each
+    bucket's update waits for its piece alone.
+    """
+    if not plans.coalesced_buckets.any():
+        return np.ones(len(plans))
+    piece = np.maximum(plans.coalesced_buckets * visiting_bucket(job, plans), 1)
+    pieces: Floats = np.where(plans.coalesced_buckets > 0, np.ceil(n_parameters / piece), 1.0)
+    return np.maximum(pieces, 1.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -219,9 +271,13 @@ def _sharing_s(job: Job, plans: Plans, parameters: RankParameters, n_layers: Int
     pieces = np.where(plans.zero >= 2, n_layers + 1, 1) if profile.shards_by_layer else np.ones(len(plans))
     share = job.trainer.layer_share_operations
     issue_s = share.value * job.cluster.device.kernel_launch_s.value if share is not None else 0.0
+    in_update = reduced_pieces(job, plans, parameters.total)
     for held, n, members in groups:
         gradients, weights = held * state.gradient_bytes, held * state.weight_bytes
         buckets = np.maximum(held / profile.bucket_parameters, 1.0)
+        if plans.coalesced_buckets.any():
+            buckets = np.where(plans.coalesced_buckets > 0, in_update, buckets)
+            pieces = np.where(plans.coalesced_buckets > 0, in_update, pieces)
         whole = buckets * all_reduce_s(cluster, n, members, gradients / buckets)
         apart_s = (pieces > 1) * (n > 1) * (held > 0) * pieces * issue_s
         scattered = pieces * reduce_scatter_s(cluster, n, members, gradients / pieces) + apart_s
@@ -286,8 +342,15 @@ def _update_s(job: Job, plans: Plans, owned: Floats, n_layers: Ints) -> tuple[Fl
 
         update reads and writes o bytes, reads g, writes w, per parameter it owns
 
+    Offloaded, the host updates and gets gradients and gives weights; or, bucket by bucket, master weights and
+    moments come to the device and go back, one after the other.
     `owned` is that of the stage whose devices own the most: the step waits for it.
-    Assumes an update that is bound by memory, wherever it runs.
+    Assumes an update that is bound by memory, wherever it runs; in tiles, each issues its operations.
+
+    Source
+    ------
+    Ren et al. (2021), arXiv:2101.06840, section 4 (host); axonn/optim.py, CPUAdam.step (buckets); Singh et
+    al. (2023), arXiv:2303.06318, tiled optimizer.
     """
     state = job.workload.training_state
     moved = owned * (2 * state.optimizer_bytes + state.gradient_bytes + state.weight_bytes)
@@ -296,6 +359,13 @@ def _update_s(job: Job, plans: Plans, owned: Floats, n_layers: Ints) -> tuple[Fl
         owned * (state.gradient_bytes + state.weight_bytes) / job.cluster.device.host_bandwidth_bytes_per_s
     )
     on_host = transfer + moved / HOST_OPTIMIZER_BYTES_PER_S.value
+    visiting = visiting_bucket(job, plans)
+    if visiting.any():
+        there_and_back = owned * 2 * state.kept_bytes / job.cluster.device.host_bandwidth_bytes_per_s
+        on_host = np.where(visiting > 0, there_and_back + on_device, on_host)
+    if plans.optimizer_tile.any():
+        tiles = np.ceil(owned / np.maximum(plans.optimizer_tile, 1)) * (plans.optimizer_tile > 0)
+        on_device = np.maximum(on_device, tiles * TILE_OPERATIONS * job.cluster.device.kernel_launch_s.value)
     copies = _shard_s(job, plans, n_layers)
     return (
         np.where(plans.offload_optimizer, 0.0, on_device + copies),

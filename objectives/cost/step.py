@@ -8,6 +8,7 @@ import numpy as np
 from objectives.cost import pipeline
 from objectives.cost.activations import StageActivations, boundary_bytes, stage_activations
 from objectives.cost.factored import factored
+from objectives.cost.migration import migration_share_s
 from objectives.cost.passes import PASS_KNOBS, PassTable, pass_table, stage_pass
 from objectives.cost.result import Estimate, StageProfile, StepMemory, StepTime
 from objectives.cost.stages import Stages, held_stages, representatives, stages_of
@@ -93,8 +94,21 @@ def _priced(job: Job, plans: Plans) -> Estimate:
 
 
 def microbatches(job: Job, plans: Plans) -> Ints:
-    """Micro-batches of a step on one data-parallel replica: B / (b D)."""
-    return job.workload.global_batch // (plans.micro_batch * plans.dp)
+    """Micro-batches of a step on one data-parallel replica: as many as a plan says, else B / (b D)."""
+    asked: Ints = job.workload.global_batch // (plans.micro_batch * plans.dp)
+    if not plans.n_microbatches.any():
+        return asked
+    return np.where(plans.n_microbatches > 0, plans.n_microbatches, asked)
+
+
+def node_doublings(job: Job, plans: Plans) -> Floats | float:
+    """How often the nodes that plans use double from one: log2(n)."""
+    of_all = float(np.log2(max(job.cluster.n_nodes, 1)))
+    return (
+        np.where(plans.nodes > 0, np.log2(np.maximum(plans.nodes, 1)), of_all)
+        if plans.nodes.any()
+        else of_all
+    )
 
 
 def _time(job: Job, plans: Plans, passes: PassTable, states: StateTable, m: Ints) -> StepTime:
@@ -106,7 +120,7 @@ def _time(job: Job, plans: Plans, passes: PassTable, states: StateTable, m: Ints
     bubble = idle_s(job, plans, m, passes)
     send = pipeline.send_s(plans, m, passes)
     dp_comm = exposed_dp_comm_s(job, plans, passes, states, m)
-    slow = cluster.straggler_per_log2.value * np.log2(max(cluster.n_nodes, 1))
+    slow = cluster.straggler_per_log2.value * node_doublings(job, plans)
     busy = m * passes.worst_s + bubble + send
     offload_s = exposed_offload_s(plans, states.offload_s, passes.worst_s)
     return StepTime(
@@ -121,7 +135,7 @@ def _time(job: Job, plans: Plans, passes: PassTable, states: StateTable, m: Ints
         dp_comm_s=dp_comm,
         optimizer_s=states.optimizer_s,
         offload_s=offload_s if passes.host_s is None else offload_s + m * passes.host_s,
-        fixed_s=cluster.step_fixed_s.value + slow * busy,
+        fixed_s=cluster.step_fixed_s.value + slow * busy + migration_share_s(job, plans),
     )
 
 
@@ -155,7 +169,8 @@ def exposed_dp_comm_s(job: Job, plans: Plans, passes: PassTable, states: StateTa
 
     A trainer that shards by layers gathers m times in stage 2 as well, and in a pipeline reduces once.
     Overlap hides up to the framework's share, behind the last backward and the first forward pass (stages 0
-    and 1) or behind every pass (2 and 3).  Gradients of tied embeddings follow, exposed.
+    and 1) or behind every pass (2 and 3).  Gradients of tied embeddings follow, exposed.  Coalesced buckets
+    hide behind the update of those before them.
 
     Source
     ------
@@ -170,7 +185,21 @@ def exposed_dp_comm_s(job: Job, plans: Plans, passes: PassTable, states: StateTa
     hidden_gather = np.minimum(gathers, np.maximum(gather_room, 0))
     share = job.trainer.dp_overlap.value * plans.overlap_dp
     picked: Floats = reductions + gathers + states.tie_s - share * (hidden_reduce + hidden_gather)
-    return picked
+    return picked - _hidden_by_update_s(plans, reductions, states)
+
+
+def _hidden_by_update_s(plans: Plans, reductions: Floats, states: StateTable) -> Floats | float:
+    """Seconds of a reduction in n pieces that run beside the update of earlier ones.
+
+        (1 - 1/n) min(reduction, update)        two stages in a row, n equal pieces
+
+    Source
+    ------
+    Singh and Bhatele (2021), arXiv:2110.13005: data-parallel all-reduces overlap the optimizer's buckets.
+    """
+    if not plans.coalesced_buckets.any():
+        return 0.0
+    return (1 - 1 / states.reduced_pieces) * np.minimum(reductions, states.offload_s)
 
 
 def exposed_offload_s(plans: Plans, offload_s: Floats, pass_s: Floats) -> Floats:
@@ -280,6 +309,7 @@ def stage_profile(job: Job, plan: Plan) -> StageProfile:
     held = stage_activations(job, one, in_memory)
     time = estimate_chunk(job, one).time
     step_end = time.dp_comm_s + time.optimizer_s + time.offload_s + job.cluster.step_fixed_s.value
+    step_end = step_end + migration_share_s(job, one)
     flights = pipeline.in_flight(one, microbatches(job, one), index, release_of(job))
     ones = np.ones(plan.pp)
     return StageProfile(

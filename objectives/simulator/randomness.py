@@ -8,6 +8,7 @@ from enum import StrEnum
 
 import numpy as np
 
+from objectives.cost.migration import balanced, zipf_shares
 from search_spaces.errors import check
 from search_spaces.plan import Floats
 from search_spaces.units import MILLION
@@ -32,7 +33,8 @@ class Randomness:
     map a pipeline rank, or the rank in front of a link, to how many times as long it takes.  `zipf_exponent`
     s gives the k-th most popular expert a share like k^-s; `histogram` are the experts' shares, in any unit.
     `empty_ranks_hang`: a trainer that cannot run a rank without tokens waits for ever; else such a rank
-    computes no experts and waits for the slowest.
+    computes no experts and waits for the slowest.  `balanced_experts`: they lie where their popularities
+    balance, as after a migration, not at random.
 
     Raises
     ------
@@ -50,6 +52,7 @@ class Randomness:
     zipf_exponent: float = 1.0
     histogram: tuple[float, ...] = ()
     empty_ranks_hang: bool = False
+    balanced_experts: bool = False
 
     def __post_init__(self) -> None:
         must = f"jitter, a spread of logarithms, must be from 0 to {_MOST_JITTER}"
@@ -100,7 +103,8 @@ def expert_loads(
     """What `n_copies` routed token copies make of the ranks, `n_draws` times.
 
     Each draw deals the popularities to the experts anew and then the copies to experts (multinomial); rank r
-    holds experts r E / e to (r + 1) E / e - 1, and the rank with the most copies sets the pace.  With
+    holds experts r E / e to (r + 1) E / e - 1, and the rank with the most copies sets the pace.  Balanced
+    ones lie where they are, and only the copies are dealt anew.  With
     `AS_GIVEN` every hottest load is nan: the workload's own figure holds.
 
     Raises
@@ -112,6 +116,8 @@ def expert_loads(
         return Loads(hottest=np.full(n_draws, np.nan), n_empty=np.zeros(n_draws))
     shares = _shares(randomness, n_experts)
     order = np.argsort(rng.random((n_draws, n_experts)), axis=1)
+    if randomness.balanced_experts:
+        order = np.broadcast_to(balanced(shares, ep).order, order.shape)
     copies = rng.multinomial(n_copies, shares[order])
     of_ranks = copies.reshape(n_draws, ep, n_experts // ep).sum(axis=2)
     return Loads(
@@ -123,7 +129,7 @@ def expert_loads(
 def _shares(randomness: Randomness, n_experts: int) -> Floats:
     match randomness.expert_load:
         case ExpertLoad.ZIPF:
-            popularity = np.arange(1, n_experts + 1, dtype=np.float64) ** -randomness.zipf_exponent
+            popularity = zipf_shares(n_experts, randomness.zipf_exponent)
         case ExpertLoad.HISTOGRAM:
             popularity = np.asarray(randomness.histogram, dtype=np.float64)
             check(len(popularity) == n_experts, f"the histogram needs a share of each of {n_experts}",

@@ -9,6 +9,7 @@ from enum import StrEnum
 
 import numpy as np
 
+from objectives.cost.migration import migration_share_s
 from objectives.cost.pipeline import warmups_beyond
 from objectives.cost.result import StepMemory
 from objectives.cost.stage_parts import stage_parts
@@ -34,7 +35,7 @@ from objectives.simulator.timeline import Timeline, clock, reordered, wire
 from search_spaces.cluster import Constant, assumed
 from search_spaces.errors import InvalidSpec, check
 from search_spaces.memory_habits import Release
-from search_spaces.plan import Floats, Ints, OptimizerSync, Plan, Recompute
+from search_spaces.plan import Floats, Ints, OptimizerSync, Plan, Plans, Recompute
 
 # Both sides take up to 1.3 times as long while they overlap on an NVIDIA GPU, since kernels of both share its
 # processors and memory: Miao et al. (2022), arXiv:2211.13878, on estimating costs.
@@ -166,7 +167,7 @@ def program_of_plan(job: Job, plan: Plan) -> Program:
 
 
 def _n_microbatches(job: Job, plan: Plan) -> int:
-    return job.workload.global_batch // (plan.micro_batch * plan.dp)
+    return plan.n_microbatches or job.workload.global_batch // (plan.micro_batch * plan.dp)
 
 
 def _program(job: Job, plan: Plan, options: StepOptions) -> Program:
@@ -189,6 +190,7 @@ class StepSimulator:
     """One plan, ready to be simulated with many seeds: what no seed changes is worked out once."""
 
     def __init__(self, job: Job, plan: Plan, options: StepOptions = PLAIN) -> None:
+        job = job.of_plan(plan)
         self._job, self._plan, self._options = job, plan, options
         self._parts, self._wiring = stage_parts(job, plan), wire(_program(job, plan, options))
         self._is_fine = options.detail is Detail.PIECES
@@ -238,7 +240,7 @@ class StepSimulator:
             parts=self._parts,
             costs=costs,
             share=job.trainer.dp_overlap.value * plan.overlap_dp,
-            fixed_s=job.cluster.step_fixed_s.value,
+            fixed_s=job.cluster.step_fixed_s.value + float(migration_share_s(job, Plans.of([plan]))[0]),
             n_groups=min(self._options.n_groups, max(1, layers_of_chunk)),
             every_stage_agrees=self._waits_for_all,
         )

@@ -23,6 +23,7 @@ from objectives.simulator.timeline import Wiring
 from search_spaces.plan import Bools, Floats, Ints, Plan
 
 _COLLECTIVES = (Activity.TENSOR_COLLECTIVE, Activity.CONTEXT_COLLECTIVE, Activity.EXPERT_COLLECTIVE)
+MOST_PIECES = 64  # of a reduction: finer ones change nothing but the tasks' number
 _COMPUTED = [0, 1, 5, 6]  # compute, recompute, launch, offload: what a piece computes or waits for
 
 
@@ -237,6 +238,8 @@ def _gathers_of_row(step: StepInput, row: Ints) -> Floats:
 
 def _gathers_and_reductions(draft: Draft, step: StepInput, rows: Rows, *, in_buckets: bool) -> list[Ints]:
     """Gathers of weights and reductions of gradients; what every rank's end waits for, (n_ranks,) each."""
+    if step.plan.coalesced_buckets:
+        return _update_in_pieces(draft, step, rows)
     shared = hideable(step, in_buckets=in_buckets)
     finals = [rows.end[step.program.first[1:] - 1]]
     if step.plan.zero >= 3:
@@ -247,6 +250,29 @@ def _gathers_and_reductions(draft: Draft, step: StepInput, rows: Rows, *, in_buc
         finals += _reduce_every_pass(draft, step, rows, shared, in_buckets=in_buckets)
     else:
         finals += _reduce_once(draft, step, rows, shared, in_buckets=in_buckets)
+    return finals
+
+
+def _update_in_pieces(draft: Draft, step: StepInput, rows: Rows) -> list[Ints]:
+    """Gradients travel in pieces after the last pass; each is updated as it arrives, none waits for all.
+
+    The last piece's update is left to `_finish`.  Source: axonn/optim.py, CPUAdam.step.
+    """
+    program, parts = step.program, step.parts
+    finals = [np.zeros(program.n_ranks, np.int64), np.zeros(program.n_ranks, np.int64)]
+    for rank in range(program.n_ranks):
+        n, at = min(int(parts.n_updated[rank]), MOST_PIECES), np.array([rank])
+        before = updated = rows.end[program.first[rank + 1] - 1 : program.first[rank + 1]]
+        for piece in range(n):
+            arrived = _data(draft, step, Activity.REDUCE, at, parts.reduce_s[at] / n)
+            draft.need(arrived, before)
+            before = arrived
+            if piece < n - 1:
+                here = draft.add(Activity.OFFLOAD, at, Stream.COMPUTE, parts.offload_s[at] / n)
+                draft.need(here, arrived)
+                draft.need(here, updated)
+                updated = here
+        finals[0][rank], finals[1][rank] = before[0], updated[0]
     return finals
 
 
@@ -410,9 +436,11 @@ def _finish(draft: Draft, step: StepInput, finals: list[Ints]) -> None:
         last[tied] = tie
         finals = [*finals, last]
     update = draft.add(Activity.OPTIMIZER, ranks, Stream.COMPUTE, step.parts.optimizer_s)
-    copies = draft.add(Activity.OFFLOAD, ranks, Stream.COMPUTE, step.parts.offload_s)
+    pieces = np.minimum(step.parts.n_updated, MOST_PIECES) if step.plan.coalesced_buckets else 1
+    left_s = step.parts.offload_s / pieces
+    copies = draft.add(Activity.OFFLOAD, ranks, Stream.COMPUTE, left_s)
     draft.need(copies, update)
-    if step.every_stage_agrees:
+    if step.every_stage_agrees and not step.plan.coalesced_buckets:
         barrier = draft.add(Activity.BARRIER, ranks[:1], Stream.NONE, 0.0)
         for each in finals:
             draft.need(barrier, each)

@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from objectives.cost.migration import imbalance_of
 from objectives.cost.stage_parts import COLLECTIVES, PARTS, StageParts, stage_parts
 from objectives.cost.tokens import sequence_shards, tokens_per_device
 from objectives.metrics import Job
@@ -108,23 +109,25 @@ def _load_change(
     moe, one = job.model.moe, Plans.of([plan])
     if moe is None:
         raise InvalidSpec("a load of experts needs a model with experts", f"{job.model.name}, which is dense")
-    given, most = job.workload.expert_imbalance, moe.capacity_factor
+    given, most = float(np.max(imbalance_of(job, one))), moe.capacity_factor
     if most is not None and plan.dispatch is not Dispatch.PADDING_FREE:
         return np.zeros_like(halves), 0  # padded to capacity whatever the load: no rank is without slots
     given = given if most is None else min(given, most)
+    still = replace(plan, migrate_every=0)  # its load is given as it is
     more = replace(
         job,
         model=replace(job.model, moe=replace(moe, capacity_factor=None)),
         workload=replace(job.workload, expert_imbalance=given + 1),
     )
-    steeper = _halves(program, stage_parts(more, plan))
+    steeper = _halves(program, stage_parts(more, still))
     stage, _ = stage_of_chunk(program)
     n_stages = int(stage.max()) + 1
     n_draws = min(MOST_LOADS, n_stages * program.n_microbatches)
     n_tokens = tokens_per_device(job, one) / sequence_shards(one) * plan.ep
+    draws = replace(draws, balanced_experts=plan.migrate_every > 0)
     loads = expert_loads(
-        rng, draws, n_draws, n_experts=moe.n_experts, ep=plan.ep, n_copies=int(n_tokens[0] * moe.top_k)
-    )
+        rng, draws, n_draws, n_experts=moe.n_experts, ep=plan.ep, n_copies=int(n_tokens[0] * moe.top_k),
+    )  # fmt: skip
     picked = rng.integers(n_draws, size=(n_stages, program.n_microbatches))
     is_pair = program.kind == Pass.FORWARD_BACKWARD
     chunk = np.stack([program.chunk, np.where(is_pair, program.with_chunk, program.chunk)])

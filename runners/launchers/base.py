@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from objectives.metrics import Job
 from search_spaces.errors import CannotExport, InvalidSpec, check
 from search_spaces.model import ModelSpec
-from search_spaces.plan import V_SHAPED, Dispatch, OptimizerSync, Plan, Schedule
+from search_spaces.plan import V_SHAPED, Dispatch, ExpertTokens, OptimizerSync, Plan, Schedule
 from search_spaces.workload import Workload
 
 Arguments = list[tuple[str, ...]]  # one flag with its values each
@@ -96,6 +96,7 @@ def check_exportable(job: Job, plan: Plan, launcher: Launcher) -> None:
     CannotExport
         The launcher lacks a knob that the plan uses.
     """
+    job = job.of_plan(plan)
     must = f"the plan must occupy all devices of {job.cluster.name}, {job.cluster.n_devices}"
     check(plan.world_size == job.cluster.n_devices, must, f"tp*cp*dp*pp = {plan.world_size}")
     n_microbatches(job, plan)
@@ -159,6 +160,31 @@ def _chunk_lacks(plan: Plan) -> list[str]:
     return [f"schedule={plan.schedule}: vpp={plan.vpp} is interleaved exactly when it is above 1"]
 
 
+def update_lacks(plan: Plan, program: str) -> list[str]:
+    """Knobs of the optimizer's step and of recomputation that most programs do not have."""
+    found = []
+    if plan.keep_received:
+        found.append(f"keep_received=true: {program} repeats communication where it recomputes")
+    if plan.offload_bucket:
+        found.append(
+            f"offload_bucket={plan.offload_bucket}: {program} updates an offloaded optimizer its own way"
+        )
+    if plan.coalesced_buckets:
+        found.append(
+            f"coalesced_buckets={plan.coalesced_buckets}: {program} updates when all gradients are reduced"
+        )
+    if plan.optimizer_tile:
+        found.append(f"optimizer_tile={plan.optimizer_tile}: {program} updates all parameters at once")
+    return found
+
+
+def sent_tokens(plan: Plan, program: str, *, sends: Sequence[ExpertTokens] = ()) -> list[str]:
+    """Tokens that tensor-parallel ranks send to experts otherwise than the program does."""
+    if plan.expert_tokens in (ExpertTokens.SHARDED, *sends):
+        return []
+    return [f"expert_tokens={plan.expert_tokens}: {program} does not send such tokens to its experts"]
+
+
 def order_lacks(plan: Plan, program: str, *, longer_warmup: bool = False) -> list[str]:
     """Knobs of a schedule that most programs do not have."""
     found = []
@@ -178,6 +204,7 @@ def expert_exchange(plan: Plan, *known: Dispatch) -> str:
     known = known or (Dispatch.PLAIN,)
     asked = [name for name in ("overlap_ep", "deduplicate_ep", "hierarchical_ep") if getattr(plan, name)]
     words = [f"{name}=true" for name in asked]
+    words += [f"migrate_every={plan.migrate_every}"] if plan.migrate_every else []
     return " ".join(words if plan.dispatch in known else [*words, f"dispatch={plan.dispatch}"])
 
 

@@ -17,9 +17,20 @@ from runners.launchers.base import (
     n_microbatches,
     order_lacks,
     pipeline_lacks,
+    sent_tokens,
+    update_lacks,
 )
 from runners.launchers.deepspeed_model import model_arguments, model_lacks
-from search_spaces.plan import NO_MODULES, CpKind, Dispatch, Plan, RankOrder, Recompute, Schedule
+from search_spaces.plan import (
+    NO_MODULES,
+    CpKind,
+    Dispatch,
+    ExpertTokens,
+    Plan,
+    RankOrder,
+    Recompute,
+    Schedule,
+)
 from search_spaces.workload import Precision
 
 CONFIG = "ds_config.json"
@@ -55,6 +66,8 @@ class DeepSpeed:
             *model_lacks(job.model, job.workload),
             *pipeline_lacks(job, plan),
             *order_lacks(plan, "DeepSpeed"),
+            *update_lacks(plan, "DeepSpeed"),
+            *sent_tokens(plan, "DeepSpeed", sends=[ExpertTokens.DROPPED]),
             *_pipeline_lacks(job, plan),
             *_group_lacks(job, plan),
             *_state_lacks(job, plan),

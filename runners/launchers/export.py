@@ -51,7 +51,7 @@ def export_files(job: Job, plan: Plan, launcher: str, scheduler: str, options: O
     known = [str(each) for each in Scheduler]
     if scheduler not in known:
         raise UnknownName("scheduler", scheduler, known)
-    chosen = load_launcher(launcher)
+    chosen, job = load_launcher(launcher), job.of_plan(plan)
     check_exportable(job, plan, chosen)
     launch = chosen.launch(job, plan, options)
     title = (

@@ -24,6 +24,8 @@ from runners.launchers.base import (
     n_microbatches,
     offload_lacks,
     order_lacks,
+    sent_tokens,
+    update_lacks,
     zero_plus_lacks,
 )
 from search_spaces.model import ModelSpec, NormKind, QkNorm
@@ -54,6 +56,8 @@ class LLMFoundry:
             *order_lacks(plan, "llm-foundry"),
             *zero_plus_lacks(plan, "llm-foundry"),
             *offload_lacks(plan, "llm-foundry"),
+            *update_lacks(plan, "llm-foundry"),
+            *sent_tokens(plan, "llm-foundry"),
             *_group_lacks(plan),
             *_step_lacks(job, plan),
         ]

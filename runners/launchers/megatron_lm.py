@@ -17,7 +17,9 @@ from runners.launchers.base import (
     offload_lacks,
     order_lacks,
     pipeline_lacks,
+    sent_tokens,
     stage_layers,
+    update_lacks,
     zero_plus_lacks,
 )
 from runners.launchers.megatron_model import biases, model_arguments, model_lacks
@@ -50,9 +52,12 @@ class MegatronLM:
             *order_lacks(plan, "Megatron-LM"),
             *zero_plus_lacks(plan, "Megatron-LM"),
             *offload_lacks(plan, "Megatron-LM"),
+            *update_lacks(plan, "Megatron-LM"),
+            *sent_tokens(plan, "Megatron-LM"),
             *_schedule_lacks(plan),
             *_data_parallel_lacks(plan),
             *_overlap_lacks(plan),
+            *_exchange_lacks(plan),
             *_group_lacks(job, plan),
         ]
 
@@ -110,14 +115,21 @@ def _overlap_lacks(plan: Plan) -> list[str]:
         found.append(
             "overlap_ep=true: Megatron-LM overlaps expert parallelism in a pipeline only with vpp > 1"
         )
-    if plan.hierarchical_ep:
-        found.append("hierarchical_ep=true: Megatron-LM's dispatchers send to every rank, or once to a node")
-    if plan.dispatch is Dispatch.EINSUM:
-        found.append("dispatch=einsum: Megatron-LM moves tokens by index, without masks over slots")
     if plan.overlap_ep and plan.recompute is Recompute.FULL:
         found.append("overlap_ep=true: Megatron-LM overlaps expert parallelism only without recompute=full")
     if not plan.overlap_pp and plan.vpp > 1 and plan.pp == 2:
         found.append("overlap_pp=false: with vpp > 1 Megatron-LM turns this overlap off only for pp > 2")
+    return found
+
+
+def _exchange_lacks(plan: Plan) -> list[str]:
+    found = []
+    if plan.hierarchical_ep:
+        found.append("hierarchical_ep=true: Megatron-LM's dispatchers send to every rank, or once to a node")
+    if plan.migrate_every:
+        found.append(f"migrate_every={plan.migrate_every}: Megatron-LM leaves experts where they are")
+    if plan.dispatch is Dispatch.EINSUM:
+        found.append("dispatch=einsum: Megatron-LM moves tokens by index, without masks over slots")
     return found
 
 

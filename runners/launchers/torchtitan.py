@@ -23,7 +23,9 @@ from runners.launchers.base import (
     offload_lacks,
     order_lacks,
     pipeline_lacks,
+    sent_tokens,
     stage_layers,
+    update_lacks,
     zero_plus_lacks,
 )
 from runners.launchers.torchtitan_model import CONFIG_FILE, config_module, config_name, model_lacks
@@ -74,6 +76,8 @@ class Torchtitan:
             *order_lacks(plan, "torchtitan", longer_warmup=True),
             *zero_plus_lacks(plan, "torchtitan"),
             *offload_lacks(plan, "torchtitan"),
+            *update_lacks(plan, "torchtitan"),
+            *sent_tokens(plan, "torchtitan"),
             *_schedule_lacks(job.model, plan),
             *_sharding_lacks(plan),
             *_group_lacks(job.model, plan),

@@ -75,6 +75,8 @@ class Facts:
 
     def words(self) -> str:
         """One line for sources and screens."""
+        if not self.torch:  # a table of rates measured elsewhere
+            return self.device
         return f"{self.device}, {self.n_cores} cores, torch {self.torch}"
 
 

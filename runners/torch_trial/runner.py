@@ -229,7 +229,7 @@ class TorchRunner:
         InvalidSpec
             It is too large, and no proxy was asked for or none is small enough.
         """
-        options, job, n_ranks = self._options, self._job, int(machine["n_ranks"])
+        options, job, n_ranks = self._options, self._job.of_plan(plan), int(machine["n_ranks"])
         needed_bytes = float(estimate(job, Plans.of([plan])).peak_memory_bytes[0]) * plan.world_size
         host_bytes = float(machine.get("host_bytes", math.inf))
         words = too_large(plan, n_ranks=n_ranks, needed_bytes=needed_bytes, host_bytes=host_bytes)

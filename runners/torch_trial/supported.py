@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from search_spaces.model import ModelSpec
-from search_spaces.plan import CpKind, Dispatch, OptimizerSync, Plan, Schedule
+from search_spaces.plan import CpKind, Dispatch, ExpertTokens, OptimizerSync, Plan, Schedule
 from search_spaces.workload import CudaGraphs, Precision, Workload
 
 
@@ -49,11 +49,17 @@ _PLANS: tuple[Refusal, ...] = (
     ("sends a token once for each of its experts (deduplicate_ep)", lambda q: q.plan.deduplicate_ep),
     ("sends tokens straight to each device (hierarchical_ep)", lambda q: q.plan.hierarchical_ep),
     ("sends tokens as the model says (dispatch)", lambda q: q.plan.dispatch is not Dispatch.PLAIN),
+    ("leaves experts where they are (migrate_every)", lambda q: q.plan.migrate_every > 0),
     ("recomputes on every stage alike (recompute_stages)", lambda q: q.plan.recompute_stages > 0),
     ("moves ZeRO-3's weights and gradients as they are (quantized_weights, hpz, quantized_gradients)",
      lambda q: q.plan.quantized_weights or q.plan.quantized_gradients or q.plan.hpz > 1),
     ("keeps sequences whole, and checkpoints on the device (sequence_chunk, offload_checkpoints)",
      lambda q: q.plan.sequence_chunk > 0 or q.plan.offload_sequence or q.plan.offload_checkpoints),
+    ("sends an expert's tokens from sharded sequences (expert_tokens)",
+     lambda q: q.plan.expert_tokens is not ExpertTokens.SHARDED),
+    ("repeats communication where it recomputes (keep_received)", lambda q: q.plan.keep_received),
+    ("updates all parameters at once (offload_bucket, coalesced_buckets, optimizer_tile)",
+     lambda q: bool(q.plan.offload_bucket or q.plan.coalesced_buckets or q.plan.optimizer_tile)),
     ("recomputes no single products (recompute_modules=moe_act, mla_up_proj)",
      lambda q: any(word in ("moe_act", "mla_up_proj") for word in str(q.plan.recompute_modules).split("+"))),
     ("runs zero=3 beside whole backward passes only: torch's FSDP loses gradients in halves",

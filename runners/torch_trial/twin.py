@@ -77,10 +77,10 @@ def twin(job: Job, plan: Plan, limits: Limits) -> Twin:
     InvalidSpec
         The plan's structure does not fit even so.
     """
-    small_plan = _fewer_ranks(plan, limits.n_ranks)
+    small_plan = _fewer_ranks(replace(plan, nodes=0, n_microbatches=0), limits.n_ranks)
     model = _fewer_layers(job.model, plan, small_plan)
     model = _narrower(model, small_plan, limits.parameters)
-    n_microbatches = job.workload.global_batch // (plan.micro_batch * plan.dp)
+    n_microbatches = plan.n_microbatches or job.workload.global_batch // (plan.micro_batch * plan.dp)
     per_step = min(n_microbatches, 2 * small_plan.pp)
     workload = replace(job.workload, global_batch=per_step * small_plan.micro_batch * small_plan.dp)
     seq_len = _fewer_tokens(workload.seq_len, workload.global_batch, small_plan, limits.tokens)

@@ -185,7 +185,9 @@ def test_recomputation_raises_the_all_to_alls_of_a_layer_from_four_to_six():
 def test_an_all_to_all_carries_k_copies_of_every_token():
     """4 k T h bytes a layer and pass, of which (n - m)/n leave a node of m; arXiv:2605.05049's bound."""
     cluster = with_links(MOE.cluster, latency=0.0)
-    time = time_of(replace(MOE, cluster=cluster), Plans.of([Plan(dp=256, ep=256, zero=1)]))
+    time = time_of(
+        replace(MOE, cluster=cluster), Plans.of([Plan.parse("dp=256 ep=256 zero=1 dispatch=padding-free")])
+    )
     fabric, model = cluster.tiers[-1], MOE.model
     sent = 2 * 4096 * model.moe.top_k * model.d_model * (256 - 32) / 256
     link = fabric.bandwidth_bytes_per_s * fabric.efficiency.value

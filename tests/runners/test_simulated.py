@@ -6,11 +6,15 @@ import numpy as np
 import pytest
 
 from objectives.cost.step import estimate
+from objectives.metrics import Job
 from objectives.outcome import Cause, Measured
 from runners.hidden import hidden_machine
 from runners.simulated import SimulatedRunner
-from search_spaces.errors import InvalidSpec
+from search_spaces.cluster_presets import load_cluster
+from search_spaces.errors import InvalidSpec, UnknownName
+from search_spaces.model_presets import load_model
 from search_spaces.plan import Plan, Plans, Schedule
+from search_spaces.workload import Workload
 from tests.runners.jobs import FITS, PLANS, TOO_BIG, llama_job
 
 ROOT = Path(__file__).parents[2]
@@ -137,3 +141,38 @@ def test_an_impossible_option_is_refused(options, match):
 def test_a_batch_of_plans_holds_every_kind_of_outcome():
     causes = [getattr(outcome, "cause", None) for outcome in SimulatedRunner(llama_job()).run(PLANS)]
     assert {None, Cause.OUT_OF_MEMORY, Cause.INVALID} <= set(causes)
+
+
+ROUTED = "dp=256 ep=128 zero=1 dispatch=padding-free"
+
+
+def few_tokens(**options):
+    workload = Workload(seq_len=64, global_batch=4096, framework="x-moe")
+    job = Job(model=load_model("x-moe-medium"), cluster=load_cluster("frontier", 256), workload=workload)
+    quiet = dict(hidden=0.0, straggler_probability=0.0, n_steps=2)
+    return SimulatedRunner(job, **quiet, **options)
+
+
+def test_an_expert_rank_without_tokens_hangs_unless_a_dummy_one_is_sent():
+    load = dict(expert_load="zipf", zipf_exponent=2.5)
+    (hung,) = few_tokens(**load, empty_ranks_hang=True).run(Plans.of([Plan.parse(ROUTED)]))
+    (ran,) = few_tokens(**load).run(Plans.of([Plan.parse(ROUTED)]))
+    assert hung.cause is Cause.HANG
+    assert "had no token" in hung.message
+    assert isinstance(ran, Measured)
+
+
+@pytest.mark.parametrize(
+    ("words", "load"),
+    [(ROUTED.replace("padding-free", "padded"), "zipf"), (ROUTED, "uniform"), (ROUTED, "as-given")],
+)
+def test_padded_experts_and_even_ones_do_not_hang(words, load):
+    runner = few_tokens(expert_load=load, zipf_exponent=2.5, empty_ranks_hang=True)
+    assert isinstance(runner.run(Plans.of([Plan.parse(words)]))[0], Measured)
+
+
+def test_an_unknown_load_of_experts_and_one_without_experts_are_sentences():
+    with pytest.raises(UnknownName, match="expert_load"):
+        few_tokens(expert_load="zipfian")
+    with pytest.raises(InvalidSpec, match="needs a model with experts"):
+        SimulatedRunner(llama_job(), expert_load="zipf")

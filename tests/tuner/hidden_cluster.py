@@ -184,7 +184,7 @@ def tell(study, trial, outcome, *, metrics=("step_time",), attribute=True):
     else:
         trial.set_constraint("runs", -1.0)
         columns = np.array([outcome.step_s]), np.array([outcome.peak_memory_bytes])
-        study.tell(trial, [job().values(name, *columns)[0] for name in metrics])
+        study.tell(trial, [job().values(name, *columns, Plans.of([Plan()]))[0] for name in metrics])
 
 
 def regrets(sampler, cluster, budget):

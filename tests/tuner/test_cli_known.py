@@ -61,7 +61,8 @@ VERBS = {
     "simulate": "job set space plan schedule-file synthesize detail jitter straggler slow-link expert-load"
     " seeds trace html json",
     "validate": "cluster all html json",
-    "calibrate": "from from-study storage most-devices out cluster all budget-s devices on fresh json",
+    "calibrate": "from from-study from-rates storage most-devices out cluster all budget-s devices on fresh"
+    " json",
     "tune": "job set space preset name trials hours stop-below better-by parallel runner runner-option"
     " executor ray-address slurm-option sampler seed prior warm-start warm-storage metric storage json",
     "resume": "trials hours stop-below better-by parallel storage json",

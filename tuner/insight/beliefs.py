@@ -43,8 +43,8 @@ def stored_posterior(name: str, storage: str | Path) -> Posterior:
         return sampler.posterior(study)
 
 
-def price(job: Job, plans: Plans) -> Priced:
-    """Plans as the closed form has them."""
+def price(job: Job, plans: Plans, metric: str = "step_time") -> Priced:
+    """Plans as the closed form has them, their seconds as the metric compares them."""
     priced, knobs = estimate(job, plans), knob_features(plans)
     return Priced(
         plans=plans,
@@ -52,7 +52,9 @@ def price(job: Job, plans: Plans) -> Priced:
             np.hstack([time_shares(priced.time), knobs]),
             np.hstack([memory_shares(priced.memory), knobs]),
         ),
-        predicted=np.log(np.column_stack([priced.step_s, priced.peak_memory_bytes])),
+        predicted=np.log(
+            np.column_stack([job.comparable_s(metric, priced.step_s, plans), priced.peak_memory_bytes])
+        ),
     )
 
 

@@ -10,19 +10,21 @@ from search_spaces.plan import ENUMS, FLAGS, KNOB_NAMES, Plan, Plans, Schedule
 from search_spaces.space import SearchSpace, SpaceSpec
 from tuner.insight.beliefs import Priced, differences, fit_chances, price
 from tuner.insight.content import Step
+from tuner.samplers.goals import quantities
 from tuner.samplers.posterior import Posterior
 
 
 def one_step(
-    job: Job, space: SpaceSpec, posterior: Posterior, best: Plan, *, quantity: int, trials: Mapping[str, int]
+    job: Job, space: SpaceSpec, posterior: Posterior, best: Plan, *, metric: str, trials: Mapping[str, int]
 ) -> tuple[Step, ...]:
     """Every step of one knob from the best plan; both ends are priced by the closed form and the beliefs."""
+    quantity = quantities([metric])[0]
     search = SearchSpace(job.model, job.cluster, job.workload, space)
     found = [_legal(search, best, knob, value) for knob, value in _steps(search, best)]
     plans = [step.plan for step in found if step.plan is not None]
     if not plans:
         return tuple(found)
-    priced, start = price(job, Plans.of(plans)), price(job, Plans.of([best]))
+    priced, start = (price(job, Plans.of(each), metric) for each in (plans, [best]))
     filled = iter(_filled(posterior, start, priced, quantity, [s for s in found if s.plan], trials))
     return tuple(next(filled) if step.plan is not None else step for step in found)
 
@@ -88,7 +90,9 @@ def _legal(search: SearchSpace, best: Plan, knob: str, value: Any) -> Step:
 def _follow(search: SearchSpace, best: Plan, changed: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """What else may have to move: the data parallelism that fills the devices, an even split, a schedule."""
     sizes = {name: changed.get(name, getattr(best, name)) for name in ("tp", "pp", "cp")}
-    dp, rest = divmod(search.context.cluster.n_devices, sizes["tp"] * sizes["pp"] * sizes["cp"])
+    nodes, cluster = changed.get("nodes", best.nodes), search.context.cluster
+    n_devices = nodes * cluster.devices_per_node if nodes else cluster.n_devices
+    dp, rest = divmod(n_devices, sizes["tp"] * sizes["pp"] * sizes["cp"])
     base: dict[str, Any] = {} if rest or "dp" in changed else {"dp": dp}
     even = {"first_layers": 0, "last_layers": 0}
     yield base

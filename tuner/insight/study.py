@@ -88,7 +88,9 @@ def _learned(
         shap_best=of_best,
         shap_is_exact=_n_varied(posterior) <= MOST_EXACT,
         corrections={name: corrections(posterior.beliefs[i], PARTS[i], row) for i, name in enumerate(NAMES)},
-        steps=one_step(inputs.job, inputs.space, posterior, best.plan, quantity=quantity, trials=trials),
+        steps=one_step(
+            inputs.job, inputs.space, posterior, best.plan, metric=inputs.objective[0], trials=trials
+        ),
         rivals=nearest_rivals(posterior, row, quantity=quantity, trials=trials, seed=inputs.seed),
         turns=turning_constants(inputs.job, posterior, row, quantity),
     )

@@ -71,8 +71,7 @@ def priced_rows(
 ) -> list[dict[str, Any]]:
     """The first n plans with their figures and breakdowns."""
     step_s, peak_bytes = estimate.step_s, estimate.peak_memory_bytes
-    tokens = job.values("tokens_per_s_per_device", step_s, peak_bytes)
-    mfu = job.mfu(step_s)
+    tokens, mfu = (job.values(name, step_s, peak_bytes, plans) for name in ("tokens_per_s_per_device", "mfu"))
     low_s, high_s = intervals
     return [
         {

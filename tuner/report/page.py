@@ -55,8 +55,9 @@ def _cards(report: StudyReport) -> str:
     best = report.best
     if best and best.measured:
         measured, limit = best.measured, report.job.cluster.device.memory_bytes
-        tokens = report.job.workload.tokens_per_step / measured.step_s / report.job.cluster.n_devices
-        mfu = float(report.job.mfu(measured.step_s))  # type: ignore[arg-type]
+        job = report.job.of_plan(best.plan)
+        tokens = job.workload.tokens_per_step / measured.step_s / job.cluster.n_devices
+        mfu = float(job.mfu(measured.step_s))  # type: ignore[arg-type]
         cards = [
             card(
                 seconds(measured.step_s),

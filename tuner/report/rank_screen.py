@@ -13,7 +13,7 @@ from objectives.ranking import Ledger, Ranking, memory_limit_bytes
 from objectives.uncertainty import constants
 from search_spaces.cluster import Origin
 from search_spaces.parameters import active_parameters, total_parameters
-from search_spaces.plan import Floats, Plan
+from search_spaces.plan import Floats, Plan, Plans
 from search_spaces.units import gib
 from tuner.report.parts import MEMORY_PARTS, TIME_PARTS, Part, memory_by_part, time_by_part
 from tuner.report.rescored import simulated_cells, simulated_lines
@@ -62,8 +62,8 @@ def best_table(job: Job, ranking: Ranking, top: int) -> RenderableType:
     """The best plans, best first."""
     candidates = ranking.candidates
     step_s, peak_bytes = candidates.estimate.step_s, candidates.estimate.peak_memory_bytes
-    tokens = job.values("tokens_per_s_per_device", step_s, peak_bytes)
-    mfu = job.mfu(step_s)
+    plans = candidates.plans
+    tokens, mfu = (job.values(name, step_s, peak_bytes, plans) for name in ("tokens_per_s_per_device", "mfu"))
     rows = [
         [
             str(i + 1),
@@ -170,15 +170,17 @@ def estimate_screen(
     """One plan's figures; `more` follows what is said of their origin."""
     step_s, peak = estimate.step_s, estimate.peak_memory_bytes
     limit = memory_limit_bytes(job)
-    tokens = job.values("tokens_per_s_per_device", step_s, peak)[0]
+    alone = job.of_plan(plan)
+    n_devices = alone.cluster.n_devices
+    tokens = alone.values("tokens_per_s_per_device", step_s, peak, Plans.of([plan]))[0]
     return Group(
         job_facts(job),
         facts([("plan", plan.key)]),
         "",
         facts([
             ("step time", seconds(step_s[0])),
-            ("throughput", f"{tokens * job.cluster.n_devices:,.0f} tokens/s, {tokens:,.0f} tokens/s/device"),
-            ("MFU", f"{percent(job.mfu(step_s)[0])} of the dense {job.workload.precision} peak"),
+            ("throughput", f"{tokens * n_devices:,.0f} tokens/s, {tokens:,.0f} tokens/s/device"),
+            ("MFU", f"{percent(alone.mfu(step_s)[0])} of the dense {job.workload.precision} peak"),
             ("peak memory", _memory_words(estimate, limit)),
             ("its interval", _memory_interval_words(job, estimate)),
         ]),

@@ -122,7 +122,7 @@ def trials_table(report: StudyReport, rows: list[TrialRow]) -> RenderableType:
             seconds(row.predicted_s),
             seconds(row.measured.step_s),
             signed_percent(row.error or 0.0),
-            percent(float(report.job.mfu(row.measured.step_s))),  # type: ignore[arg-type]
+            percent(float(report.job.of_plan(row.plan).mfu(row.measured.step_s))),  # type: ignore[arg-type]
             gibibytes(row.measured.peak_memory_bytes),
         ]
         for row in rows

@@ -9,7 +9,7 @@ import numpy as np
 from optuna.trial import FrozenTrial, TrialState
 
 from objectives.cost.energy import step_energy
-from objectives.longest import MAX_SEQ_LEN
+from objectives.longest import BY_MEMORY, MAX_SEQ_LEN
 from objectives.metrics import ENERGY_METRICS, Goal, Job, metric_named
 from objectives.outcome import Cause, Failed, Measured, Outcome
 from search_spaces.errors import InvalidSpec
@@ -94,6 +94,8 @@ class LessonReader:
         self.table, self.metrics, self.job = table, metrics, job
         estimate = table.candidates.estimate
         self.step_s, self.peak_bytes = estimate.step_s, estimate.peak_memory_bytes
+        of_time = [name for name in metrics if name not in (*ENERGY_METRICS, *BY_MEMORY)]
+        self._time_metric = next(iter(of_time), "step_time")
         self.energy_j: Floats | None = None
         if set(metrics) & set(ENERGY_METRICS):
             self.energy_j = step_energy(job, table.candidates.plans, estimate).total_j
@@ -101,8 +103,17 @@ class LessonReader:
 
     @property
     def log_watts(self) -> Floats | None:
-        """Logarithm of each candidate's mean watts; None where no metric is of energy; (n_candidates,)."""
-        return None if self.energy_j is None else np.log(self.energy_j / self.step_s)
+        """Logarithm of joules over seconds, both as they compare; None where no metric is of energy; (n,)."""
+        if self.energy_j is None:
+            return None
+        joules = self.energy_j / self.job.batch_share(self.table.candidates.plans)
+        watts: Floats = np.log(joules / self.comparable_s)
+        return watts
+
+    @property
+    def comparable_s(self) -> Floats:
+        """Predicted seconds as plans compare by them: of another batch, or for HFU, not the step's; (n,)."""
+        return self.job.comparable_s(self._time_metric, self.step_s, self.table.candidates.plans)
 
     def read(self, trial: FrozenTrial, row: int) -> Lesson | None:
         """The lesson of a finished trial: from its outcome, else from its values and constraints."""
@@ -152,7 +163,8 @@ class LessonReader:
             if name == MAX_SEQ_LEN:
                 continue  # its outcome has the peak that it follows from
             energy_j = None if self.energy_j is None else self.energy_j[[row]]
-            predicted = self.job.values(name, self.step_s[[row]], self.peak_bytes[[row]], energy_j)[0]
+            plan = self.table.candidates.plans.take(np.array([row]))
+            predicted = self.job.values(name, self.step_s[[row]], self.peak_bytes[[row]], plan, energy_j)[0]
             if name == "peak_memory":
                 log_memory = _sane(value / predicted)
             elif metric_named(name).goal is Goal.MINIMIZE:

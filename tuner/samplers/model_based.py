@@ -49,7 +49,8 @@ class MeshtuneSampler(CandidateSampler):
         super().__init__(candidates, metrics=metrics, seed=seed, job=job)
         self._log_limit = float(np.log(job.cluster.device.memory_bytes))
         self._reader = LessonReader(self.table, metrics=self.metrics, job=job)
-        self._predicted = np.log(np.column_stack([self._reader.step_s, self._reader.peak_bytes]))
+        # Plans compare by what the metric is proportional to: of another batch or HFU that is not the step.
+        self._predicted = np.log(np.column_stack([self._reader.comparable_s, self._reader.peak_bytes]))
         self._offset = memory_offset(job, self.table.candidates, self.metrics)
         # On a machine busy with trials BLAS threads wait for each other: 1.2 s an ask instead of 0.05 s.
         self._threads, self._alone = ThreadpoolController(), Lock()
