@@ -20,6 +20,7 @@ LAUNCHER_READERS: Mapping[str, str] = MappingProxyType(
         "deepspeed": "megatron-deepspeed",
         "torchtitan": "torchtitan",
         "llm-foundry": "composer",
+        "axonn": "json-lines",
     }
 )
 # Every step a line, at once; the launchers' own arguments already turn validation off.

@@ -16,6 +16,7 @@ LAUNCHERS: Mapping[str, str] = MappingProxyType(
         "deepspeed": "runners.launchers.deepspeed:DeepSpeed",
         "torchtitan": "runners.launchers.torchtitan:Torchtitan",
         "llm-foundry": "runners.launchers.llm_foundry:LLMFoundry",
+        "axonn": "runners.launchers.axonn:AxoNN",
     }
 )
 
