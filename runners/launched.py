@@ -21,6 +21,7 @@ LAUNCHER_READERS: Mapping[str, str] = MappingProxyType(
         "x-moe": "megatron-deepspeed",
         "torchtitan": "torchtitan",
         "llm-foundry": "composer",
+        "axonn": "json-lines",
     }
 )
 # Every step a line, at once; the launchers' own arguments already turn validation off.

@@ -76,13 +76,16 @@ class UpdateAbilities:
 
     `offload_bucket`: the parameters whose state visits the device at a time where the optimizer is offloaded;
     0: the host updates them.  `sets_offload_bucket`: it lets a user choose the size.  `coalesces`: gradients
-    are reduced a few buckets at a time, and those that have arrived are updated.  `tiles`: it updates a few
-    parameters at a time.
+    are reduced a few buckets at a time, and those that have arrived are updated; `always_coalesces` where the
+    optimizer is offloaded.  `tiles`: it updates a few parameters at a time.  `offloads_in`: the precisions in
+    which it offloads; none: in all.
     """
 
     offload_bucket: int = 0
     sets_offload_bucket: bool = False
     coalesces: bool = False
+    always_coalesces: bool = False
+    offloads_in: tuple[str, ...] = ()
     tiles: bool = False
 
 
@@ -317,6 +320,10 @@ FRAMEWORKS: Mapping[str, FrameworkProfile] = MappingProxyType(
                 source="Singh and Bhatele (2021), arXiv:2110.13005; github.com/axonn-ai/axonn, run_batch",
                 schedules=(Schedule.MESSAGE_DRIVEN,),
                 splits_layers=False,
+                rank_orders=(RankOrder.TP_CP_PP_DP,),
+                zero_stages_with_overlap=(),
+                recomputes=(Recompute.NONE, Recompute.FULL),
+                end_stages=EndStages.EVEN,
                 zero_stages=(0,),
                 zero_stages_with_pipeline=(0,),
                 zero_stages_with_offload=(0,),
@@ -328,7 +335,13 @@ FRAMEWORKS: Mapping[str, FrameworkProfile] = MappingProxyType(
                     in_pipeline=False, ranks=ExpertRanks.DP, overlaps=False, deduplicates=False
                 ),
                 # CPUAdam of axonn/optim.py: bucket_size and coalescing_factor.
-                update=UpdateAbilities(offload_bucket=16_000_000, sets_offload_bucket=True, coalesces=True),
+                update=UpdateAbilities(
+                    offload_bucket=16_000_000,
+                    sets_offload_bucket=True,
+                    coalesces=True,
+                    always_coalesces=True,
+                    offloads_in=("fp16",),
+                ),
                 # fp32 gradients lie beside the 16-bit ones: model_grads_fp32 of axonn/axonn.py.
                 state=TrainingState(gradient_bytes=2.0, update_gradient_bytes=4.0),
             ),

@@ -28,6 +28,7 @@ LAYER_BYTES_PER_ENTRY = 34  # one layer's activations, Korthikanti et al. (2022)
 MAX_CHUNKS = 8
 MAX_STAGE_GAP = 2
 MIN_SEQUENCE_SHARD_TOKENS = 512
+OWN_COALESCED_BUCKETS = 4  # what axonn/optim.py, CPUAdam, takes unless told
 # Tried where a user names them: they take a trainer's extra kernels or code, or are many.
 OPT_IN: dict[str, Any] = {
     "overlap_ep": False,
@@ -109,7 +110,8 @@ def default_choices(context: Context, name: str) -> tuple[Any, ...]:
     model, n, batch = context.model, context.cluster.n_devices, context.workload.global_batch
     experts = model.moe.n_experts if model.moe else 1
     if name in OPT_IN:
-        return (OPT_IN[name],)
+        always = name == "coalesced_buckets" and context.framework.update.always_coalesces
+        return (0, OWN_COALESCED_BUCKETS) if always else (OPT_IN[name],)
     if name in FLAGS:
         return (False, True)
     if name == "cp_kind":

@@ -471,6 +471,9 @@ RULES: tuple[Rule, ...] = (
           lambda c, p: (p["recompute_modules"] & ~_modules_of(c.model)) == 0),
     _rule("schedules that split the backward pass do not recompute whole layers", "schedule recompute",
           lambda c, p: ~_runs(p, *SPLIT_BACKWARD) | ~_is(p, Recompute.FULL, "recompute")),
+    _rule("the framework offloads the optimizer in this precision", "offload_optimizer",
+          lambda c, p: ~p["offload_optimizer"].astype(bool)
+          | (not c.framework.update.offloads_in) | (c.workload.precision in c.framework.update.offloads_in)),
     _rule("the framework offloads the optimizer at the zero stage", "zero offload_optimizer",
           lambda c, p: ~p["offload_optimizer"].astype(bool)
           | np.isin(p["zero"], c.framework.zero_stages_with_offload)),
@@ -526,8 +529,8 @@ RULES: tuple[Rule, ...] = (
           "tp pp cp ep etp rank_order", _expert_replicas),
     _rule("rank_order is set only with dp and pp above 1", "pp dp rank_order",
           lambda c, p: ((p["pp"] > 1) & (p["dp"] > 1)) | _is(p, RankOrder.TP_CP_DP_PP, "rank_order")),
-    _rule("the framework lays ranks in this order", "rank_order",
-          lambda c, p: _among(p["rank_order"], c.framework.rank_orders)),
+    _rule("the framework lays ranks in this order", "pp dp rank_order",
+          lambda c, p: (p["pp"] == 1) | (p["dp"] == 1) | _among(p["rank_order"], c.framework.rank_orders)),
     _opt_in("quantized_weights, hpz above 1 and quantized_gradients need zero=3",
           "zero quantized_weights hpz quantized_gradients",
           lambda c, p: (p["zero"] == 3) | ~_zero_plus(p)),
@@ -569,6 +572,10 @@ RULES: tuple[Rule, ...] = (
           "dp cp zero overlap_dp offload_optimizer offload_bucket coalesced_buckets", _coalesces),
     _rule("the framework reduces gradients bucket by bucket of its update", "coalesced_buckets",
           lambda c, p: (p["coalesced_buckets"] == 0) | c.framework.update.coalesces),
+    _rule("the framework always coalesces the buckets of an offloaded optimizer",
+          "dp cp offload_optimizer coalesced_buckets",
+          lambda c, p: ~p["offload_optimizer"].astype(bool) | (p["coalesced_buckets"] > 0)
+          | (p["dp"] * p["cp"] == 1) | (not c.framework.update.always_coalesces)),
     _rule("the framework updates parameters in tiles", "optimizer_tile",
           lambda c, p: (p["optimizer_tile"] == 0) | c.framework.update.tiles),
 )  # fmt: skip

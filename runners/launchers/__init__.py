@@ -17,6 +17,7 @@ LAUNCHERS: Mapping[str, str] = MappingProxyType(
         "x-moe": "runners.launchers.x_moe:XMoE",
         "torchtitan": "runners.launchers.torchtitan:Torchtitan",
         "llm-foundry": "runners.launchers.llm_foundry:LLMFoundry",
+        "axonn": "runners.launchers.axonn:AxoNN",
     }
 )
 

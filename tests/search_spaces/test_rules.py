@@ -62,7 +62,7 @@ LLAMA, MIXTRAL, DEEPSEEK = context_of(), context_of("mixtral-8x7b"), context_of(
             context_of(framework="zero-bubble", precision="fp16"),
             "tp=8 pp=8 schedule=zb-h2 optimizer_sync=post-validation",
         ),
-        (context_of(framework="axonn"), "pp=8 dp=8 schedule=message-driven"),
+        (context_of(framework="axonn"), "pp=8 dp=8 schedule=message-driven rank_order=tp-cp-pp-dp"),
         (context_of(framework="axonn"), "dp=64"),
     ],
 )

@@ -10,7 +10,7 @@ from objectives.ranking import rank
 from runners.launchers import LAUNCHERS, load_launcher
 from runners.launchers.base import Options
 from runners.launchers.export import export_files
-from search_spaces.errors import CannotExport, NoLegalPlan
+from search_spaces.errors import CannotExport, NoLegalPlan, NothingFits
 from search_spaces.space import SearchSpace, SpaceSpec
 from tuner.api import describe_job
 from tuner.exportable import RULE, exportable
@@ -39,13 +39,17 @@ IMPOSSIBLE = {
     ("llm-foundry", "experts"): "moe",
     ("llm-foundry", "many experts"): "moe",
     ("llm-foundry", "latent attention"): "attention.latent",
+    ("axonn", "many experts"): "moe",
+    ("axonn", "latent attention"): "moe",
     ("deepspeed", "many experts"): "qk_norm=per_head",
     ("deepspeed", "latent attention"): "attention.latent",
 }
 PAIRS = [(framework, name) for framework in LAUNCHERS for name in JOBS]
 # More devices than sequences: what only replicates and shards cannot use them all.
 NO_ROOM = [("llm-foundry", "dense, with biases"), ("llm-foundry", "long sequence")]
-POSSIBLE = [pair for pair in PAIRS if pair not in IMPOSSIBLE and pair not in NO_ROOM]
+# AxoNN of 2021 holds 20 bytes a parameter on every replica, and offloads in fp16 only.
+TOO_LARGE = [("axonn", name) for name in ("dense", "dense, with biases", "long sequence", "experts")]
+POSSIBLE = [pair for pair in PAIRS if pair not in IMPOSSIBLE and pair not in [*NO_ROOM, *TOO_LARGE]]
 
 
 def job_of(framework, name):
@@ -88,6 +92,22 @@ def test_a_model_that_a_framework_cannot_build_is_refused_with_the_reason(framew
 def test_a_job_that_a_framework_has_no_plan_for_is_refused_by_its_rules(framework, name):
     with pytest.raises(NoLegalPlan, match="at least one plan must pass every rule"):
         rank(job_of(framework, name), SpaceSpec(), keep=20)
+
+
+@pytest.mark.parametrize(("framework", "name"), TOO_LARGE)
+def test_a_job_that_a_framework_holds_too_much_of_fits_nowhere(framework, name):
+    with pytest.raises(NothingFits, match="at least one legal plan must fit"):
+        rank(job_of(framework, name), SpaceSpec(), keep=20)
+
+
+def test_offloading_in_buckets_makes_room_and_the_best_plans_export():
+    job = describe_job(
+        model="frontier-22b", cluster="summit", devices=192, global_batch=1536, seq_len=2048,
+        precision="fp16", framework="axonn",
+    )  # fmt: skip
+    ranking = rank(job, SpaceSpec(), keep=N_BEST)
+    assert refusals(job, "axonn", ranking.candidates.plans) == {}
+    assert ranking.candidates.plans.offload_optimizer.any()
 
 
 def test_candidates_that_the_launcher_refuses_are_dropped_and_counted():

@@ -132,7 +132,17 @@ LLM_FOUNDRY = [
     Case("8B fp16", job("llama-3-8b", "dgx-h100", 64, 256, 8192, "fp16"), "dp=64 zero=3"),
     Case("13B fp32", job("llama-2-13b", "dgx-h100", 64, 256, 2048, "fp32"), "dp=64 zero=3"),
 ]
+GPT_SUMMIT = job("gpt2-xl", "dgx-2", 32, 256, 1024, "fp16")
+AXONN = [
+    Case("grid, offloaded in buckets", GPT_SUMMIT, "pp=4 dp=8 zero=0 schedule=message-driven micro_batch=4 "
+         "rank_order=tp-cp-pp-dp recompute=full offload_optimizer=true offload_bucket=8000000 "
+         "coalesced_buckets=4"),
+    Case("8B pipeline", LLAMA_8B, "ep=1 pp=8 dp=8 schedule=message-driven rank_order=tp-cp-pp-dp"),
+    Case("8B rows and depth", LLAMA_8B, "tp=4 dp=16 zero=3 overlap_dp=true"),
+    Case("8B rows and replicas", LLAMA_8B, "tp=4 dp=16 recompute=full"),
+]  # fmt: skip
 CASES = {
+    "axonn": AXONN,
     "megatron-lm": MEGATRON,
     "deepspeed": DEEPSPEED,
     "x-moe": X_MOE,
