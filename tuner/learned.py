@@ -83,8 +83,8 @@ class Forecast:
 
     @property
     def log_s(self) -> Floats:
-        """The median of what may come, shape (n,)."""
-        return self.quantile(0.5)
+        """The middle of the likelier kind, shape (n,): what lies between two kinds is the least likely."""
+        return np.where(self.chance > 0.5, self.held_up_log_s, self.regular_log_s)
 
     def quantile(self, share: float) -> Floats:
         """What lies above that share of what may come; shape (n,)."""

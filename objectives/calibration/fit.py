@@ -34,6 +34,7 @@ CORRELATED = 0.7
 # Measured: standard deviation of the jobs' median errors on benchmarks/data (jobs of four runs or more); the
 # sources that benchmarks/learning.py does not draw from give as much.
 JOB_SPREAD = 0.025
+LARGEST_ERROR = 1.0  # of a logarithm: a step further off than e times says nothing of which fit is better
 OUTLIER_SIGMAS, SMALLEST_SIGMA = 3.0, 0.03
 DIGITS = 4  # of a written constant
 
@@ -185,7 +186,8 @@ def _of_jobs(steps: Sequence[TimedStep]) -> Floats:
 def _shrink(parameters: Parameters, fitted: Fitted) -> tuple[float, HeldBack]:
     """The share of the fit that predicts steps held back best, and their errors.
 
-    A share whose median or mean error is above the preset's is not taken.  The fits without the held-back
+    A share whose median or mean error is above the preset's is not taken, nor one whose gain may be chance.
+    The fits without the held-back
     steps start from the linearisation of the whole fit; the held-back steps themselves are priced in full.
 
     Of 112 calibrations on ten published rows each, 12 predicted the rows never seen worse than the preset
@@ -202,7 +204,11 @@ def _shrink(parameters: Parameters, fitted: Fitted) -> tuple[float, HeldBack]:
             errors[share][rows] = held.log_s(share * x) - held.measured
     figures = {share: _median_and_mean(error) for share, error in errors.items()}
     median, mean = figures[0.0]
-    fair = [share for share, each in figures.items() if each[0] <= median and each[1] <= mean]
+    fair = [
+        share
+        for share, each in figures.items()
+        if each[0] <= median and each[1] <= mean and (not share or _is_better(errors[share], errors[0.0]))
+    ]
     best = min(fair, key=lambda share: figures[share][1])
     return best, HeldBack(
         n_folds=len(np.unique(folds)),
@@ -211,6 +217,17 @@ def _shrink(parameters: Parameters, fitted: Fitted) -> tuple[float, HeldBack]:
         fitted_median_error=figures[best][0],
         fitted_mean_error=figures[best][1],
     )
+
+
+def _is_better(now: Floats, before: Floats) -> bool:
+    """Whether the mean error falls by more than its own standard error.
+
+    Source
+    ------
+    Breiman et al. (1984), Classification and Regression Trees, section 3.4.3 (the rule of one standard error).
+    """
+    gained = np.minimum(np.abs(before), LARGEST_ERROR) - np.minimum(np.abs(now), LARGEST_ERROR)
+    return bool(np.mean(gained) > np.std(gained) / np.sqrt(len(gained)))
 
 
 def _median_and_mean(log_errors: Floats) -> tuple[float, float]:
