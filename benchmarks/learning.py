@@ -26,7 +26,7 @@ from benchmarks.accuracy import NONE, markdown, percent
 from benchmarks.rows import DATA, trusted_runs
 from objectives.calibration import timed_steps
 from objectives.measurements import MeasuredRun
-from objectives.validation import INTERVAL_Z, ordered_pairs
+from objectives.validation import INTERVAL_COVERAGE, ordered_pairs
 from search_spaces.plan import Bools, Floats, Ints
 from tuner.learned import Forecast, LearnedModel, Priced
 
@@ -101,7 +101,7 @@ def figures(source: Source, held: Ints, forecast: Forecast) -> Figures:
         learned=median_error(left),
         order=pair_order(measured, forecast.log_s, source.job_codes[held]),
         order_all=pair_order(measured, forecast.log_s, np.zeros(len(held))),
-        covered=float(np.mean(np.abs(left) <= INTERVAL_Z * forecast.std)),
+        covered=float(np.mean(forecast.covers(measured, INTERVAL_COVERAGE))),
     )
 
 

@@ -8,19 +8,24 @@ from objectives.calibration.fit import (
     calibrate,
     calibrated_cluster,
 )
+from objectives.calibration.holdups import Exposure, HoldUps, exposure, exposure_of
 from objectives.calibration.parameters import Linearised, TimedStep, log_step_s
 
 __all__ = [
     "AfterRows",
     "CalibratedConstant",
     "Calibration",
+    "Exposure",
     "HeldBack",
+    "HoldUps",
     "Linearised",
     "TimedStep",
     "after_rows",
     "calibrate",
     "calibrated_cluster",
     "calibrated_runs",
+    "exposure",
+    "exposure_of",
     "log_step_s",
     "timed_steps",
 ]

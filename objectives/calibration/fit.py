@@ -8,6 +8,7 @@
 
 Only constants of the machine are fitted.  What a trainer adds (`search_spaces.habits`) and what holds
 everywhere (`objectives.cost.nature`) stay: a cluster file is for every trainer.  Memory is not fitted.
+Steps that something held up (`objectives.calibration.holdups`) say nothing of constants and are set apart.
 """
 
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from objectives.calibration.holdups import HoldUps, exposure_of, find_hold_ups
 from objectives.calibration.parameters import Parameters, TimedStep, times, with_constants
 from objectives.calibration.robust_fit import Fitted, fit
 from objectives.uncertainty import FORMULA_SPREAD, cluster_constants
@@ -24,10 +26,15 @@ from search_spaces.plan import Bools, Floats, Ints
 
 FEWEST_STEPS = 3
 MOST_FOLDS = 10
+SEPARATIONS = 2  # of steps that were held up from the others, each with a fit to the others
 SHRINKS = (0.25, 0.5, 0.75, 1.0)
 FELT = 1e-3  # a constant whose spread moves no prediction by more is not felt by the steps
 UNDETERMINED = 0.9  # a spread that the steps leave this large, over what it was, is not determined
 CORRELATED = 0.7
+# Measured: standard deviation of the jobs' median errors on benchmarks/data (jobs of four runs or more); the
+# sources that benchmarks/learning.py does not draw from give as much.
+JOB_SPREAD = 0.025
+LARGEST_ERROR = 1.0  # of a logarithm: a step further off than e times says nothing of which fit is better
 OUTLIER_SIGMAS, SMALLEST_SIGMA = 3.0, 0.03
 DIGITS = 4  # of a written constant
 
@@ -75,6 +82,8 @@ class Calibration:
     tell apart, `residuals` ln(measured / predicted) of each step with the constants kept, `outliers`
     positions of steps beyond three of the others' standard deviations, `scatter` the standard deviation of
     the steps around the formulas.  `shrink` 0 means that no part of the fit helped on steps held back.
+    `hold_ups` are waits that some steps share and no constant explains, `held_up` the positions of these
+    steps: the constants are fitted to the others, and `held_back` is about the others.
     """
 
     constants: tuple[CalibratedConstant, ...]
@@ -85,6 +94,8 @@ class Calibration:
     scatter: float
     shrink: float
     held_back: HeldBack
+    hold_ups: HoldUps | None = None
+    held_up: tuple[int, ...] = ()
 
     @property
     def helped(self) -> bool:
@@ -112,20 +123,23 @@ def calibrate(
     """
     check(len(steps) >= FEWEST_STEPS, f"a calibration needs {FEWEST_STEPS} measured steps", len(steps))
     parameters = parameters or Parameters.of(steps)
-    fitted = fit(parameters.log_s, parameters.measured, parameters.cap, scatter=FORMULA_SPREAD)
-    shrink, held_back = _shrink(parameters, fitted)
-    residuals = parameters.measured - parameters.log_s(shrink * fitted.x)
-    felt = np.max(np.abs(fitted.jacobian), axis=0, initial=0.0) > FELT
+    fitted, hold_ups, held_up = _fitted(parameters)
+    regular = parameters.of_rows(np.flatnonzero(~held_up))
+    shrink, held_back = _shrink(regular, fitted)
+    residuals = parameters.measured - parameters.log_s(shrink * fitted.constants)
+    felt = np.max(np.abs(fitted.slopes), axis=0, initial=0.0) > FELT
     constants = _constants(parameters, fitted, shrink, source)
     return Calibration(
         constants=tuple(each for each, is_felt in zip(constants, felt, strict=True) if is_felt),
         unfelt=tuple(each.name for each, is_felt in zip(constants, felt, strict=True) if not is_felt),
-        correlated=tuple(_correlated(parameters.names, fitted.covariance)),
+        correlated=tuple(_correlated(parameters.names, fitted.constants_covariance)),
         residuals=tuple(map(float, residuals)),
         outliers=tuple(map(int, np.flatnonzero(_stands_out(residuals)))),
         scatter=fitted.scatter,
         shrink=shrink,
         held_back=held_back,
+        hold_ups=hold_ups,
+        held_up=tuple(map(int, np.flatnonzero(held_up))),
     )
 
 
@@ -142,17 +156,45 @@ def calibrated_cluster(cluster: ClusterSpec, calibration: Calibration) -> Cluste
     return with_constants(cluster, changed)
 
 
+def _fitted(parameters: Parameters) -> tuple[Fitted, HoldUps | None, Bools]:
+    """The fit to the steps that nothing held up, what held up the others, and which these are."""
+    exposed, measured = exposure_of(parameters.steps), parameters.measured
+    hold_ups, held_up = None, np.zeros(len(measured), dtype=bool)
+    fitted = _fit(parameters)
+    for _ in range(SEPARATIONS):
+        hold_ups, now = find_hold_ups(measured, parameters.log_s(fitted.constants), exposed)
+        if len(now) - now.sum() < FEWEST_STEPS or np.array_equal(now, held_up):
+            break
+        held_up = now
+        fitted = _fit(parameters.of_rows(np.flatnonzero(~held_up)))
+    return fitted, hold_ups if held_up.any() else None, held_up
+
+
+def _fit(parameters: Parameters) -> Fitted:
+    shared = _of_jobs(parameters.steps)
+    return fit(
+        parameters.log_s, parameters.measured, parameters.cap, scatter=FORMULA_SPREAD, shared=shared
+    )
+
+
+def _of_jobs(steps: Sequence[TimedStep]) -> Floats:
+    """The error that steps of one job share, one column a job; shape (n_steps, n_jobs)."""
+    codes = {key: i for i, key in enumerate(dict.fromkeys(id(step.job) for step in steps))}
+    return JOB_SPREAD * np.eye(len(codes))[[codes[id(step.job)] for step in steps]]
+
+
 def _shrink(parameters: Parameters, fitted: Fitted) -> tuple[float, HeldBack]:
     """The share of the fit that predicts steps held back best, and their errors.
 
-    A share whose median or mean error is above the preset's is not taken.  The fits without the held-back
+    A share whose median or mean error is above the preset's is not taken, nor one whose gain may be chance.
+    The fits without the held-back
     steps start from the linearisation of the whole fit; the held-back steps themselves are priced in full.
 
     Of 112 calibrations on ten published rows each, 12 predicted the rows never seen worse than the preset
     did (their median error, by more than a fiftieth of it); 30 would have, had all of the fit been kept.
     """
     folds = _folds(parameters.steps)
-    zero = np.zeros(len(fitted.x))
+    zero = np.zeros(len(parameters.names))
     errors = {0.0: parameters.log_s(zero) - parameters.measured}
     errors |= {share: np.empty(len(folds)) for share in SHRINKS}
     for fold in np.unique(folds):
@@ -162,7 +204,11 @@ def _shrink(parameters: Parameters, fitted: Fitted) -> tuple[float, HeldBack]:
             errors[share][rows] = held.log_s(share * x) - held.measured
     figures = {share: _median_and_mean(error) for share, error in errors.items()}
     median, mean = figures[0.0]
-    fair = [share for share, each in figures.items() if each[0] <= median and each[1] <= mean]
+    fair = [
+        share
+        for share, each in figures.items()
+        if each[0] <= median and each[1] <= mean and (not share or _is_better(errors[share], errors[0.0]))
+    ]
     best = min(fair, key=lambda share: figures[share][1])
     return best, HeldBack(
         n_folds=len(np.unique(folds)),
@@ -171,6 +217,17 @@ def _shrink(parameters: Parameters, fitted: Fitted) -> tuple[float, HeldBack]:
         fitted_median_error=figures[best][0],
         fitted_mean_error=figures[best][1],
     )
+
+
+def _is_better(now: Floats, before: Floats) -> bool:
+    """Whether the mean error falls by more than its own standard error.
+
+    Source
+    ------
+    Breiman et al. (1984), Classification and Regression Trees, section 3.4.3 (the rule of one standard error).
+    """
+    gained = np.minimum(np.abs(before), LARGEST_ERROR) - np.minimum(np.abs(now), LARGEST_ERROR)
+    return bool(np.mean(gained) > np.std(gained) / np.sqrt(len(gained)))
 
 
 def _median_and_mean(log_errors: Floats) -> tuple[float, float]:
@@ -191,8 +248,8 @@ def _constants(
     parameters: Parameters, fitted: Fitted, shrink: float, source: str
 ) -> list[CalibratedConstant]:
     """Every constant; the spread shrinks as far as the change is kept."""
-    kept = np.sqrt(1 - shrink * (1 - np.minimum(np.diag(fitted.covariance), 1)))
-    factors = np.exp(shrink * fitted.x * parameters.scale)
+    kept = np.sqrt(1 - shrink * (1 - np.minimum(np.diag(fitted.constants_covariance), 1)))
+    factors = np.exp(shrink * fitted.constants * parameters.scale)
     found = []
     for (name, preset), factor, share in zip(parameters.preset.items(), factors, kept, strict=True):
         value = float(f"{times(name, preset, float(factor)):.{DIGITS}g}")

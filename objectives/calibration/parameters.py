@@ -126,7 +126,7 @@ def log_step_s(steps: Sequence[TimedStep], factors: Mapping[str, float]) -> Floa
     """
     predicted = np.empty(len(steps))
     clusters: dict[int, ClusterSpec] = {}
-    for places in _together([id(step.job) for step in steps]):
+    for places in together([id(step.job) for step in steps]):
         job = steps[places[0]].job
         if id(job.cluster) not in clusters:
             clusters[id(job.cluster)] = _scaled(job.cluster, factors)
@@ -135,8 +135,8 @@ def log_step_s(steps: Sequence[TimedStep], factors: Mapping[str, float]) -> Floa
     return np.log(predicted)
 
 
-def _together(keys: Sequence[int]) -> list[list[int]]:
-    """Positions of equal keys."""
+def together(keys: Sequence[int]) -> list[list[int]]:
+    """Positions of equal keys, in the order in which each appears."""
     places: dict[int, list[int]] = {}
     for i, key in enumerate(keys):
         places.setdefault(key, []).append(i)

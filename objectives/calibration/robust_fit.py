@@ -7,6 +7,9 @@
     phi  scatter of the measurements around the formulas, estimated with the fit
     w    1 / sqrt(1 + (r / phi)^2): what a measurement counts; far ones pull with a bounded force (soft L1)
 
+Measurements of one kind share an error: f_i(x) + sum_k s_ik b_k with b ~ N(0, 1), found along with x.  So a
+hundred measurements of one kind do not move x as a hundred of different kinds would.
+
 Gauss-Newton: f is linearised, the weighted bounded least squares solved, the step halved until the sum falls.
 """
 
@@ -14,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
+from scipy.linalg import solve_triangular
 from scipy.optimize import lsq_linear
 
 from search_spaces.plan import Floats, Ints
@@ -34,7 +38,7 @@ class Fitted:
     """A fit and the formulas' linearisation around it.
 
     `x` (n,) and `cap` (n,) are in units of the prior, `f` (m,) the formulas at `x`, `jacobian` (m, n) their
-    derivatives where the last step began, `scatter` is phi.
+    derivatives where the last step began, `scatter` is phi.  The first `n_shared` of x are shared errors.
     """
 
     x: Floats
@@ -43,6 +47,7 @@ class Fitted:
     y: Floats
     cap: Floats
     scatter: float
+    n_shared: int = 0
 
     @property
     def residuals(self) -> Floats:
@@ -57,23 +62,58 @@ class Fitted:
         inverse = np.linalg.inv(precision + np.eye(len(self.x)))
         return np.asarray(inverse, dtype=np.float64)
 
+    @property
+    def constants(self) -> Floats:
+        """x without the shared errors."""
+        return self.x[self.n_shared :]
+
+    @property
+    def slopes(self) -> Floats:
+        """Derivatives by the constants."""
+        return self.jacobian[:, self.n_shared :]
+
+    @property
+    def constants_covariance(self) -> Floats:
+        """Of the constants given the data, the shared errors integrated out."""
+        return self.covariance[self.n_shared :, self.n_shared :]
+
     def without(self, rows: Ints) -> Floats:
-        """The constants that the other rows give, by the linearisation, shape (n,)."""
+        """The constants that the other rows give, by the linearisation, shape (n_constants,)."""
         f, y = np.delete(self.f, rows), np.delete(self.y, rows)
         others = replace(self, f=f, y=y, jacobian=np.delete(self.jacobian, rows, axis=0))
-        return _solve(others)
+        return _solve(others)[self.n_shared :]
 
 
-def fit(f: Function, y: Floats, cap: Floats, *, scatter: float) -> Fitted:
+class _WithShared:
+    """The formulas plus shared errors, which stand first in the vector; the formulas' last answer is kept."""
+
+    def __init__(self, f: Function, shared: Floats) -> None:
+        self.f, self.shared = f, shared
+        self.last: tuple[bytes, Floats] | None = None
+
+    def __call__(self, both: Floats) -> Floats:
+        errors, x = np.split(both, [self.shared.shape[1]])
+        if self.last is None or self.last[0] != x.tobytes():
+            self.last = x.tobytes(), self.f(x)
+        answer: Floats = self.last[1] + self.shared @ errors
+        return answer
+
+
+def fit(f: Function, y: Floats, cap: Floats, *, scatter: float, shared: Floats | None = None) -> Fitted:
     """The most probable x, where `scatter` is what is known of phi beforehand.
+
+    `shared` (m, k) is what each of k errors with a standard normal prior adds to each measurement.
 
     Source
     ------
     Triggs et al. (2000), Bundle adjustment, section 4.3 (robust Gauss-Newton); Huber (1981), Robust
     statistics, chapter 5 (the M-estimate of a scale).
     """
+    shared = np.zeros((len(y), 0)) if shared is None else shared
+    f, cap = _WithShared(f, shared), np.concatenate([np.full(shared.shape[1], np.inf), cap])
     x = np.zeros(len(cap))
-    now = Fitted(x=x, f=f(x), jacobian=np.ones((len(y), len(x))), y=y, cap=cap, scatter=scatter)
+    first = np.ones((len(y), len(x)))
+    now = Fitted(x=x, f=f(x), jacobian=first, y=y, cap=cap, scatter=scatter, n_shared=shared.shape[1])
     for _ in range(MOST_STEPS):
         now = replace(now, jacobian=_jacobian(f, now))
         now = replace(now, scatter=_scatter(now, scatter))
@@ -101,13 +141,24 @@ def _solve(now: Fitted) -> Floats:
     x = now.x
     offset = now.residuals + now.jacobian @ now.x
     for _ in range(MOST_REWEIGHTS):
-        root = np.sqrt(_weights(offset - now.jacobian @ x, now.scatter)) / now.scatter
-        left = np.vstack([now.jacobian * root[:, None], np.eye(len(x))])
-        right = np.concatenate([offset * root, np.zeros(len(x))])
-        x = np.linalg.lstsq(left, right, rcond=None)[0]
+        weighted = now.jacobian.T * (_weights(offset - now.jacobian @ x, now.scatter) / now.scatter**2)
+        curvature, pull = weighted @ now.jacobian + np.eye(len(x)), weighted @ offset
+        x = np.linalg.solve(curvature, pull)
         if np.any(x > now.cap):
-            x = lsq_linear(left, right, bounds=(-np.inf, now.cap + np.finfo(float).eps)).x
+            x = _bounded(curvature, pull, now)
     return np.minimum(x, now.cap)
+
+
+def _bounded(curvature: Floats, pull: Floats, now: Fitted) -> Floats:
+    """The best x of x' curvature x / 2 - pull' x below its cap; the shared errors, which have none, follow."""
+    k = now.n_shared
+    gain = np.linalg.solve(curvature[:k, :k], curvature[:k, k:])
+    free = np.linalg.solve(curvature[:k, :k], pull[:k])
+    root = np.linalg.cholesky(curvature[k:, k:] - curvature[k:, :k] @ gain)
+    goal = solve_triangular(root, pull[k:] - curvature[k:, :k] @ free, lower=True)
+    bounds = (-np.inf, now.cap[k:] + np.finfo(float).eps)
+    constants = np.asarray(lsq_linear(root.T, goal, bounds=bounds).x)
+    return np.concatenate([free - gain @ constants, constants])
 
 
 def _loss(now: Fitted) -> float:
