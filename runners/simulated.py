@@ -7,6 +7,7 @@ order.  The machine itself differs from the job's description by a hidden factor
 import hashlib
 import time
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -48,7 +49,8 @@ class SimulatedRunner:
     """Runs each plan's steps on the engine, on a machine with hidden constants, noise and faults.
 
     `noise` is the standard deviation of the logarithm of each pass's seconds; `seconds_per_trial` sleeps
-    really.  A hang is reported as one that reached `time_limit_s`; nobody waits for it.
+    really, `start_s` is what a trial is said to take before its first step.  A hang is reported as one that
+    reached `time_limit_s`; nobody waits for it.
     """
 
     origin = OutcomeOrigin.SIMULATED
@@ -67,10 +69,12 @@ class SimulatedRunner:
         hidden: float = 0.15,
         seconds_per_trial: float = 0.0,
         time_limit_s: float = 1800.0,
+        start_s: float = 60.0,
     ) -> None:
         check(seed >= 0, "the simulated runner's seed must not be negative", seed)
         check(n_steps >= 1, "the simulated runner's n_steps must be at least 1", n_steps)
-        for name, value in (("noise", noise), ("seconds_per_trial", seconds_per_trial)):
+        positive = (("noise", noise), ("seconds_per_trial", seconds_per_trial), ("start_s", start_s))
+        for name, value in positive:
             check(
                 0 <= value < float("inf"),
                 f"the simulated runner's {name} must be finite, not negative",
@@ -85,6 +89,13 @@ class SimulatedRunner:
             lost_machine=lost_machine_probability,
         )
         self._seconds_per_trial, self._time_limit_s = seconds_per_trial, time_limit_s
+        self._start_s, self._hidden = start_s, hidden
+
+    def of_job(self, job: Job) -> "SimulatedRunner":
+        """A smaller job on the same hidden machine: its constants follow from the seed alone."""
+        other = copy(self)
+        other._machine = hidden_machine(job, seed=self._seed, hidden=self._hidden)
+        return other
 
     def run(self, plans: Plans, *, attempt: int = 0) -> Sequence[Outcome]:
         """Simulate every plan."""
@@ -147,6 +158,7 @@ class SimulatedRunner:
             origin=self.origin,
             n_steps=n_steps,
             log_tail=tail("\n".join([*log, f"peak memory {gib(peak_bytes):.2f} GiB"])),
+            effective={"trial_s": round(self._start_s + float(steps_s.sum()), 6)},
         )
 
     def _crash(self, plan: Plan, rng: np.random.Generator, log: list[str]) -> Failed:
