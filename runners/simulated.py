@@ -107,9 +107,16 @@ class SimulatedRunner:
             return illegal
         try:
             profile = stage_profile(job, plan)
-            return self._survive(plan, profile, self._rng(plan, attempt))
+            return self._timed(self._survive(plan, profile, self._rng(plan, attempt)))
         except InvalidSpec as error:
             return Failed(cause=Cause.INVALID, message=str(error), origin=self.origin)
+
+    def _timed(self, outcome: Outcome) -> Outcome:
+        """The outcome with the seconds that the trial is said to have taken."""
+        if isinstance(outcome, Measured):
+            return outcome
+        took_s = self._time_limit_s if outcome.cause is Cause.HANG else self._start_s
+        return replace(outcome, effective={"trial_s": took_s})
 
     def _rng(self, plan: Plan, attempt: int) -> np.random.Generator:
         digest = hashlib.sha256(f"{self._seed}|{plan.key}|{attempt}".encode()).digest()
