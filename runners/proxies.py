@@ -32,7 +32,7 @@ def proxy(job: Job, plan: Plan, fidelity: Fidelity, settings: Fidelities) -> Twi
     if fidelity is Fidelity.FEW_LAYERS:
         found = _few_layers(job, plan, settings.layers)
     else:
-        found = _few_devices(job, plan, settings.devices or job.cluster.devices_per_node)
+        found = _few_devices(job, plan, settings.devices_of(job.cluster))
     illegal = why_illegal(found.job, found.plan, OutcomeOrigin.ANALYTIC)
     check(illegal is None, "a proxy must be a legal plan of its own job", illegal and illegal.message)
     return found

@@ -5,9 +5,11 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from search_spaces.cluster import ClusterSpec
 from search_spaces.errors import check
 
 PROXY_LAYERS = 4  # layers of a proxy where a study names none
+SHARE_OF_DEVICES = 8
 
 
 class Fidelity(StrEnum):
@@ -23,7 +25,7 @@ class Fidelities:
     """The kinds of trials a study may have, and how small its proxies are.
 
     `layers` are those of the whole proxy, raised to one for each chunk where a plan has more chunks;
-    `devices` 0 stands for one node.
+    `devices` 0 stands for an eighth of the job's, in whole nodes.
     """
 
     kinds: tuple[Fidelity, ...] = (Fidelity.FULL,)
@@ -36,6 +38,11 @@ class Fidelities:
         check(len(set(self.kinds)) == len(self.kinds), "fidelities must name each kind once", names)
         check(self.layers >= 1, "a proxy's layers must be at least 1", self.layers)
         check(self.devices >= 0, "a proxy's devices must not be negative", self.devices)
+
+    def devices_of(self, cluster: ClusterSpec) -> int:
+        """Devices of a proxy on that cluster."""
+        node = cluster.devices_per_node
+        return self.devices or max(cluster.n_devices // SHARE_OF_DEVICES // node, 1) * node
 
     @property
     def proxies(self) -> tuple[Fidelity, ...]:

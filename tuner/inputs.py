@@ -131,11 +131,8 @@ class StudyInputs:
             check(given.layers < self.model.n_layers, must, given.layers)
         if Fidelity.FEW_DEVICES in given.kinds:
             must = f"[study] proxy_devices must be below the job's {self.cluster.n_devices} devices"
-            check(
-                (given.devices or self.cluster.devices_per_node) < self.cluster.n_devices,
-                must,
-                given.devices or f"a node of {self.cluster.devices_per_node}",
-            )
+            devices = given.devices_of(self.cluster)
+            check(devices < self.cluster.n_devices, must, devices, hint="proxy_devices = N sets them")
 
     @property
     def job(self) -> Job:

@@ -1,18 +1,23 @@
 """The cheapest run that could change the answer: a whole plan, or a proxy that tells of the best ones.
 
-    whole plan x      V = E[ gain of x + best expected improvement of the others after it ]
-    proxy p           V = E[ best expected improvement of any plan after p's reading ]
-    choice            the largest  log V - log( its price + the price of a whole plan after it )
+    V(R) = E[ best EI of any plan after the readings R ]          V₀ = V(nothing)
+    whole plan x      V(x) / price: it gains V₀ at once, and V(x) - V₀ later
+    proxies P         ( V(P) - V₀ ) / price
 
-Both look two runs ahead, so they compare: a reading moves all plans that share its parts, and what a proxy
-alone can never give is a gain of its own.  Improvement counts against the best measured plan or, while none
-is measured whole, against the best expected one, jointly with it, so that what all plans share cancels.
+A whole run gains by itself; any reading gains what the next whole run then gains more, for it moves all plans
+that share its parts.  One reading hardly says which of two plans is better, and a pair does, so P
+are the proxies of the leading 1, 2, 4 ... plans, of which the first is run.  Improvement counts against the
+best measured plan or, while none is measured whole, against the best expected one, jointly with it, so that
+what all plans share cancels; proxies then go first as long as they promise more than `LEAST_GAIN` and have
+cost less than a whole run does.
 Without proxies the choice among whole plans is the largest  log EI - log price.
 
 Source: Frazier, Powell and Dayanik (2009), "The knowledge-gradient policy for correlated normal beliefs";
-per cost: Wu, Toscano-Palmerin, Frazier and Wilson (2020), arXiv:1903.04703, section 2.3.
+per cost: Wu, Toscano-Palmerin, Frazier and Wilson (2020), arXiv:1903.04703, section 2.3; why several
+readings: Frazier and Powell (2010), "Paradoxes in learning and the marginal value of information".
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -23,7 +28,7 @@ from objectives.metrics import Job
 from objectives.ranking import Candidates
 from search_spaces.fidelity import Fidelities, Fidelity
 from search_spaces.plan import Bools, Floats, Ints
-from tuner.acquisition import log_expected_improvement
+from tuner.acquisition import log_expected_improvement, normal_draws
 from tuner.budget import Budget
 from tuner.ledger import COUNTED, n_running
 from tuner.prices import N_STEPS, Prices, prices_of, spent_device_s
@@ -34,12 +39,12 @@ from tuner.samplers.model_based import MeshtuneSampler, Promising
 from tuner.surrogate import LogRatioSurrogate
 
 N_RIVALS = 48  # plans whose improvement a reading is judged by
-N_PROXIED = 12  # leading plans of which proxies are thought of, of each kind
+BATCHES = (1, 2, 4, 8, 16)  # leading plans whose proxies are weighed together
 LEAST_GAIN = (
     0.002  # of a step: while no plan is measured whole, a proxy that promises less is not worth a run
 )
 MOST_BEFORE = 1.0  # prices of a whole plan that proxies may cost before one is measured whole: assumed
-NODES, WEIGHTS = np.polynomial.hermite_e.hermegauss(9)
+NODES, WEIGHTS = np.polynomial.hermite_e.hermegauss(9)  # of what one reading may turn out to be
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,13 +69,13 @@ class _Scene:
     features: Floats
     log_feasible: Floats
 
-    def covariances(self, others: Floats) -> tuple[Floats, Floats]:
-        """Of all rows' differences to the reference among each other, and with readings of others."""
+    def covariances(self, others: Floats) -> tuple[Floats, Floats, Floats]:
+        """Of all rows' differences to the reference; of these with others' readings; of the readings."""
         _, joint = self.model.joint(np.vstack([self.features, others]))
         n = len(self.features)
         moved = joint - joint[n - 1][None, :]
         own = moved[:n, :n] - moved[:n, n - 1][:, None]
-        return own, moved[:n, n:] / np.sqrt(joint.diagonal()[n:] + self.model.noise_std_**2)
+        return own, moved[:n, n:], joint[n:, n:] + self.model.noise_std_**2 * np.eye(len(others))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,8 +91,8 @@ class _Whole:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Proxy:
-    """A proxy with its price, what it gains (in logarithm of the quantity), and its value for the price."""
+class _Batch:
+    """Proxies, the first of which would be run: what all cost and gain (in logarithm of the quantity)."""
 
     run: tuple[int, Fidelity]
     price_s: float
@@ -126,14 +131,16 @@ class CostAwareSampler(MeshtuneSampler):
             if not self._may_try_proxies(others, whole.price_s):
                 return whole.run
             scene = self._scene(found, np.argsort(-scored, kind="stable")[:N_RIVALS], history)
-            proxy, now_or_later = self._best_proxy(scene, whole, others, prices)
-            if proxy is None:
+            at_once = after(scene, scene.covariances(scene.features[:0])[0])
+            batch = self._best_batch(trial, scene, at_once, others, prices)
+            if batch is None:
                 return whole.run
             if _is_measured(history):
-                return proxy.run if proxy.rate > now_or_later / (2.0 * whole.price_s) else whole.run
+                taught = self._value(trial, scene, [(whole.row, Fidelity.FULL)])
+                return batch.run if batch.rate > max(taught, at_once) / whole.price_s else whole.run
             spent_s = spent_device_s([each for each, _ in others]) + self._under_way_s(others, prices)
-            is_cheap = spent_s + proxy.price_s <= MOST_BEFORE * whole.price_s
-            return proxy.run if is_cheap and proxy.gain > LEAST_GAIN else whole.run
+            is_cheap = spent_s + batch.price_s <= MOST_BEFORE * whole.price_s
+            return batch.run if is_cheap and batch.gain > LEAST_GAIN else whole.run
 
     def price_s(self, row: int, fidelity: Fidelity, prices: Prices) -> float:
         """Device-seconds of one run as the cost model expects them."""
@@ -176,34 +183,47 @@ class CostAwareSampler(MeshtuneSampler):
             log_feasible=feasible,
         )
 
-    def _best_proxy(
-        self, scene: _Scene, whole: _Whole, others: Tried, prices: Prices
-    ) -> tuple[_Proxy | None, float]:
-        """The proxy of most value for its price, and the value of the whole plan in its place."""
-        (quantity,) = quantities(self.metrics)
-        choices = self._choices(scene, others)
-        features = (self.table.time_features, self.table.memory_features)[quantity][[whole.row]]
-        of_proxies = [self.proxies.features(self.proxies.code(*each), quantity) for each in choices]
-        covariance, moves = scene.covariances(np.vstack([features, *of_proxies]))
-        place = np.flatnonzero(scene.rows == whole.row)
-        of_whole = after(scene, covariance, moves[:, 0], int(place[0]) if len(place) else None)
-        at_once = now(scene, covariance)
+    def _best_batch(
+        self, trial: FrozenTrial, scene: _Scene, at_once: float, others: Tried, prices: Prices
+    ) -> _Batch | None:
+        """The proxies that gain the most for their price."""
+        tried = {(row, fidelity_of_trial(each)) for each, row in others}
         found = []
-        for i, run in enumerate(choices, start=1):
-            price_s, value = self.price_s(*run, prices), after(scene, covariance, moves[:, i], None)
-            rate = value / (price_s + whole.price_s)
-            found.append(_Proxy(run=run, price_s=price_s, rate=rate, gain=value - at_once))
-        return max(found, key=lambda each: each.rate, default=None), of_whole
+        for runs in self._batches(scene, tried):
+            gain = self._value(trial, scene, runs) - at_once
+            price_s = sum(self.price_s(*run, prices) for run in runs)
+            found.append(_Batch(run=runs[0], price_s=price_s, rate=gain / price_s, gain=gain))
+        return max(found, key=lambda each: each.rate, default=None)
 
-    def _choices(self, scene: _Scene, others: Tried) -> list[tuple[int, Fidelity]]:
-        tried = {(row, fidelity_of_trial(trial)) for trial, row in others}
-        leading = [*scene.rows[-1:], *scene.rows[:N_PROXIED]]
-        return [
-            (int(row), kind)
-            for row in leading
-            for kind in self.proxies.kinds
-            if (int(row), kind) not in tried and self.proxies.find(int(row), kind) is not None
-        ]
+    def _value(self, trial: FrozenTrial, scene: _Scene, runs: list[tuple[int, Fidelity]]) -> float:
+        """The best expected improvement of any plan in the mean over readings of these runs."""
+        (quantity,) = quantities(self.metrics)
+        features = np.array([self._features(*run, quantity) for run in runs])
+        covariance, across, own = scene.covariances(features)
+        moves = np.linalg.solve(np.linalg.cholesky(own), across.T).T
+        if len(runs) == 1:
+            return after(scene, covariance, moves, NODES[:, None], WEIGHTS / WEIGHTS.sum())
+        return after(scene, covariance, moves, normal_draws(len(runs), self.generator(trial, "proxies")))
+
+    def _features(self, row: int, fidelity: Fidelity, quantity: int) -> Floats:
+        if fidelity is Fidelity.FULL:
+            answer: Floats = (self.table.time_features, self.table.memory_features)[quantity][row]
+            return answer
+        return self.proxies.features(self.proxies.code(row, fidelity), quantity)
+
+    def _batches(
+        self, scene: _Scene, tried: set[tuple[int, Fidelity]]
+    ) -> Iterator[list[tuple[int, Fidelity]]]:
+        """Untried proxies of one kind: of the reference, and of the leading plans beside it."""
+        for kind in self.proxies.kinds:
+            runs: list[tuple[int, Fidelity]] = []
+            for row in [*scene.rows[-1:].tolist(), *scene.rows[:-1].tolist()]:
+                if (row, kind) not in tried and self.proxies.find(row, kind) is not None:
+                    runs.append((row, kind))
+                    if len(runs) in BATCHES:
+                        yield list(runs)
+                if len(runs) == BATCHES[-1]:
+                    break
 
     def _under_way_s(self, others: Tried, prices: Prices) -> float:
         return sum(
@@ -213,34 +233,28 @@ class CostAwareSampler(MeshtuneSampler):
         )
 
 
-def now(scene: _Scene, covariance: Floats) -> float:
-    """Best expected improvement over the reference by what is known, in logarithm of the quantity."""
-    return float(_improvement(scene, scene.mean, covariance.diagonal(), 0.0).max())
+def after(
+    scene: _Scene,
+    covariance: Floats,
+    moves: Floats | None = None,
+    draws: Floats | None = None,
+    weights: Floats | None = None,
+) -> float:
+    """The best expected improvement of any row in the mean over some readings; without them, as it is.
 
-
-def after(scene: _Scene, covariance: Floats, moves: Floats, whole: int | None) -> float:
-    """What is gained in the mean by a reading and the best whole plan after it.
-
-    `moves` is by how much one standard deviation of the reading moves each row's difference to the
-    reference; `whole` is the place of the plan that the reading is of, if it is one: its gain is real.
+    Parameters
+    ----------
+    covariance : shape (n, n), of the rows' differences to the reference before
+    moves : shape (n, n_readings), by how much independent standard normals behind the readings move these
+    draws, weights : shapes (n_draws, n_readings) and (n_draws,) of those normals, all alike if not given
     """
-    left = np.maximum(covariance.diagonal() - moves**2, 1e-12)
-    total = 0.0
-    for z, weight in zip(NODES, WEIGHTS / WEIGHTS.sum(), strict=True):
-        mean = scene.mean + moves * z
-        gained = 0.0 if whole is None else max(-float(mean[whole]), 0.0) * np.exp(scene.log_feasible[whole])
-        improvement = _improvement(scene, mean, left, gained)
-        if whole is not None:
-            improvement[whole] = 0.0
-        total += float(weight) * (gained + float(improvement.max()))
-    return total
-
-
-def _improvement(scene: _Scene, mean: Floats, variance: Floats, gained: float) -> Floats:
-    log_gain = log_expected_improvement(mean, np.sqrt(np.maximum(variance, 1e-12)), -gained)
-    answer: Floats = np.exp(log_gain + scene.log_feasible)
-    answer[-1] = 0.0
-    return answer
+    variance, mean = covariance.diagonal(), scene.mean[None, :]
+    if moves is not None and draws is not None:
+        variance, mean = variance - (moves**2).sum(axis=1), mean + draws @ moves.T
+    log_gain = log_expected_improvement(mean, np.sqrt(np.maximum(variance, 1e-12)), 0.0)
+    improvement = np.exp(log_gain + scene.log_feasible)
+    improvement[:, -1] = 0.0
+    return float(np.average(improvement.max(axis=1), weights=weights))
 
 
 def _is_measured(history: History) -> bool:

@@ -6,7 +6,8 @@
     beta_k    of the plans themselves: what a proxy shows of a part holds for all plans that spend time in it
     e_k       the proxy's own: a part of a smaller job is off by a little else; its spread is `OWN` times that
               of beta_k, so a proxy's reading never counts as the plan's own
-    g         correlates with the plan's by r(DISTANCE), as a plan so many knob steps away would
+    g         correlates with the plan's by r(DISTANCE), as a plan so many knob steps away would; farther if
+              inner degrees had to shrink, but not by fewer copies (dp) alone
 
 A code names a candidate (its row) or one of its proxies (row + number of rows times 1 + which kind).
 """
@@ -23,7 +24,14 @@ from runners.torch_trial.twin import Twin
 from search_spaces.errors import InvalidSpec
 from search_spaces.fidelity import Fidelities, Fidelity
 from search_spaces.plan import Floats, Plans
-from tuner.features import MEMORY_PARTS, TIME_PARTS, memory_shares, time_shares
+from tuner.features import (
+    MEMORY_PARTS,
+    TIME_PARTS,
+    knob_columns,
+    knob_features,
+    memory_shares,
+    time_shares,
+)
 from tuner.samplers.candidates import CandidateTable
 
 # Assumed.  Fewer devices speak over other links, so what they show of an exchange counts for less.
@@ -32,6 +40,7 @@ OWN_OF_EXCHANGES = 0.6
 EXCHANGES = ("tp_comm_s", "cp_comm_s", "ep_comm_s", "pp_comm_s", "dp_comm_s")
 DISTANCE = {Fidelity.FEW_LAYERS: 1.0, Fidelity.FEW_DEVICES: 1.5}
 PARTS = (TIME_PARTS, MEMORY_PARTS)
+COPIES = [column for name in ("dp", "zero", "overlap_dp") for column in knob_columns()[name]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -99,16 +108,18 @@ class ProxyTable:
             step_s=float(priced.step_s[0]) * scale,
             peak_bytes=float(priced.peak_memory_bytes[0]),
             features=(
-                self._features(row, fidelity, shares[0], 0),
-                self._features(row, fidelity, shares[1], 1),
+                self._features(row, twin, fidelity, shares[0], 0),
+                self._features(row, twin, fidelity, shares[1], 1),
             ),
         )
 
-    def _features(self, row: int, fidelity: Fidelity, shares: Floats, quantity: int) -> Floats:
+    def _features(self, row: int, twin: Twin, fidelity: Fidelity, shares: Floats, quantity: int) -> Floats:
         which, parts = self.kinds.index(fidelity), PARTS[quantity]
         far = EXCHANGES if fidelity is Fidelity.FEW_DEVICES else ()
         blocks = np.zeros((len(self.kinds), len(parts)))
         blocks[which] = shares * [OWN_OF_EXCHANGES if name in far else OWN for name in parts]
-        knobs = self.table.knobs[row].copy()
-        knobs[len(knobs) - len(self.kinds) + which] = DISTANCE[fidelity]
+        n = len(self.kinds)
+        knobs = np.concatenate([knob_features(Plans.of([twin.plan]))[0], np.zeros(n)])
+        knobs[COPIES] = self.table.knobs[row, COPIES]
+        knobs[len(knobs) - n + which] = DISTANCE[fidelity]
         return np.concatenate([shares, blocks.ravel(), knobs])
