@@ -18,6 +18,10 @@ class AnalyticRunner:
     def __init__(self, job: Job) -> None:
         self._job = job
 
+    def of_job(self, job: Job) -> "AnalyticRunner":
+        """The cost model of another job."""
+        return AnalyticRunner(job)
+
     def run(self, plans: Plans, *, attempt: int = 0) -> Sequence[Outcome]:
         """Price every plan; one that breaks a rule or the memory's limit fails."""
         del attempt  # formulas lose no machine

@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import MappingProxyType
 
+from objectives.metrics import Job
 from objectives.outcome import Cause, Failed, Outcome, OutcomeOrigin
 from runners.protocol import MAX_LOST_RETRIES, RunnerSource, is_lost
 from runners.trial_process import ProcessLost, TrialProcess
@@ -45,14 +46,14 @@ class InProcessExecutor:
         self.n_slots = n_slots
         self._source, self._time_limit_s, self._max_lost_retries = source, time_limit_s, max_lost_retries
         self._lease, self._scratch = lease, scratch
-        self._todo: queue.SimpleQueue[tuple[int, Plan] | None] = queue.SimpleQueue()
+        self._todo: queue.SimpleQueue[tuple[int, Plan, Job | None] | None] = queue.SimpleQueue()
         self._arrived: queue.SimpleQueue[_Arrival] = queue.SimpleQueue()
         self._slots: list[tuple[threading.Thread, TrialProcess]] = []
         self._n_submitted = 0
         self._closed = False
 
-    def submit(self, ticket: int, plan: Plan) -> None:
-        """Start a plan, or queue it behind those that run."""
+    def submit(self, ticket: int, plan: Plan, job: Job | None = None) -> None:
+        """Start a plan, or queue it behind those that run; `job` takes the place of the runner's own."""
         assert not self._closed, "submit after close"
         self._n_submitted += 1
         if len(self._slots) < min(self.n_slots, self._n_submitted):
@@ -60,7 +61,7 @@ class InProcessExecutor:
             thread = threading.Thread(target=self._work, args=[process], daemon=True)
             self._slots.append((thread, process))
             thread.start()
-        self._todo.put((ticket, plan))
+        self._todo.put((ticket, plan, job))
 
     def wait(self, timeout_s: float) -> list[tuple[int, Outcome]]:
         """Outcomes that arrived, at once if there are any, else after at most `timeout_s` (maybe none)."""
@@ -89,18 +90,19 @@ class InProcessExecutor:
 
     def _work(self, process: TrialProcess) -> None:
         while (item := self._todo.get()) is not None and not self._closed:
-            ticket, plan = item
+            ticket, plan, job = item
             try:
-                self._arrived.put((ticket, self._try(process, plan)))
+                self._arrived.put((ticket, self._try(process, plan, job)))
             except MeshtuneError as error:
                 self._arrived.put(error)
 
-    def _try(self, process: TrialProcess, plan: Plan) -> Outcome:
+    def _try(self, process: TrialProcess, plan: Plan, job: Job | None) -> Outcome:
         def once(attempt: int) -> Outcome:
             if self._closed:
                 raise ProcessLost("the executor is closed")
             with self._lease() as lent:
-                return process.run(plan, attempt=attempt, time_limit_s=self._time_limit_s, environment=lent)
+                limit_s = self._time_limit_s
+                return process.run(plan, job=job, attempt=attempt, time_limit_s=limit_s, environment=lent)
 
         return retry_lost(once, self._source.origin, max_lost_retries=self._max_lost_retries)
 

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from objectives.metrics import Job
 from objectives.outcome import Outcome, OutcomeOrigin
 from runners.in_process import lost_outcome
 from runners.on_ray_folder import list_processes, make_folder, remove_folder
@@ -70,15 +71,17 @@ class RayExecutor:
         """Id of the process that speaks to Ray, once it runs."""
         return self._host.process.pid if self._host else None
 
-    def submit(self, ticket: int, plan: Plan) -> None:
+    def submit(self, ticket: int, plan: Plan, job: Job | None = None) -> None:
         """Start a plan, or queue it behind those that run.  The first one starts Ray.
+
+        `job` takes the place of the runner's own.
 
         Raises
         ------
         RunnerError
             Ray cannot be started, or nothing answers at the address.
         """
-        self._queue.append(Submit(ticket=ticket, plan=plan, attempt=0))
+        self._queue.append(Submit(ticket=ticket, plan=plan, attempt=0, job=job))
         self._feed()
 
     def wait(self, timeout_s: float) -> list[tuple[int, Outcome]]:

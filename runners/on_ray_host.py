@@ -139,7 +139,7 @@ class Host:
         submit, limit_s = trial.submit, self._options.time_limit_s
         trial.worker = self._workers.take(trial.node)
         run = trial.worker.actor.run.remote
-        trial.waits_for = run(submit.plan, submit.attempt, limit_s, environment)
+        trial.waits_for = run(submit.plan, submit.job, submit.attempt, limit_s, environment)
         if limit_s is not None:
             trial.deadline_s = time.monotonic() + limit_s + self._options.grace_s
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from objectives.metrics import Job
 from objectives.outcome import Outcome
 from runners.protocol import RunnerSource
 from search_spaces.errors import check
@@ -60,6 +61,7 @@ class Submit:
     ticket: int
     plan: Plan
     attempt: int
+    job: Job | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,6 +19,7 @@ import ray
 from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
+from objectives.metrics import Job
 from objectives.outcome import Cause, Failed, Outcome
 from runners.on_ray_words import Reservation
 from runners.protocol import RunnerSource
@@ -37,12 +38,17 @@ class TrialActor:
         self._process = TrialProcess(source)
 
     def run(
-        self, plan: Plan, attempt: int, time_limit_s: float | None, environment: Mapping[str, str]
+        self,
+        plan: Plan,
+        job: Job | None,
+        attempt: int,
+        time_limit_s: float | None,
+        environment: Mapping[str, str],
     ) -> Outcome:
         """What came of the plan; a trial process killed from outside is a lost machine."""
         try:
             return self._process.run(
-                plan, attempt=attempt, time_limit_s=time_limit_s, environment=environment
+                plan, job=job, attempt=attempt, time_limit_s=time_limit_s, environment=environment
             )
         except ProcessLost as lost:
             return Failed(cause=Cause.LOST_MACHINE, message=str(lost), origin=self._source.origin)

@@ -3,10 +3,11 @@
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
+from objectives.metrics import Job
 from objectives.outcome import Outcome
-from runners.protocol import EffectiveRunner, Executor, is_lost
+from runners.protocol import EffectiveRunner, Executor, is_lost, runner_of
 from search_spaces.plan import Plan
 
 Arrivals = list[tuple[int, Outcome]]
@@ -25,7 +26,7 @@ class OnceEach:
         self._machines: list[Mapping[str, Any]] = []
         self._ready: Arrivals = []
         self._first: dict[str, int] = {}  # likely key: the ticket under way
-        self._held: dict[int, list[tuple[int, Plan]]] = defaultdict(list)
+        self._held: dict[int, list[tuple[int, Plan, Job | None]]] = defaultdict(list)
         for outcome in known:
             self._remember(outcome)
 
@@ -34,20 +35,21 @@ class OnceEach:
         """Plans that run at the same time."""
         return self._executor.n_slots
 
-    def submit(self, ticket: int, plan: Plan) -> None:
+    def submit(self, ticket: int, plan: Plan, job: Job | None = None) -> None:
         """Answer from what is known, wait for the same plan under way, or start this one."""
-        keys = [self._runner.effective_key(plan, machine) for machine in self._machines]
+        runner = self._runner if job is None else cast("EffectiveRunner", runner_of(self._runner, job))
+        keys = [runner.effective_key(plan, machine) for machine in self._machines]
         outcome = next((self._known[key] for key in keys if key in self._known), None)
         if outcome is not None:
             self._ready.append((ticket, _taken_over(outcome)))
             return
-        likely = next((key for key in keys if key), None) or self._runner.effective_key(plan)
+        likely = next((key for key in keys if key), None) or runner.effective_key(plan)
         if likely in self._first:
-            self._held[self._first[likely]].append((ticket, plan))
+            self._held[self._first[likely]].append((ticket, plan, job))
             return
         if likely is not None:
             self._first[likely] = ticket
-        self._executor.submit(ticket, plan)
+        self._executor.submit(ticket, plan, *(() if job is None else (job,)))
 
     def wait(self, timeout_s: float) -> Arrivals:
         """Outcomes that arrived, at once if there are any, else after at most `timeout_s` (maybe none)."""

@@ -3,10 +3,11 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 from objectives.metrics import Job
 from objectives.outcome import Failed, Outcome, OutcomeOrigin
+from search_spaces.errors import InvalidSpec
 from search_spaces.plan import Plan, Plans
 from search_spaces.rows import load_row
 
@@ -59,6 +60,15 @@ class EffectiveRunner(Protocol):
         ...
 
 
+@runtime_checkable
+class ScalingRunner(Protocol):
+    """A runner that can also run smaller jobs on its machine: proxies of the plans that it was built for."""
+
+    def of_job(self, job: Job) -> Runner:
+        """The same runner, on the same machine, for another job."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunnerRecipe:
     """What it takes to build a runner in another process: a name from `RUNNERS`, the job, and options."""
@@ -77,6 +87,11 @@ class RunnerRecipe:
         """The runner: `RUNNERS[kind](job, **options)`."""
         runner: Runner = self._runner_class()(self.job, **self.options)
         return runner
+
+    @property
+    def scales(self) -> bool:
+        """Whether its runner can also run smaller jobs (`ScalingRunner`)."""
+        return hasattr(self._runner_class(), "of_job")
 
     def _runner_class(self) -> Any:
         return load_row("runner", self.kind, RUNNERS)
@@ -100,8 +115,8 @@ class Executor(Protocol):
         """Plans that run at the same time."""
         ...
 
-    def submit(self, ticket: int, plan: Plan) -> None:
-        """Start a plan, or queue it behind those that run."""
+    def submit(self, ticket: int, plan: Plan, job: Job | None = None) -> None:
+        """Start a plan, or queue it behind those that run; `job` takes the place of the runner's own."""
         ...
 
     def wait(self, timeout_s: float) -> list[tuple[int, Outcome]]:
@@ -111,6 +126,22 @@ class Executor(Protocol):
     def close(self) -> None:
         """Stop everything."""
         ...
+
+
+def runner_of(runner: Runner | EffectiveRunner, job: Job | None) -> Runner:
+    """The runner, or the same one for another job.
+
+    Raises
+    ------
+    InvalidSpec
+        It runs no other job than its own.
+    """
+    if job is None:
+        return cast("Runner", runner)
+    must = "a runner must be able to run smaller jobs for a study with fidelities"
+    if not isinstance(runner, ScalingRunner):
+        raise InvalidSpec(must, type(runner).__name__)
+    return runner.of_job(job)
 
 
 def is_lost(outcome: Outcome) -> bool:

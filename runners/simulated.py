@@ -7,6 +7,7 @@ order.  The machine itself differs from the job's description by a hidden factor
 import hashlib
 import time
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -49,9 +50,10 @@ class SimulatedRunner:
     """Runs each plan's steps on the engine, on a machine with hidden constants, noise and faults.
 
     `noise` is the standard deviation of the logarithm of each pass's seconds; `seconds_per_trial` sleeps
-    really.  A hang is reported as one that reached `time_limit_s`; nobody waits for it.  `expert_load` says
-    how tokens choose among experts, and `zipf_exponent` how unevenly; with `empty_ranks_hang` a trial hangs
-    in which an expert-parallel rank gets no token, as a trainer's does that sends no dummy one.
+    really, `start_s` is what a trial is said to take before its first step.  A hang is reported as one that
+    reached `time_limit_s`; nobody waits for it.  `expert_load` says how tokens choose among experts, and
+    `zipf_exponent` how unevenly; with `empty_ranks_hang` a trial hangs in which an expert-parallel rank gets
+    no token, as a trainer's does that sends no dummy one.
     """
 
     origin = OutcomeOrigin.SIMULATED
@@ -73,10 +75,12 @@ class SimulatedRunner:
         empty_ranks_hang: bool = False,
         seconds_per_trial: float = 0.0,
         time_limit_s: float = 1800.0,
+        start_s: float = 60.0,
     ) -> None:
         check(seed >= 0, "the simulated runner's seed must not be negative", seed)
         check(n_steps >= 1, "the simulated runner's n_steps must be at least 1", n_steps)
-        for name, value in (("noise", noise), ("seconds_per_trial", seconds_per_trial)):
+        positive = (("noise", noise), ("seconds_per_trial", seconds_per_trial), ("start_s", start_s))
+        for name, value in positive:
             check(
                 0 <= value < float("inf"),
                 f"the simulated runner's {name} must be finite, not negative",
@@ -97,6 +101,13 @@ class SimulatedRunner:
             zipf_exponent=zipf_exponent,
             empty_ranks_hang=empty_ranks_hang,
         )
+        self._start_s, self._hidden = start_s, hidden
+
+    def of_job(self, job: Job) -> "SimulatedRunner":
+        """A smaller job on the same hidden machine: its constants follow from the seed alone."""
+        other = copy(self)
+        other._machine = hidden_machine(job, seed=self._seed, hidden=self._hidden)
+        return other
 
     def run(self, plans: Plans, *, attempt: int = 0) -> Sequence[Outcome]:
         """Simulate every plan."""
@@ -108,9 +119,16 @@ class SimulatedRunner:
             return illegal
         try:
             profile = stage_profile(job, plan)
-            return self._survive(plan, profile, self._rng(plan, attempt))
+            return self._timed(self._survive(plan, profile, self._rng(plan, attempt)))
         except InvalidSpec as error:
             return Failed(cause=Cause.INVALID, message=str(error), origin=self.origin)
+
+    def _timed(self, outcome: Outcome) -> Outcome:
+        """The outcome with the seconds that the trial is said to have taken."""
+        if isinstance(outcome, Measured):
+            return outcome
+        took_s = self._time_limit_s if outcome.cause is Cause.HANG else self._start_s
+        return replace(outcome, effective={"trial_s": took_s})
 
     def _rng(self, plan: Plan, attempt: int) -> np.random.Generator:
         digest = hashlib.sha256(f"{self._seed}|{plan.key}|{attempt}".encode()).digest()
@@ -166,6 +184,7 @@ class SimulatedRunner:
             origin=self.origin,
             n_steps=n_steps,
             log_tail=tail("\n".join([*log, f"peak memory {gib(peak_bytes):.2f} GiB"])),
+            effective={"trial_s": round(self._start_s + float(steps_s.sum()), 6)},
         )
 
     def _crash(self, plan: Plan, rng: np.random.Generator, log: list[str]) -> Failed:

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import IO
 
+from objectives.metrics import Job
 from objectives.outcome import Cause, Failed, Outcome, tail
 from runners.protocol import RunnerSource
 from runners.trial_server import SCRATCH, Request, kill_descendants
@@ -91,11 +92,14 @@ class TrialProcess:
         self,
         plan: Plan,
         *,
+        job: Job | None = None,
         attempt: int = 0,
         time_limit_s: float | None = None,
         environment: Mapping[str, str] = MappingProxyType({}),
     ) -> Outcome:
         """What came of the plan, tried with these variables beside those of the process.
+
+        `job` takes the place of the runner's own.
 
         Raises
         ------
@@ -106,9 +110,10 @@ class TrialProcess:
         """
         child = self._child or self._start()
         try:
-            child.link.send(
-                Request(plan=plan, attempt=attempt, time_limit_s=time_limit_s, environment=dict(environment))
+            request = Request(
+                plan=plan, job=job, attempt=attempt, time_limit_s=time_limit_s, environment=dict(environment)
             )
+            child.link.send(request)
             trial_pid = child.link.recv()
         except (EOFError, OSError):
             raise self._lost(child, None) from None

@@ -26,8 +26,9 @@ from typing import IO, NoReturn
 
 import psutil
 
+from objectives.metrics import Job
 from objectives.outcome import Cause, Failed, Outcome, tail
-from runners.protocol import Runner, RunnerRecipe, RunnerSource, WarmRunner
+from runners.protocol import Runner, RunnerRecipe, RunnerSource, WarmRunner, runner_of
 from search_spaces.errors import MeshtuneError
 from search_spaces.plan import Plan, Plans
 
@@ -42,10 +43,11 @@ SCRATCH = "MESHTUNE_SCRATCH"  # names the folder for all that trials of a server
 class Request:
     """One trial: a plan, the tries it lost to machines before, its limit (None: none), and its variables.
 
-    `sent_s` is when it was asked for.
+    `job` takes the place of the runner's own, for a proxy; `sent_s` is when it was asked for.
     """
 
     plan: Plan
+    job: Job | None = None
     attempt: int = 0
     time_limit_s: float | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
@@ -140,7 +142,8 @@ def _run_child(runner: Runner, request: Request, answer: Connection, log: IO[byt
         os.dup2(log.fileno(), 2)
         os.environ.update(request.environment)
         os.environ[REQUESTED_S] = repr(request.sent_s)
-        (outcome,) = runner.run(Plans.of([request.plan]), attempt=request.attempt)
+        asked = runner_of(runner, request.job)
+        (outcome,) = asked.run(Plans.of([request.plan]), attempt=request.attempt)
         answer.send(outcome)
         status = 0
     except BaseException:  # noqa: BLE001 - a process border: whatever happened goes to the log

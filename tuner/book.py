@@ -16,10 +16,14 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from objectives.metrics import Job
 from objectives.outcome import Measured, Outcome, outcome_to_dict
+from search_spaces.fidelity import Fidelity, fidelity_of
 from tuner.leases import Lease, Owner
 from tuner.ledger import Ended, WaitingPlan, expired
+from tuner.samplers.candidates import claimed_fidelity
 from tuner.storage import storage_trouble
 from tuner.tell import constraints_of, outcome_of, plan_tried, sound, state_of, values_of
+
+KEPT = ("fidelity", "proxy", "plan", "predicted")  # of a trial whose plan is tried again
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,8 +43,8 @@ class Book:
         with storage_trouble(self.shown):
             return self.study.get_trials(deepcopy=False)
 
-    def ask(self, distributions: Mapping[str, BaseDistribution]) -> tuple[int, dict[str, Any]]:
-        """Number and params of a new trial that the study's sampler fills, under a lease from birth.
+    def ask(self, distributions: Mapping[str, BaseDistribution]) -> tuple[int, dict[str, Any], Fidelity]:
+        """Number, params and fidelity of a new trial that the study's sampler fills, leased from birth.
 
         Raises whatever the sampler raises, after withdrawing the trial.
         """
@@ -54,18 +58,31 @@ class Book:
             except Exception:
                 self.end(number, Ended.WITHDRAWN)
                 raise
-            return number, trial.params
+            asked = self.storage.get_trial(self._id(number))
+            return number, trial.params, claimed_fidelity(asked.system_attrs)
 
-    def declare(self, number: int, plan: str, predicted: Mapping[str, float | str]) -> bool:
-        """Say which plan the trial has, and what was predicted of it; false if it was reaped meanwhile."""
-        return self._write(number, "predicted", dict(predicted)) and self._write(number, "plan", plan)
+    def declare(
+        self,
+        number: int,
+        plan: str,
+        predicted: Mapping[str, float | str],
+        *,
+        proxy: Mapping[str, Any] | None = None,
+        fidelity: Fidelity = Fidelity.FULL,
+    ) -> bool:
+        """Say which plan the trial has, and what was predicted of what it runs; false if it was reaped.
+
+        `proxy` is what runs in the plan's place, at any fidelity but the full one.
+        """
+        facts = {} if proxy is None else {"fidelity": str(fidelity), "proxy": dict(proxy)}
+        # The plan comes last: whoever sees it sees all the rest.
+        writes = {**facts, "predicted": dict(predicted), "plan": plan}
+        return all(self._write(number, key, value) for key, value in writes.items())
 
     def retry(self, waiting: WaitingPlan) -> int:
         """Number of a new trial with the plan of an earlier one, declared from its birth."""
         old = waiting.template
-        kept: dict[str, Any] = {
-            key: old.user_attrs[key] for key in ("plan", "predicted") if key in old.user_attrs
-        }
+        kept: dict[str, Any] = {key: old.user_attrs[key] for key in KEPT if key in old.user_attrs}
         attributes = {**kept, "attempt": waiting.attempt, "retry_of": old.number}
         with storage_trouble(self.shown):
             return self._create(attributes, params=old.params, distributions=old.distributions)
@@ -97,17 +114,18 @@ class Book:
             trial = self.storage.get_trial(self._id(number))
             outcome = outcome_of(trial.user_attrs)
             assert outcome is not None
-            state = state_of(outcome)
+            is_full = fidelity_of(trial.user_attrs) is Fidelity.FULL
+            state = state_of(outcome, is_full=is_full)
             if state is TrialState.FAIL:
                 return self.end(number, Ended.MACHINE)
             try:
-                self._constrain(number, trial, constraints_of(outcome, self.job))
+                self._constrain(number, trial, constraints_of(outcome, self.job) if is_full else {})
             except UpdateFinishedTrialError:
                 return False
-            if not isinstance(outcome, Measured):
-                return self._tell(number, state)
+            measured = outcome if isinstance(outcome, Measured) and is_full else None
             plan = plan_tried(trial.user_attrs)
-            return self._tell(number, state, values_of(outcome, self.job, self.objective, plan))
+            values = values_of(measured, self.job, self.objective, plan) if measured else None
+            return self._tell(number, state, values)
 
     def end(self, number: int, why: Ended) -> bool:
         """Tell a running trial FAIL, and why; false if it was finished before."""

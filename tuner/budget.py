@@ -15,6 +15,7 @@ class Stop(StrEnum):
 
     TRIALS = "all trials of the budget are done"
     HOURS = "the hours of the budget are over"
+    DEVICE_HOURS = "the device-hours of the budget are spent"
     SETTLED = "another plan is hardly better any more"
     EXHAUSTED = "every candidate plan has been tried"
     INTERRUPTED = "interrupted"
@@ -25,28 +26,34 @@ class Budget:
     """How much to try.
 
     `trials` counts finished trials of the whole study, over all drivers and resumes: plans that were measured
-    and plans that failed by their own fault.  `hours` is wall-clock time of one call.  With `stop_below` a
-    study ends where the probability that another plan saves more than the share `better_by` falls below it.
+    and plans that failed by their own fault.  `hours` is wall-clock time of one call; `device_hours` is what
+    all trials of the study may hold, and makes the sampler weigh what each costs.  With `stop_below` a study
+    ends where the probability that another plan saves more than the share `better_by` falls below it.
     """
 
     trials: int = DEFAULT_TRIALS
     hours: float | None = None
     stop_below: float | None = None
     better_by: float = BETTER_BY
+    device_hours: float | None = None
 
     def __post_init__(self) -> None:
         check(self.trials > 0, "Budget.trials must be positive", self.trials)
-        check(
-            self.hours is None or 0 < self.hours < float("inf"),
-            "Budget.hours must be positive and finite",
-            self.hours,
-        )
+        for name in ("hours", "device_hours"):
+            value = getattr(self, name)
+            must = f"Budget.{name} must be positive and finite"
+            check(value is None or 0 < value < float("inf"), must, value)
         check(
             self.stop_below is None or 0 <= self.stop_below <= 1,
             "Budget.stop_below must be a probability from 0 to 1",
             self.stop_below,
         )
         check(0 <= self.better_by < 1, "Budget.better_by must be a share from 0 to below 1", self.better_by)
+
+    @property
+    def device_s(self) -> float:
+        """Device-seconds that all trials may hold; infinite where no device-hours are set."""
+        return float("inf") if self.device_hours is None else self.device_hours * HOUR_S
 
     @property
     def seconds(self) -> float:

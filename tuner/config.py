@@ -1,13 +1,14 @@
 """The study file: one TOML document that says what to tune, on what, and for how long.
 
-    [study]      name, storage, sampler, seed, prior, warm_start, warm_storage
+    [study]      name, storage, sampler, seed, prior, warm_start, warm_storage,
+                 fidelities, proxy_layers, proxy_devices
     [model]      preset | hf_config | the fields of ModelSpec
     [cluster]    preset | file | the fields of a cluster file; devices
     [workload]   seq_len, global_batch, and the other fields of Workload
     [space]      knob = [values it may take]
     [objective]  metric = "step_time", or a list for a Pareto front
     [runner]     kind, options, time_limit_s; parallel, executor, address, slurm
-    [budget]     trials, hours
+    [budget]     trials, hours, device_hours, stop_below, better_by
 
 Only [model], [cluster] and [workload] are needed.  The command line builds the same tables from its flags.
 """
@@ -23,6 +24,7 @@ from search_spaces.cluster import ClusterSpec
 from search_spaces.cluster_presets import cluster_from_table, load_cluster
 from search_spaces.documents import build, read_toml
 from search_spaces.errors import InvalidSpec, check, suggest_keys
+from search_spaces.fidelity import PROXY_LAYERS, Fidelities, Fidelity
 from search_spaces.hf_config import load_hf_config
 from search_spaces.model import ModelSpec
 from search_spaces.model_presets import load_model
@@ -101,6 +103,9 @@ class StudyTable:
     prior: str = "analytic"
     warm_start: tuple[str, ...] = ()
     warm_storage: str | None = None
+    fidelities: tuple[Fidelity, ...] = (Fidelity.FULL,)
+    proxy_layers: int = PROXY_LAYERS
+    proxy_devices: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -215,6 +220,7 @@ def _inputs(tables: Mapping[str, Any], study: StudyTable, folder: Path) -> Study
         seed=study.seed,
         prior=study.prior,
         warm_start=tuple(_warm_source(name, folder) for name in study.warm_start),
+        fidelities=Fidelities(kinds=study.fidelities, layers=study.proxy_layers, devices=study.proxy_devices),
     )
 
 

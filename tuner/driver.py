@@ -13,6 +13,7 @@ from optuna.trial import FrozenTrial
 from objectives.outcome import Failed, Outcome
 from runners.protocol import Executor
 from search_spaces.errors import RunnerError, StorageError
+from search_spaces.fidelity import Fidelity, fidelity_of
 from search_spaces.plan import Plan
 from tuner.book import Book
 from tuner.budget import Budget, Stop
@@ -22,7 +23,15 @@ from tuner.fidelity import PredictedBy
 from tuner.inputs import StudyInputs
 from tuner.leases import RENEW_S
 from tuner.ledger import Ended, Verdict, admission, n_counted, n_running, waiting_plans
-from tuner.samplers.candidates import CandidateTable, TableExhausted, plan_from_params
+from tuner.prices import prices_of, spent_device_s, steps_of, under_way_device_s
+from tuner.samplers.candidates import (
+    CandidateTable,
+    TableExhausted,
+    fidelity_of_trial,
+    params_from_plan,
+    plan_from_params,
+)
+from tuner.samplers.proxied import PricedProxy, ProxyTable
 from tuner.view import record_of, view_of
 from tuner.worth import WORTH_ATTRIBUTE, Worth, worth_document
 
@@ -48,6 +57,7 @@ class Driver:
     get_executor: Callable[[], Executor]
     is_interrupted: Callable[[], bool]
     on_event: OnEvent
+    proxies: ProxyTable
     predicted_by: Mapping[str, PredictedBy] = field(default_factory=dict)
     appraise: Callable[[], Worth | None] = lambda: None
     worth: Worth | None = None
@@ -100,8 +110,8 @@ class Driver:
         if self.elapsed_s >= self.budget.seconds:
             return Stop.HOURS
         trials = self.book.trials()
-        if n_counted(trials) >= self.budget.trials:
-            return Stop.TRIALS
+        if (spent := self._spent(trials)) is not None:
+            return spent
         self._appraise(trials)
         if self._is_settled and not self.in_flight:
             return Stop.SETTLED
@@ -109,12 +119,28 @@ class Driver:
             return Stop.EXHAUSTED
         return None
 
+    def _spent(self, trials: list[FrozenTrial]) -> Stop | None:
+        if n_counted(trials) >= self.budget.trials:
+            return Stop.TRIALS
+        is_spent = not self.in_flight and spent_device_s(trials) >= self.budget.device_s
+        return Stop.DEVICE_HOURS if is_spent else None
+
     def _fill(self) -> None:
         """Start trials until the slots are full, or the budget is, counting those that run anywhere."""
         while len(self.in_flight) < self.n_slots and not (self.is_interrupted() or self._is_settled):
             trials = self.book.trials()
-            if n_counted(trials) + n_running(trials) >= self.budget.trials or not self._start_one(trials):
+            if n_counted(trials) + n_running(trials) >= self.budget.trials or self._is_spent(trials):
                 return
+            if not self._start_one(trials):
+                return
+
+    def _is_spent(self, trials: list[FrozenTrial]) -> bool:
+        """Whether what ran, and what runs at the price foreseen, takes up the device-hours of the budget."""
+        if self.budget.device_hours is None:
+            return False
+        n_steps = steps_of(self.inputs.runner.options)
+        under_way_s = under_way_device_s(trials, prices_of(trials, n_steps))
+        return spent_device_s(trials) + under_way_s >= self.budget.device_s
 
     @property
     def _is_settled(self) -> bool:
@@ -134,27 +160,52 @@ class Driver:
         if waiting:
             number, attempt = self.book.retry(waiting[0]), waiting[0].attempt
             plan = Plan.parse(waiting[0].template.user_attrs["plan"])
+            fidelity = fidelity_of(waiting[0].template.user_attrs)
         elif not self._n_untried(trials):
             return False  # Optuna fills knobs of a single choice itself: one candidate would never run out
         else:
             try:
-                number, params = self.book.ask(self.table.distributions)
+                number, params, fidelity = self.book.ask(self.table.distributions)
             except TableExhausted:
                 return False
             plan, attempt = plan_from_params(params), 1
-            if not self.book.declare(number, plan.key, self._predicted(params)):
+            if not self._declare(number, plan, params, fidelity):
                 return True
-        if self._admit(number, plan.key):
+        if self._admit(number, plan.key, fidelity):
             self.in_flight.add(number)
-            self.on_event(TrialStarted(number=number, plan=plan, attempt=attempt))
-            self.get_executor().submit(number, plan)
+            self.on_event(TrialStarted(number=number, plan=plan, attempt=attempt, fidelity=fidelity))
+            self._submit(number, plan, fidelity)
         return True
 
-    def _admit(self, number: int, plan: str) -> bool:
+    def _declare(self, number: int, plan: Plan, params: dict[str, object], fidelity: Fidelity) -> bool:
+        """Say what the trial runs, and what is expected of that."""
+        if fidelity is Fidelity.FULL:
+            return self.book.declare(number, plan.key, self._predicted(params))
+        found = self._proxy(plan, fidelity)
+        predicted = {"step_s": found.step_s, "peak_memory_bytes": found.peak_bytes}
+        differs = {name: list(pair) for name, pair in found.twin.differs.items()}
+        facts = {"plan": found.twin.plan.key, "differs": differs, "words": found.twin.words}
+        return self.book.declare(number, plan.key, predicted, proxy=facts, fidelity=fidelity)
+
+    def _submit(self, number: int, plan: Plan, fidelity: Fidelity) -> None:
+        if fidelity is Fidelity.FULL:
+            self.get_executor().submit(number, plan)
+            return
+        twin = self._proxy(plan, fidelity).twin
+        self.get_executor().submit(number, twin.plan, twin.job)
+
+    def _proxy(self, plan: Plan, fidelity: Fidelity) -> PricedProxy:
+        row = self.table.row_of(params_from_plan(plan))
+        found = None if row is None else self.proxies.find(row, fidelity)
+        assert found is not None, "a sampler proposed a proxy that does not exist"
+        return found
+
+    def _admit(self, number: int, plan: str, fidelity: Fidelity) -> bool:
         """Apply the rule of admission, waiting for lower-numbered trials that are still choosing."""
         deadline, pause_s = time.monotonic() + ADMISSION_S, 0.01
         while True:
-            verdict = admission(self.book.trials(), number, plan, budget=self.budget.trials)
+            trials, budget = self.book.trials(), self.budget.trials
+            verdict = admission(trials, number, plan, budget=budget, fidelity=fidelity)
             if verdict is Verdict.ADMITTED:
                 return True
             if verdict is not Verdict.WAIT or time.monotonic() > deadline or self.is_interrupted():
@@ -226,9 +277,8 @@ class Driver:
         }
 
     def _n_untried(self, trials: list[FrozenTrial]) -> int:
-        return len(self.table) - len(
-            {row for t in trials if (row := self.table.row_of(t.params)) is not None}
-        )
+        whole = [t.params for t in trials if fidelity_of_trial(t) is Fidelity.FULL]
+        return len(self.table) - len({row for each in whole if (row := self.table.row_of(each)) is not None})
 
     def _progress(self, trials: list[FrozenTrial]) -> Progress:
         view = view_of(self.book.study.study_name, self.book.study.user_attrs, trials)

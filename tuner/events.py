@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from objectives.ranking import Ledger
+from search_spaces.fidelity import Fidelity
 from search_spaces.plan import Plan
 from tuner.budget import Stop
 from tuner.view import State, TrialRecord
@@ -33,6 +34,7 @@ class TrialStarted:
     number: int
     plan: Plan
     attempt: int
+    fidelity: Fidelity = Fidelity.FULL
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

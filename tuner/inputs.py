@@ -21,6 +21,7 @@ from runners.protocol import RUNNERS, RunnerRecipe
 from search_spaces.cluster import ClusterSpec
 from search_spaces.documents import build
 from search_spaces.errors import InvalidSpec, StudyChanged, UnknownName, check
+from search_spaces.fidelity import PROXY_LAYERS, Fidelities, Fidelity
 from search_spaces.model import ModelSpec
 from search_spaces.space import SpaceSpec
 from search_spaces.workload import Workload
@@ -30,11 +31,12 @@ SCHEMA_VERSION = 1
 INPUTS_ATTRIBUTE = "meshtune_inputs"
 PARTS = (
     "model", "cluster", "workload", "space", "objective", "runner", "sampler", "seed", "prior",
-    "warm_start",
+    "warm_start", "fidelities",
 )  # fmt: skip
 SINCE: Mapping[str, Any] = {
     "prior": "analytic",
     "warm_start": [],
+    "fidelities": {"kinds": ["full"], "layers": PROXY_LAYERS, "devices": 0},
 }  # parts that came later, and what studies without them have
 MOST_CHANGES = 4
 # Runners that keep the time limit themselves, and the seconds they may need for it beyond their grace.
@@ -77,7 +79,8 @@ class StudyInputs:
     """All that decides what a study's figures mean; `objective` names a metric, or several (Pareto).
 
     `prior` is what the sampler expects before any trial: closed forms, or the engine's times.  `warm_start`
-    names the studies whose trials correct the closed forms (`tuner.warm`).
+    names the studies whose trials correct the closed forms (`tuner.warm`).  `fidelities` are the kinds of
+    trials that it may have.
     """
 
     model: ModelSpec
@@ -90,6 +93,7 @@ class StudyInputs:
     seed: int = 0
     prior: str = "analytic"
     warm_start: tuple[str, ...] = ()
+    fidelities: Fidelities = field(default_factory=Fidelities)
 
     def __post_init__(self) -> None:
         if self.prior not in PRIORS:
@@ -110,6 +114,27 @@ class StudyInputs:
         twice = len(set(self.warm_start)) < len(self.warm_start)
         check(not twice, "[study] warm_start must name each study once", ", ".join(self.warm_start))
         check(self.seed >= 0, "[study] seed must not be negative", self.seed)
+        if self.fidelities.proxies:
+            self._check_fidelities()
+
+    def _check_fidelities(self) -> None:
+        """Whether proxies would be smaller than the job, and somebody could choose and run them."""
+        given, hint = self.fidelities, "leave out [study] fidelities"
+        must = "fidelities need the sampler meshtune, which alone knows what a proxy tells of its plan"
+        check(self.sampler == "meshtune", must, self.sampler, hint=hint)
+        must = "fidelities need one metric in [objective]"
+        check(len(self.objective) == 1, must, ", ".join(self.objective), hint=hint)
+        must = f"fidelities need a runner that can run smaller jobs, which {self.runner.kind} cannot"
+        check(self.recipe.scales, must, self.runner.kind, hint="simulated, torch and analytic can")
+        must = "fidelities take the place of the torch runner's option proxy"
+        check(not self.runner.options.get("proxy"), must, "both", hint="leave out one of them")
+        if Fidelity.FEW_LAYERS in given.kinds:
+            must = f"[study] proxy_layers must be below the model's {self.model.n_layers} layers"
+            check(given.layers < self.model.n_layers, must, given.layers)
+        if Fidelity.FEW_DEVICES in given.kinds:
+            must = f"[study] proxy_devices must be below the job's {self.cluster.n_devices} devices"
+            devices = given.devices_of(self.cluster)
+            check(devices < self.cluster.n_devices, must, devices, hint="proxy_devices = N sets them")
 
     @property
     def job(self) -> Job:

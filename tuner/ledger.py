@@ -38,6 +38,7 @@ from enum import StrEnum
 
 from optuna.trial import FrozenTrial, TrialState
 
+from search_spaces.fidelity import Fidelity, fidelity_of
 from tuner.leases import lease_of
 
 MAX_REQUEUES = 2
@@ -73,6 +74,12 @@ class WaitingPlan:
     attempt: int
 
 
+def run_of(trial: FrozenTrial) -> tuple[str, Fidelity] | None:
+    """What a trial has declared to run: a plan, and how much of its job; None before."""
+    plan = plan_of(trial)
+    return None if plan is None else (plan, fidelity_of(trial.user_attrs))
+
+
 def plan_of(trial: FrozenTrial) -> str | None:
     """Key of the plan a trial has declared; None before, and for trials that are not ours."""
     plan = trial.user_attrs.get("plan")
@@ -105,10 +112,17 @@ def expired(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
     return [trial for trial, lease in running if lease is not None and lease.is_over]
 
 
-def admission(trials: Sequence[FrozenTrial], number: int, plan: str, *, budget: int) -> Verdict:
+def admission(
+    trials: Sequence[FrozenTrial],
+    number: int,
+    plan: str,
+    *,
+    budget: int,
+    fidelity: Fidelity = Fidelity.FULL,
+) -> Verdict:
     """The bakery rule for the trial of that number."""
     lower = [trial for trial in trials if trial.number < number and is_living(trial)]
-    if any(plan_of(trial) == plan for trial in lower):
+    if any(run_of(trial) == (plan, fidelity) for trial in lower):
         return Verdict.DUPLICATE
     if any(trial.state is TrialState.RUNNING and plan_of(trial) is None for trial in lower):
         return Verdict.WAIT
@@ -116,9 +130,9 @@ def admission(trials: Sequence[FrozenTrial], number: int, plan: str, *, budget: 
 
 
 def waiting_plans(trials: Sequence[FrozenTrial]) -> list[WaitingPlan]:
-    """Plans without a living trial that deserve another one, the oldest first."""
-    living = {plan_of(trial) for trial in trials if is_living(trial)}
-    ended = [(plan_of(trial), trial.user_attrs.get("ended"), trial) for trial in trials if _is_dead(trial)]
+    """Plans without a living trial of their fidelity that deserve another one, the oldest first."""
+    living = {run_of(trial) for trial in trials if is_living(trial)}
+    ended = [(run_of(trial), trial.user_attrs.get("ended"), trial) for trial in trials if _is_dead(trial)]
     machine_faults = Counter(plan for plan, end, _ in ended if end == Ended.MACHINE)
     reaps = Counter(plan for plan, end, _ in ended if end == Ended.REAPED)
     tries = Counter(plan for plan, end, _ in ended if end in (Ended.MACHINE, Ended.REAPED, Ended.RELEASED))

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from objectives.metrics import metric_named
 from objectives.outcome import Failed, Measured
+from search_spaces.fidelity import Fidelity
 from tuner.events import Event, OnEvent, Progress, Ranked, Simulated, Stopped, TrialFinished, TrialsReaped
 from tuner.report.words import count, duration, gibibytes, plan_words, seconds, signed_percent, worth_words
 from tuner.view import State, TrialRecord
@@ -70,6 +71,8 @@ def _when(took_s: float | None) -> str:
 def trial_line(trial: TrialRecord) -> str:
     """`trial 7: 12.35 s (predicted 11.80 s, -4.5 %), 63.2 GiB: tp8 pp4 dp16 mb1`."""
     plan = plan_words(trial.plan) if trial.plan else "no plan"
+    if trial.fidelity is not Fidelity.FULL:
+        plan = f"{trial.fidelity} proxy ({trial.proxy.get('words', '')}) of {plan}"
     match trial.outcome:
         case Measured(step_s=step_s, peak_memory_bytes=peak):
             return f"trial {trial.number}: {seconds(step_s)}{_against(trial)}, {gibibytes(peak)}: {plan}"

@@ -6,20 +6,21 @@ from pathlib import Path
 from objectives.measurements.writing import Provenance, measurements_text, row_of
 from search_spaces.cluster_file import cluster_toml
 from search_spaces.cluster_presets import cluster_names
+from tuner.ran import what_ran
 from tuner.view import StudyView
 
 
 def study_rows(
     view: StudyView, *, cluster: str, source: str = "", facts: dict[str, str] | None = None
 ) -> list[dict[str, str]]:
-    """A row for each trial that counts, failures too; `cluster` is a preset's name or a file beside them.
+    """A row for each trial that counts, failures and proxies too.
 
-    `facts` are of the machine, and stand in each row's `extra`.
+    `cluster` is a preset's name or a file beside them; `facts` are of the machine, and stand in each row's
+    `extra`.
     """
     return [
         row_of(
-            view.inputs.job,
-            trial.plan,
+            *what_ran(view, trial),
             trial.outcome,
             Provenance(
                 id=f"{view.name}-{trial.number}",

@@ -44,8 +44,10 @@ from tuner.inputs import (
 )
 from tuner.interrupts import interruptible
 from tuner.leases import Owner
+from tuner.prices import steps_of
 from tuner.samplers import check_sampler, make_sampler
 from tuner.samplers.candidates import CandidateSampler
+from tuner.samplers.proxied import ProxyTable
 from tuner.shortlist import shortlist
 from tuner.storage import list_studies, open_storage, storage_place, storage_trouble
 from tuner.tell import outcome_of
@@ -112,7 +114,7 @@ def open_study(config: StudyConfig, storage: BaseStorage, on_event: OnEvent) -> 
     ranking = shortlist(inputs)
     on_event(Ranked(ledger=ranking.ledger, n_candidates=len(ranking.candidates)))
     expected = _expected(config, storage, ranking.candidates, on_event)
-    sampler = _sampler(inputs, expected.candidates)
+    sampler = _sampler(config, expected.candidates)
     book = open_book(config, storage, Owner.this_process())
     with storage_trouble(book.shown):
         _remember(book.study, config, expected)
@@ -313,10 +315,17 @@ def _kept_prior(name: str, storage: BaseStorage) -> dict[str, float] | None:
     return stored_prior(_load(name, storage).user_attrs) if known else None
 
 
-def _sampler(inputs: StudyInputs, candidates: Candidates) -> CandidateSampler:
-    return make_sampler(
-        inputs.sampler, candidates=candidates, metrics=inputs.objective, seed=inputs.seed, job=inputs.job
-    )
+def _sampler(config: StudyConfig, candidates: Candidates) -> CandidateSampler:
+    """The study's sampler; Meshtune's own weighs prices where there are proxies, or device-hours to spend."""
+    inputs = config.inputs
+    known = dict(candidates=candidates, metrics=inputs.objective, seed=inputs.seed, job=inputs.job)
+    if inputs.sampler == "meshtune" and (inputs.fidelities.proxies or config.budget.device_hours):
+        from tuner.samplers.cost_aware import CostAwareSampler, Spending  # noqa: PLC0415 - loads scikit-learn
+
+        n_steps = steps_of(inputs.runner.options)
+        spending = Spending(fidelities=inputs.fidelities, budget=config.budget, n_steps=n_steps)
+        return CostAwareSampler(**known, spending=spending)  # type: ignore[arg-type]
+    return make_sampler(inputs.sampler, **known)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -355,6 +364,11 @@ class OpenStudy:
             on_event=on_event,
             inputs=self.config.inputs,
             predicted_by=self.predicted_by,
+            proxies=ProxyTable(
+                job=self.config.inputs.job,
+                table=self.sampler.table,
+                settings=self.config.inputs.fidelities,
+            ),
             appraise=appraise,
         )
 

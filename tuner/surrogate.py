@@ -169,7 +169,7 @@ class LogRatioSurrogate(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         other.share_std_, other.residual_std_ = self.share_std_, self.residual_std_
         other.noise_std_ = self.noise_std_
         mean = self.predict(X)
-        other._take_rows(np.vstack([self._rows(), X]))
+        other._take_rows(np.vstack([self.rows, X]))
         targets = np.concatenate([self.targets_, mean])
         other._solve(targets, np.concatenate([self.variances_, np.full(len(X), self.noise_std_**2)]))
         return other
@@ -179,7 +179,9 @@ class LogRatioSurrogate(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         inverse: Floats = cho_solve((self.cholesky_, True), np.eye(len(self.targets_)))
         return HeldBack(precision=inverse, weighted=self.alpha_)
 
-    def _rows(self) -> Floats:
+    @property
+    def rows(self) -> Floats:
+        """Features that it was fitted to; shape (n, n_shares + n_knobs)."""
         return np.hstack([self.terms_[:, 1:], self.knobs_])
 
     def _take_rows(self, X: Floats) -> None:

@@ -3,6 +3,7 @@
     Measured                       COMPLETE, values by metric, constraint memory = (peak - limit) / limit
     Failed, out of memory          PRUNED,   constraint memory = shortfall / limit > 0
     Failed otherwise by the plan   PRUNED,   constraint runs = 1 > 0
+    Measured, of a proxy           PRUNED,   no values: its seconds are not those of the plan
     Failed, unmeasured             PRUNED,   no constraint: it ran, nobody knows how fast
     Failed by the machine, or      FAIL: says nothing about the plan
     without a launcher
@@ -70,10 +71,10 @@ def constraints_of(outcome: Outcome, job: Job) -> Mapping[str, float]:
             return {"runs": 1.0} if outcome.cause.blames_plan else {}
 
 
-def state_of(outcome: Outcome) -> TrialState:
-    """The state an outcome is told as."""
+def state_of(outcome: Outcome, *, is_full: bool = True) -> TrialState:
+    """The state an outcome is told as; that of a proxy (not `is_full`) has no value to be told."""
     if isinstance(outcome, Measured):
-        return TrialState.COMPLETE
+        return TrialState.COMPLETE if is_full else TrialState.PRUNED
     return TrialState.PRUNED if outcome.cause.is_counted else TrialState.FAIL
 
 

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
@@ -16,19 +16,22 @@ from optuna.trial import TrialState as OptunaState
 from objectives.metrics import Goal, metric_named
 from objectives.outcome import Measured, Outcome
 from search_spaces.errors import InvalidSpec, UnknownName
+from search_spaces.fidelity import Fidelity, fidelity_of
 from search_spaces.plan import Plan
 from tuner.inputs import INPUTS_ATTRIBUTE, StudyInputs, inputs_from_document
 from tuner.ledger import Ended, is_ours, plan_of, waiting_plans
+from tuner.prices import n_devices_of, trial_s
 from tuner.storage import list_studies, open_storage, storage_trouble
 from tuner.tell import outcome_of
 from tuner.worth import Worth, stored_worth
 
 
 class State(StrEnum):
-    """What became of a trial; only measured and failed ones count for the budget."""
+    """What became of a trial; measured, proxy and failed ones count for the budget."""
 
     RUNNING = "running"
     MEASURED = "measured"
+    PROXY = "proxy"  # a smaller proxy of the plan ran and was measured
     FAILED = "failed"  # by the plan's own fault
     LOST = "lost"  # the machine failed, or the driver died or stopped; the plan got, or gets, another trial
     WITHDRAWN = "withdrawn"  # never started: another driver had the plan, or the budget was full
@@ -36,7 +39,7 @@ class State(StrEnum):
     @property
     def is_counted(self) -> bool:
         """Whether the trial counts for the budget."""
-        return self in (State.MEASURED, State.FAILED)
+        return self in (State.MEASURED, State.PROXY, State.FAILED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +53,11 @@ class Predicted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrialRecord:
-    """One trial.  `values` are by metric, empty unless measured; `plan` is None while it is chosen."""
+    """One trial.  `values` are by metric, empty unless measured; `plan` is None while it is chosen.
+
+    At another fidelity than the full one `proxy` says in what the thing that ran is smaller; `outcome` and
+    `predicted` are then the proxy's.  `device_s` are the device-seconds that the trial held.
+    """
 
     number: int
     state: State
@@ -61,6 +68,9 @@ class TrialRecord:
     attempt: int
     started: datetime | None
     ended: datetime | None
+    fidelity: Fidelity = Fidelity.FULL
+    proxy: Mapping[str, Any] = field(default_factory=dict)
+    device_s: float | None = None
 
     @property
     def duration_s(self) -> float | None:
@@ -95,8 +105,18 @@ class StudyView:
 
     @property
     def measured(self) -> tuple[TrialRecord, ...]:
-        """Trials with values."""
+        """Trials with values: those that ran the whole job."""
         return tuple(trial for trial in self.trials if trial.state is State.MEASURED)
+
+    @property
+    def by_proxy(self) -> tuple[TrialRecord, ...]:
+        """Trials of smaller proxies that were measured."""
+        return tuple(trial for trial in self.trials if trial.state is State.PROXY)
+
+    @property
+    def device_s(self) -> float:
+        """Device-seconds that the finished trials held."""
+        return sum(trial.device_s for trial in self.trials if trial.device_s is not None)
 
     @property
     def counts(self) -> dict[State, int]:
@@ -183,6 +203,9 @@ def record_of(trial: FrozenTrial, inputs: StudyInputs) -> TrialRecord:
         attempt=int(trial.user_attrs.get("attempt", 1)),
         started=trial.datetime_start,
         ended=trial.datetime_complete,
+        fidelity=fidelity_of(trial.user_attrs),
+        proxy=dict(trial.user_attrs.get("proxy") or {}),
+        device_s=None if (took_s := trial_s(trial)) is None else took_s * n_devices_of(trial),
     )
 
 
@@ -192,7 +215,8 @@ def state_of(trial: FrozenTrial) -> State:
         case OptunaState.COMPLETE:
             return State.MEASURED
         case OptunaState.PRUNED:
-            return State.FAILED
+            ran = isinstance(outcome_of(trial.user_attrs), Measured)
+            return State.PROXY if ran and fidelity_of(trial.user_attrs) is not Fidelity.FULL else State.FAILED
         case OptunaState.FAIL:
             withdrawn = trial.user_attrs.get("ended") in (Ended.DUPLICATE, Ended.WITHDRAWN)
             return State.WITHDRAWN if withdrawn or plan_of(trial) is None else State.LOST

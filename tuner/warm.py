@@ -31,6 +31,7 @@ from search_spaces.workload import Workload
 from tuner.fidelity import PredictedBy
 from tuner.inputs import plain
 from tuner.learned import LearnedModel, priced_features
+from tuner.ran import what_ran
 from tuner.view import StudyView
 
 WARM_ATTRIBUTE = "meshtune_warm"
@@ -117,6 +118,24 @@ def _past_runs(name: str, runs: Sequence[MeasuredRun]) -> PastStudy:
     )
 
 
+def past_proxies(view: StudyView) -> list[PastStudy]:
+    """The measured trials of a study's proxies, each a small study of the proxy's own job."""
+    found = []
+    for trial in view.by_proxy:
+        job, plan = what_ran(view, trial)
+        assert isinstance(trial.outcome, Measured)
+        past = PastStudy(
+            name=view.name,
+            model=job.model,
+            cluster=job.cluster,
+            workload=job.workload,
+            plans=(plan.key,),
+            step_s=(trial.outcome.step_s,),
+        )
+        found.append(past)
+    return found
+
+
 def evidence_of(views: Sequence[StudyView], cluster: ClusterSpec, tables: Sequence[Path] = ()) -> Evidence:
     """What these studies and measurements files tell of that cluster's machine.
 
@@ -131,7 +150,7 @@ def evidence_of(views: Sequence[StudyView], cluster: ClusterSpec, tables: Sequen
             must = "a study to start from must be of the new study's machine"
             given = f"{view.name!r} of {other.name} with {other.device.name}"
             raise InvalidSpec(must, given, hint=f"name studies of {cluster.name} with {cluster.device.name}")
-    studies = tuple(past_study(view) for view in views)
+    studies = tuple(past for view in views for past in (past_study(view), *past_proxies(view)))
     studies += tuple(past for path in tables for past in studies_of_table(path, cluster))
     n = sum(len(past.plans) for past in studies)
     names = ", ".join([*(view.name for view in views), *(path.name for path in tables)])

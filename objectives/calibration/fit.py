@@ -172,9 +172,7 @@ def _fitted(parameters: Parameters) -> tuple[Fitted, HoldUps | None, Bools]:
 
 def _fit(parameters: Parameters) -> Fitted:
     shared = _of_jobs(parameters.steps)
-    return fit(
-        parameters.log_s, parameters.measured, parameters.cap, scatter=FORMULA_SPREAD, shared=shared
-    )
+    return fit(parameters.log_s, parameters.measured, parameters.cap, scatter=FORMULA_SPREAD, shared=shared)
 
 
 def _of_jobs(steps: Sequence[TimedStep]) -> Floats:

@@ -143,7 +143,9 @@ def _densities(
     """Log density of each run with the chance of its kind, as a regular run and as one held up; (n,) each."""
     odds = exposed.traits @ weights
     able = exposed.messages > 0
-    regular = t.logpdf((measured - log_s) / noise, TAILS) - np.log(noise) - np.where(able, np.logaddexp(0, odds), 0)
+    regular = (
+        t.logpdf((measured - log_s) / noise, TAILS) - np.log(noise) - np.where(able, np.logaddexp(0, odds), 0)
+    )
     waiting = _held_up(log_s, exposed, wait_s)
     spread = np.hypot(WAIT_SPREAD, noise * np.exp(log_s - waiting))
     delayed = norm.logpdf(measured, waiting, spread) - np.logaddexp(0, -odds)

@@ -64,7 +64,7 @@ class Fitted:
 
     @property
     def constants(self) -> Floats:
-        """x without the shared errors."""
+        """X without the shared errors."""
         return self.x[self.n_shared :]
 
     @property

@@ -10,9 +10,11 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from objectives.metrics import Job
 from objectives.outcome import Outcome, OutcomeOrigin
 from runners.command_process import BoundedLog, Command, run_command
 from runners.in_process import InProcessExecutor
@@ -87,6 +89,10 @@ class StepRunner:
     def run(self, plans: Plans, *, attempt: int = 0) -> Sequence[Outcome]:
         """One step for each plan, one after the other."""
         return [self._try(plan, attempt) for plan in plans]
+
+    def of_job(self, job: Job) -> "StepRunner":
+        """The same nodes, for another job."""
+        return StepRunner(replace(self._recipe, job=job), self._slurm, self._time_limit_s)
 
     def _try(self, plan: Plan, attempt: int) -> Outcome:
         # The server that forked this process made its folder where all nodes see it.

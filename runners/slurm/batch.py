@@ -18,6 +18,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from objectives.metrics import Job
 from objectives.outcome import Failed, Measured, Outcome, tail
 from runners.logs.verdict import Ending
 from runners.protocol import MAX_LOST_RETRIES, RunnerRecipe, is_lost
@@ -42,10 +43,11 @@ _MOST_LOG_BYTES = int(MB)
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class _Trial:
-    """A plan with its ticket; `job` is its batch job's id once it has one."""
+    """A plan with its ticket and recipe; `job` is its batch job's id once it has one."""
 
     ticket: int
     plan: Plan
+    recipe: RunnerRecipe
     attempt: int
     folder: Path = field(default_factory=Path)
     job: str = ""
@@ -88,15 +90,16 @@ class SbatchExecutor:
         """Ids of the batch jobs that wait or run."""
         return tuple(self._running)
 
-    def submit(self, ticket: int, plan: Plan) -> None:
-        """Start a plan, or queue it behind those that run.
+    def submit(self, ticket: int, plan: Plan, job: Job | None = None) -> None:
+        """Start a plan, or queue it behind those that run; `job` takes the place of the runner's own.
 
         Raises
         ------
         RunnerError
             Slurm refuses such jobs.
         """
-        self._queue.append(_Trial(ticket=ticket, plan=plan, attempt=0))
+        recipe = self._recipe if job is None else replace(self._recipe, job=job)
+        self._queue.append(_Trial(ticket=ticket, plan=plan, recipe=recipe, attempt=0))
         self._feed()
 
     def wait(self, timeout_s: float) -> list[tuple[int, Outcome]]:
@@ -159,7 +162,7 @@ class SbatchExecutor:
         try:
             trial.folder = self._make_folder()
             request = Request(
-                recipe=self._recipe,
+                recipe=trial.recipe,
                 plan=trial.plan,
                 attempt=trial.attempt,
                 time_limit_s=self._time_limit_s,

@@ -11,6 +11,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
@@ -155,6 +156,12 @@ class TorchRunner:
             hint = "install meshtune[torch]"
             raise RunnerError("the torch runner needs torch", f"no module {error.name}", hint=hint) from None
         self._worker.prepare()
+
+    def of_job(self, job: Job) -> "TorchRunner":
+        """The same options and the torch that is loaded, for another job."""
+        other = copy(self)
+        other._job = job
+        return other
 
     def run(self, plans: Plans, *, attempt: int = 0) -> Sequence[Outcome]:
         """Train every plan, one after the other."""

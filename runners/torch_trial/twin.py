@@ -77,7 +77,7 @@ def twin(job: Job, plan: Plan, limits: Limits) -> Twin:
     InvalidSpec
         The plan's structure does not fit even so.
     """
-    small_plan = _fewer_ranks(replace(plan, nodes=0, n_microbatches=0), limits.n_ranks)
+    small_plan = fewer_ranks(replace(plan, nodes=0, n_microbatches=0), limits.n_ranks)
     model = _fewer_layers(job.model, plan, small_plan)
     model = _narrower(model, small_plan, limits.parameters)
     n_microbatches = plan.n_microbatches or job.workload.global_batch // (plan.micro_batch * plan.dp)
@@ -88,11 +88,17 @@ def twin(job: Job, plan: Plan, limits: Limits) -> Twin:
     if model.embedding.n_positions:
         model = replace(model, embedding=replace(model.embedding, n_positions=seq_len))
     small = replace(job, model=model, workload=workload)
-    return Twin(job=small, plan=small_plan, differs=_differences(job, plan, small, small_plan))
+    return Twin(job=small, plan=small_plan, differs=differences(job, plan, small, small_plan))
 
 
-def _fewer_ranks(plan: Plan, n_ranks: int) -> Plan:
-    """Halve the axes in turn, first while two ranks of each remain, then to one."""
+def fewer_ranks(plan: Plan, n_ranks: int) -> Plan:
+    """Halve the axes in turn, first while two ranks of each remain, then to one.
+
+    Raises
+    ------
+    InvalidSpec
+        Degrees that cannot be halved so far.
+    """
     for least in (2, 1):
         for axis in ("dp", "pp", "cp", "tp"):
             while plan.world_size > n_ranks and getattr(plan, axis) % 2 == 0 and getattr(plan, axis) > least:
@@ -136,11 +142,16 @@ def neutral(plan: Plan) -> Plan:
 
 
 def _fewer_layers(model: ModelSpec, plan: Plan, small: Plan) -> ModelSpec:
-    """As many chunks as the small plan holds, one layer each; a model of one stage keeps two layers.
+    """As many chunks as the small plan holds, one layer each; a model of one stage keeps two layers."""
+    n_layers = min(max(small.pp * small.vpp, 2), model.n_layers)
+    return replace(with_layers(model, n_layers, plan, small), n_predict_layers=0)
+
+
+def with_layers(model: ModelSpec, n_layers: int, plan: Plan, small: Plan) -> ModelSpec:
+    """The model with fewer layers, and as many experts a rank as before if the small plan has fewer ranks.
 
     A model with dense layers in front of its expert layers keeps one of them.
     """
-    n_layers = min(max(small.pp * small.vpp, 2), model.n_layers)
     moe = model.moe
     if moe is not None:
         every = min(moe.layer_every, max(n_layers - 1, 1))
@@ -151,7 +162,7 @@ def _fewer_layers(model: ModelSpec, plan: Plan, small: Plan) -> ModelSpec:
         moe = replace(
             moe, n_dense_layers=dense, layer_every=every, n_experts=n_experts, n_groups=1, top_groups=1
         )
-    return replace(model, n_layers=n_layers, moe=moe, n_predict_layers=0)
+    return replace(model, n_layers=n_layers, moe=moe)
 
 
 def _narrower(model: ModelSpec, plan: Plan, most_parameters: float) -> ModelSpec:
@@ -203,7 +214,7 @@ def _fewer_tokens(seq_len: int, global_batch: int, plan: Plan, most_tokens: int)
     return seq_len
 
 
-def _differences(job: Job, plan: Plan, small: Job, small_plan: Plan) -> dict[str, tuple[int, int]]:
+def differences(job: Job, plan: Plan, small: Job, small_plan: Plan) -> dict[str, tuple[int, int]]:
     """Everything in which the proxy is another; equal entries left out."""
     both = (_sizes(small, small_plan), _sizes(job, plan))
     return {name: (own, both[1][name]) for name, own in both[0].items() if own != both[1][name]}

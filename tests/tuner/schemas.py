@@ -129,7 +129,7 @@ FAILED = record(origin=ORIGIN, cause=TEXT, message=TEXT, short_bytes=FINITE, log
 VALUES = {"type": "object", "additionalProperties": NUMBER}
 TRIAL = record(
     number=COUNT,
-    state={"enum": ["running", "measured", "failed", "lost", "withdrawn"]},
+    state={"enum": ["running", "measured", "proxy", "failed", "lost", "withdrawn"]},
     plan=maybe(PLAN),
     predicted=maybe(
         record(
@@ -142,6 +142,9 @@ TRIAL = record(
     values=VALUES,
     attempt=COUNT,
     duration_s=maybe(FINITE),
+    fidelity={"enum": ["few-layers", "few-devices", "full"]},
+    proxy=maybe(record(plan=PLAN, differs={"type": "object", "additionalProperties": many(COUNT, 2)})),
+    device_s=maybe(FINITE),
 )
 HEAD = dict(
     name=TEXT,
@@ -164,7 +167,7 @@ BODY = dict(
     created_with={"type": "object", "additionalProperties": TEXT},
 )
 STUDY = document("study", **BODY)
-STOPS = ["trials", "hours", "exhausted", "settled", "interrupted"]
+STOPS = ["trials", "hours", "device_hours", "exhausted", "settled", "interrupted"]
 TUNE = document("tune", stop={"enum": STOPS}, plans=LEDGER, **BODY)
 STUDIES = document("studies", studies=many(record(**HEAD)))
 EXPORT = document("export", launcher=TEXT, plan=TEXT, files=many(TEXT, 1))

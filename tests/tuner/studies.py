@@ -122,7 +122,7 @@ def open_book(storage: str, *, owner: Owner | None = None, **changes: dict) -> t
 
 def declared_trial(book: Book, table: CandidateTable) -> int:
     """Number of a new trial that has declared its plan."""
-    number, params = book.ask(table.distributions)
+    number, params, _ = book.ask(table.distributions)
     book.declare(number, plan_from_params(params).key, {"step_s": 0.4, "peak_memory_bytes": 100.0})
     return number
 

@@ -10,6 +10,7 @@ from objectives.metrics import metric_named
 from objectives.uncertainty import constants
 from search_spaces.cluster import Origin
 from search_spaces.errors import MeshtuneError
+from search_spaces.fidelity import Fidelity
 from tuner.features import MEMORY_PARTS, TIME_PARTS, knob_columns
 from tuner.insight.beliefs import stored_posterior
 from tuner.insight.content import Correction, Insight
@@ -22,7 +23,7 @@ from tuner.samplers.belief import Belief
 from tuner.samplers.goals import quantities
 from tuner.samplers.posterior import Posterior
 from tuner.samplers.prospects import worth_of_more
-from tuner.view import StudyView, TrialRecord, load_study
+from tuner.view import State, StudyView, TrialRecord, load_study
 from tuner.worth import BETTER_BY
 
 PARTS = (TIME_PARTS, MEMORY_PARTS)
@@ -52,7 +53,7 @@ def explain_view(view: StudyView, storage: str | Path) -> Insight:
         objective=inputs.objective,
         quantity=NAMES[quantity],
         n_measured=len(view.measured),
-        n_failed=len(view.finished) - len(view.measured),
+        n_failed=view.counts[State.FAILED],
         worth=view.worth,
         known_constants={
             name: each
@@ -156,7 +157,8 @@ def _importance(view: StudyView) -> tuple[Importance, ...]:
 
 
 def _trials(view: StudyView) -> dict[str, int]:
-    return {trial.plan.key: trial.number for trial in view.finished if trial.plan is not None}
+    tried = [trial for trial in view.finished if trial.fidelity is Fidelity.FULL]
+    return {trial.plan.key: trial.number for trial in tried if trial.plan is not None}
 
 
 def _row(posterior: Posterior, best: TrialRecord) -> int | None:

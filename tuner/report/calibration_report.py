@@ -15,11 +15,11 @@ from objectives.calibration import (
     timed_steps,
 )
 from objectives.measurements import MeasuredRun, Measurements, RejectedRow, RunOutcome, read_measurements
-from objectives.metrics import Job
 from objectives.outcome import Measured
 from search_spaces.cluster import ClusterSpec
 from search_spaces.cluster_presets import load_cluster
 from search_spaces.errors import InvalidSpec, check
+from tuner.ran import what_ran
 from tuner.report.documents import document
 from tuner.view import StudyView, TrialRecord
 
@@ -100,20 +100,19 @@ def studies_report(
 
 def trials_as_runs(view: StudyView, machine: ClusterSpec | None) -> list[MeasuredRun]:
     """The finished trials of a study as measured runs by number; on another machine, if one is given."""
-    job = view.inputs.job
+    return [_as_run(view, trial, machine) for trial in view.finished if trial.plan is not None]
+
+
+def _as_run(view: StudyView, trial: TrialRecord, machine: ClusterSpec | None) -> MeasuredRun:
+    job, plan = what_ran(view, trial)
     if machine:
         job = replace(job, cluster=machine.with_devices(job.cluster.n_devices))
-    return [_as_run(view, trial, job) for trial in view.finished if trial.plan is not None]
-
-
-def _as_run(view: StudyView, trial: TrialRecord, job: Job) -> MeasuredRun:
-    assert trial.plan is not None
     is_measured = isinstance(trial.outcome, Measured)
     return MeasuredRun(
         id=f"{view.name} trial {trial.number}",
         line=trial.number,
         job=job,
-        plan=trial.plan,
+        plan=plan,
         outcome=RunOutcome.OK if is_measured else RunOutcome.FAILED,
         step_s=trial.outcome.step_s if isinstance(trial.outcome, Measured) else None,
         peak_memory_bytes=trial.outcome.peak_memory_bytes if isinstance(trial.outcome, Measured) else None,

@@ -7,6 +7,7 @@ import numpy as np
 
 from objectives.metrics import Goal, Job, Metric
 from objectives.outcome import Failed, Measured, Outcome
+from search_spaces.fidelity import Fidelity
 from search_spaces.plan import Floats, Plan
 from tuner.report.words import plan_words
 from tuner.worth import Worth
@@ -14,7 +15,11 @@ from tuner.worth import Worth
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrialRow:
-    """One trial: its plan, what was predicted, and what came of it (None: not yet)."""
+    """One trial: its plan, what was predicted, and what came of it (None: not yet).
+
+    Where a proxy ran in the plan's place `proxy_words` says in what it is smaller, and prediction and outcome
+    are the proxy's.
+    """
 
     number: int
     plan: Plan
@@ -23,6 +28,9 @@ class TrialRow:
     predicted_bytes: float
     outcome: Outcome | None = None
     values: tuple[float, ...] = ()
+    fidelity: Fidelity = Fidelity.FULL
+    proxy_words: str = ""
+    device_s: float | None = None
 
     @property
     def words(self) -> str:
@@ -68,8 +76,18 @@ class StudyReport:
 
     @property
     def complete(self) -> list[TrialRow]:
-        """Trials that ran, in order of their numbers."""
-        return [row for row in self.trials if row.measured]
+        """Trials that ran whole, in order of their numbers."""
+        return [row for row in self.trials if row.measured and row.fidelity is Fidelity.FULL]
+
+    @property
+    def proxies(self) -> list[TrialRow]:
+        """Trials of smaller proxies, whatever came of them."""
+        return [row for row in self.trials if row.fidelity is not Fidelity.FULL]
+
+    @property
+    def device_s(self) -> float:
+        """Device-seconds that the trials held."""
+        return sum(row.device_s for row in self.trials if row.device_s is not None)
 
     @property
     def failures(self) -> list[TrialRow]:
@@ -84,7 +102,7 @@ class StudyReport:
     @property
     def origin(self) -> str:
         """Where the observed numbers come from: `simulated`, `measured` or both, named."""
-        origins = sorted({str(row.measured.origin) for row in self.complete if row.measured})
+        origins = sorted({str(row.measured.origin) for row in self.trials if row.measured})
         return " and ".join(origins) or "none"
 
     @property

@@ -40,6 +40,9 @@ def trial_row(trial: TrialRecord) -> TrialRow | None:
         predicted_bytes=trial.predicted.peak_memory_bytes,
         outcome=trial.outcome,
         values=tuple(trial.values.values()),
+        fidelity=trial.fidelity,
+        proxy_words=str(trial.proxy.get("words", "")),
+        device_s=trial.device_s,
     )
 
 

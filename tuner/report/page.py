@@ -6,6 +6,7 @@ from html import escape
 from importlib.resources import files
 
 from objectives.cost.step import stage_profile
+from search_spaces.fidelity import Fidelity
 from search_spaces.units import gib
 from tuner.insight.content import Insight
 from tuner.report import figures
@@ -13,6 +14,7 @@ from tuner.report.content import StudyReport, TrialRow, accuracy
 from tuner.report.figures import Figure
 from tuner.report.insight_screen import insight_html
 from tuner.report.parts import MEMORY_PARTS, TIME_PARTS, Part
+from tuner.report.proxies import proxy_lines
 from tuner.report.rank_screen import job_lines
 from tuner.report.words import gibibytes, percent, seconds, signed_percent, worth_words
 
@@ -69,6 +71,7 @@ def _cards(report: StudyReport) -> str:
             *cards,
         ]
     plan = f"<p>Best plan: <code>{escape(best.plan.key)}</code></p>" if best else ""
+    plan += "".join(f"<p>{name.capitalize()}: {escape(words)}.</p>" for name, words in proxy_lines(report))
     plan += f"<p>More trials: {escape(worth_words(report.worth))}.</p>" if report.worth else ""
     return f'<div class="cards">{"".join(cards)}</div>\n{plan}'
 
@@ -188,10 +191,12 @@ def _importance(report: StudyReport) -> str:
 def _trials(report: StudyReport) -> str:
     head = ["#", "plan", "state", "predicted", report.origin, "error", "peak memory", "outcome"]
     numbers = {0, 3, 4, 5, 6}
+    note = "Failures with their cause and the log's last lines."
+    note += " A proxy's seconds and bytes are its own, not the plan's." if report.proxies else ""
     cells = "".join(f"<th{_number(i in numbers)}>{escape(text)}</th>" for i, text in enumerate(head))
     rows = "".join(_trial(row, is_best=row is report.best) for row in report.trials)
     table = f'<div class="scroll"><table><thead><tr>{cells}</tr></thead><tbody>{rows}</tbody></table></div>'
-    return section("Trials", "Failures with their cause and the log's last lines.", table, wide=True)
+    return section("Trials", note, table, wide=True)
 
 
 def _number(is_number: bool) -> str:
@@ -203,7 +208,7 @@ def _trial(row: TrialRow, *, is_best: bool) -> str:
     cells = [
         _cell(str(row.number), "number"),
         _cell(row.words, "plan"),
-        _cell(row.state),
+        _cell(row.state if row.fidelity is Fidelity.FULL else f"{row.state}, {row.fidelity}"),
         _cell(seconds(row.predicted_s), "number"),
         _cell(seconds(measured.step_s) if measured else "", "number"),
         _cell(signed_percent(row.error) if row.error is not None else "", "number"),
@@ -219,7 +224,8 @@ def _cell(text: str, kind: str = "") -> str:
 
 def _outcome(row: TrialRow) -> str:
     if row.measured:
-        return f"± {seconds(row.measured.step_spread_s)}" + _log(row.measured.log_tail)
+        smaller = f"{escape(row.proxy_words)}; " if row.proxy_words else ""
+        return f"{smaller}± {seconds(row.measured.step_spread_s)}" + _log(row.measured.log_tail)
     if row.failed:
         text = f'<span class="failed">{escape(row.failed.cause)}</span>: {escape(row.failed.message)}'
         return text + _log(row.failed.log_tail)

@@ -71,7 +71,17 @@ def _trial(trial: TrialRecord) -> dict[str, Any]:
         "values": dict(trial.values),
         "attempt": trial.attempt,
         "duration_s": trial.duration_s,
+        "fidelity": str(trial.fidelity),
+        "proxy": _proxy(trial),
+        "device_s": trial.device_s,
     }
+
+
+def _proxy(trial: TrialRecord) -> dict[str, Any] | None:
+    """What ran in the plan's place, and in what it is smaller: name to [its own, the plan's]."""
+    if not trial.proxy:
+        return None
+    return {"plan": plan_document(Plan.parse(trial.proxy["plan"])), "differs": dict(trial.proxy["differs"])}
 
 
 def _plan(plan: Plan | None) -> dict[str, Any] | None:

@@ -9,6 +9,7 @@ from objectives.metrics import Job, Metric, metric_named
 from search_spaces.units import DAY_S, gib
 from tuner.report.content import StudyReport, TrialRow, accuracy, pareto_front
 from tuner.report.figures import pareto_points
+from tuner.report.proxies import proxies_table, proxy_lines
 from tuner.report.rank_screen import job_lines
 from tuner.report.tables import bar, facts, table
 from tuner.report.words import count, gibibytes, percent, seconds, signed_percent, worth_words
@@ -26,6 +27,8 @@ def report_screen(report: StudyReport) -> RenderableType:
         parts += ["", Text("Pareto front", style="bold"), front_table(report)]
     if report.importance:
         parts += ["", Text("knob importance", style="bold"), importance_table(report)]
+    if report.proxies:
+        parts += ["", Text("proxies", style="bold"), proxies_table(report.proxies)]
     if report.failures:
         parts += ["", Text("failed trials", style="bold"), failures_table(report.failures)]
     return Group(*parts, "", facts(report.provenance))
@@ -47,6 +50,7 @@ def show_screen(report: StudyReport) -> RenderableType:
         [
             str(row.number),
             row.state,
+            *([str(row.fidelity)] if report.proxies else []),
             row.words,
             seconds(row.predicted_s),
             seconds(row.measured.step_s) if row.measured else "",
@@ -54,8 +58,12 @@ def show_screen(report: StudyReport) -> RenderableType:
         ]
         for row in report.trials
     ]
-    columns = [">trial", "state", "~plan", ">predicted", f">{report.origin}", "cause"]
-    return Group(summary(report), "", table(columns, cells))
+    fidelity = ["fidelity"] if report.proxies else []
+    columns = [">trial", "state", *fidelity, "~plan", ">predicted", f">{report.origin}", "cause"]
+    parts: list[RenderableType] = [summary(report), "", table(columns, cells)]
+    if report.proxies:
+        parts += ["", Text("proxies", style="bold"), proxies_table(report.proxies)]
+    return Group(*parts)
 
 
 def studies_table(views: Sequence[StudyView]) -> RenderableType:
@@ -78,6 +86,7 @@ def summary(report: StudyReport) -> RenderableType:
         ("study", report.name),
         *job_lines(report.job),
         ("trials", report.states or "none yet"),
+        *proxy_lines(report),
         *_agreement(report),
     ]
     best = report.best

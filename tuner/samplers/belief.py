@@ -1,5 +1,6 @@
 """The two surrogates of a study, time and memory, over the whole candidate table at once."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from threading import Lock
 from typing import Any
@@ -20,11 +21,20 @@ MEMORY_SPREADS: dict[str, Any] = dict(
 )
 
 
+More = Callable[[int], Floats]
+"""Features of a code that is no candidate's row: of a proxy (`tuner.samplers.proxied`)."""
+
+
+def no_more(code: int) -> Floats:
+    """Only candidates have features."""
+    raise IndexError(code)
+
+
 class Neighbourhoods:
     """Correlation of every candidate to the tried ones; each tried row is computed once, when needed."""
 
-    def __init__(self, knobs: Floats) -> None:
-        self._knobs = knobs.astype(np.float32)
+    def __init__(self, knobs: Floats, more: More = no_more) -> None:
+        self._knobs, self._more = knobs.astype(np.float32), more
         self._slots: dict[int, int] = {}
         self._matrix: NDArray[np.float32] = np.empty((16, len(knobs)), dtype=np.float32)
         self._lock = Lock()
@@ -55,7 +65,9 @@ class Neighbourhoods:
         slot = len(self._slots)
         if slot == len(self._matrix):
             self._matrix = np.concatenate([self._matrix, np.empty_like(self._matrix)])
-        self._matrix[slot] = correlation(self._knobs, self._knobs[[row]])[:, 0]
+        n, width = self._knobs.shape
+        own = self._knobs[[row]] if row < n else self._more(row)[None, -width:].astype(np.float32)
+        self._matrix[slot] = correlation(self._knobs, own)[:, 0]
         self._slots[row] = slot
 
 
@@ -88,9 +100,15 @@ class Believer:
     """Fits one surrogate to a study's lessons; fits again only when they changed."""
 
     def __init__(
-        self, features: Floats, *, n_shares: int, near: Neighbourhoods, spreads: dict[str, Any]
+        self,
+        features: Floats,
+        *,
+        n_shares: int,
+        near: Neighbourhoods,
+        spreads: dict[str, Any],
+        more: More = no_more,
     ) -> None:
-        self._features, self._n_shares = features, n_shares
+        self._features, self._n_shares, self._more = features, n_shares, more
         self._shares = np.ascontiguousarray(features[:, :n_shares])
         self._near, self._spreads = near, spreads
         self._last: tuple[bytes, LogRatioSurrogate] | None = None
@@ -102,11 +120,17 @@ class Believer:
         last = self._last
         if last is None or last[0] != key:
             model = LogRatioSurrogate(n_shares=self._n_shares, **self._spreads)
-            last = (key, model.fit(self._features[rows], y, censored=bounds))
+            last = (key, model.fit(self._at(rows), y, censored=bounds))
             self._last = last
         return Belief(
-            model=last[1].believing(self._features[pending]),
+            model=last[1].believing(self._at(pending)),
             rows=np.concatenate([rows, pending]),
             shares=self._shares,
             near=self._near,
         )
+
+    def _at(self, codes: Ints) -> Floats:
+        n = len(self._features)
+        if (codes < n).all():
+            return self._features[codes]
+        return np.array([self._features[code] if code < n else self._more(code) for code in codes.tolist()])

@@ -20,12 +20,14 @@ from optuna.trial import FrozenTrial
 from objectives.metrics import Job
 from objectives.ranking import Candidates
 from search_spaces.errors import InvalidSpec, MeshtuneError
+from search_spaces.fidelity import Fidelity, fidelity_of
 from search_spaces.plan import ENUMS, KNOB_NAMES, Bools, Floats, Ints, Plan, Plans
 from tuner.features import knob_features, memory_shares, time_shares
 
 CLAIM = (
     "meshtune:plan"  # system attribute: the plan a sampler has chosen, before Optuna has written its params
 )
+FIDELITY_CLAIM = "meshtune:fidelity"  # system attribute, written before: how much of the plan's job runs
 MOST_CLAIMS = 20
 logger = logging.getLogger(__name__)
 
@@ -59,6 +61,16 @@ def choices_of(plans: Plans, name: str) -> list[Any]:
     return [str(list(ENUMS[name])[value]) for value in values] if name in ENUMS else values
 
 
+def claimed_fidelity(attributes: Mapping[str, Any]) -> Fidelity:
+    """The fidelity among a trial's system attributes: the full one where its sampler knows no other."""
+    return Fidelity(attributes.get(FIDELITY_CLAIM, Fidelity.FULL))
+
+
+def fidelity_of_trial(trial: FrozenTrial) -> Fidelity:
+    """How much of its job a trial runs: as it declared or, before that, as its sampler claimed."""
+    return fidelity_of({"fidelity": claimed_fidelity(trial.system_attrs), **trial.user_attrs})
+
+
 def fixed_knobs(trial: FrozenTrial) -> Params:
     """Knobs that whoever enqueued the trial has fixed."""
     fixed = trial.system_attrs.get("fixed_params", {})
@@ -67,9 +79,13 @@ def fixed_knobs(trial: FrozenTrial) -> Params:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class CandidateTable:
-    """Candidates with what samplers ask of them again and again; row i is candidate i."""
+    """Candidates with what samplers ask of them again and again; row i is candidate i.
+
+    `n_proxies` kinds of proxies have columns of their own among the features, nought for the candidates.
+    """
 
     candidates: Candidates
+    n_proxies: int = 0
 
     def __len__(self) -> int:
         return len(self.candidates)
@@ -82,17 +98,20 @@ class CandidateTable:
     @cached_property
     def knobs(self) -> Floats:
         """Knob coordinates; shape (n_candidates, n_features)."""
-        return knob_features(self.candidates.plans)
+        return np.hstack([knob_features(self.candidates.plans), np.zeros((len(self), self.n_proxies))])
 
     @cached_property
     def time_features(self) -> Floats:
         """Shares of the predicted step, then knob coordinates; shape (n_candidates, n_features)."""
-        return np.hstack([time_shares(self.candidates.estimate.time), self.knobs])
+        return self._features(time_shares(self.candidates.estimate.time))
 
     @cached_property
     def memory_features(self) -> Floats:
         """Shares of the predicted peak, then knob coordinates; shape (n_candidates, n_features)."""
-        return np.hstack([memory_shares(self.candidates.estimate.memory), self.knobs])
+        return self._features(memory_shares(self.candidates.estimate.memory))
+
+    def _features(self, shares: Floats) -> Floats:
+        return np.hstack([shares, np.zeros((len(self), self.n_proxies * shares.shape[1])), self.knobs])
 
     @cached_property
     def _places(self) -> dict[str, dict[Any, int]]:
@@ -138,17 +157,25 @@ class CandidateTable:
 
 
 class CandidateSampler(BaseSampler):
-    """Proposes untried rows of a candidate table; a subclass says which (`choose`).
+    """Proposes untried rows of a candidate table; a subclass says which (`choose`, or `pick`).
 
     Its state is the study's storage and nothing else: what it draws follows from the seed and the trial's
     number, so a resumed study goes on where it stopped, and several drivers may share a study.  Parameters
     that are no knobs of the table are sampled at random.
     """
 
+    has_proxies = False  # whether `pick` may choose less than the whole job
+
     def __init__(
-        self, candidates: Candidates, *, metrics: tuple[str, ...], seed: int | None, job: Job
+        self,
+        candidates: Candidates,
+        *,
+        metrics: tuple[str, ...],
+        seed: int | None,
+        job: Job,
+        n_proxies: int = 0,
     ) -> None:
-        self.table = CandidateTable(candidates=candidates)
+        self.table = CandidateTable(candidates=candidates, n_proxies=n_proxies)
         self.metrics, self.job = tuple(metrics), job
         self.seed = int(np.random.default_rng().integers(2**31)) if seed is None else seed
         self._finished: dict[tuple[str, int], int | None] = {}
@@ -156,6 +183,12 @@ class CandidateSampler(BaseSampler):
     def choose(self, study: Study, trial: FrozenTrial, untried: Bools, *, others: Tried) -> int:
         """One of the rows where `untried` is true; there is one.  `others` are the study's other trials."""
         raise NotImplementedError
+
+    def pick(
+        self, study: Study, trial: FrozenTrial, untried: Bools, *, others: Tried
+    ) -> tuple[int, Fidelity]:
+        """A row, and how much of its job to run: all of it, unless a subclass knows better."""
+        return self.choose(study, trial, untried, others=others), Fidelity.FULL
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """Every knob of a plan."""
@@ -227,9 +260,10 @@ class CandidateSampler(BaseSampler):
             params = {**params_from_plan(Plan.parse(trial.system_attrs[CLAIM])), **params}
         return self.table.row_of(params)
 
-    def _untried(self, tried: Tried) -> Bools:
+    def _untried(self, tried: Tried, fidelity: Fidelity = Fidelity.FULL) -> Bools:
+        """Rows that no trial of that fidelity has."""
         untried = np.ones(len(self.table), dtype=np.bool_)
-        untried[[row for _, row in tried]] = False
+        untried[[row for trial, row in tried if fidelity_of_trial(trial) is fidelity]] = False
         return untried
 
     def _claim(self, study: Study, trial: FrozenTrial) -> int:
@@ -244,11 +278,11 @@ class CandidateSampler(BaseSampler):
             untried = allowed & self._untried(others)
             if not untried.any():
                 raise self._exhausted(allowed)
-            row = self.choose(study, trial, untried, others=others)
-            study._storage.set_trial_system_attr(
-                trial._trial_id, CLAIM, self.table.candidates.plans.row(row).key
-            )
-            if self._untried(self.rows_of(study, trial))[row]:
+            row, fidelity = self.pick(study, trial, untried, others=others)
+            claims = {FIDELITY_CLAIM: str(fidelity)} if self.has_proxies else {}
+            for name, value in {**claims, CLAIM: self.table.candidates.plans.row(row).key}.items():
+                study._storage.set_trial_system_attr(trial._trial_id, name, value)
+            if self._untried(self.rows_of(study, trial), fidelity)[row]:
                 return row
             logger.info("another driver chose plan %d first; choosing anew", row)
         raise TableExhausted(

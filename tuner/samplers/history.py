@@ -13,8 +13,10 @@ from objectives.longest import BY_MEMORY, MAX_SEQ_LEN
 from objectives.metrics import ENERGY_METRICS, Goal, Job, metric_named
 from objectives.outcome import Cause, Failed, Measured, Outcome
 from search_spaces.errors import InvalidSpec
+from search_spaces.fidelity import Fidelity
 from search_spaces.plan import Bools, Floats, Ints
-from tuner.samplers.candidates import CandidateTable
+from tuner.samplers.candidates import CandidateTable, fidelity_of_trial
+from tuner.samplers.proxied import ProxyTable
 from tuner.tell import outcome_of
 
 MOST_LESSONS = 400  # the newest count; beyond, a study costs time to score and hardly learns
@@ -27,37 +29,56 @@ class Lesson:
 
     `log_time` and `log_memory` are log(measured / predicted); `memory_is_bound` marks an out-of-memory
     plan, whose memory is at least that; `ran` is false for a plan that failed by itself for another reason
-    than memory.  `source` is where the figures come from, "" for the job itself.
+    than memory.  `source` is where the figures come from, "" for the job itself.  `code` names the proxy
+    that ran in the candidate's place, if one did: the ratios are then to the proxy's own prediction.
     """
 
     row: int
+    code: int | None = None
     log_time: float | None = None
     log_memory: float | None = None
     memory_is_bound: bool = False
     ran: bool | None = None
     source: str = ""
 
+    @property
+    def at(self) -> int:
+        """Whose features the ratios belong to: the candidate's, or its proxy's."""
+        return self.row if self.code is None else self.code
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class History:
-    """Lessons of the finished trials, and the rows that wait or run."""
+    """Lessons of the finished trials, and the rows that wait or run; those of proxies apart, by code."""
 
     lessons: tuple[Lesson, ...]
     pending: tuple[int, ...]
+    of_proxies: tuple[Lesson, ...] = ()
+    pending_proxies: tuple[int, ...] = ()
+
+    @property
+    def every(self) -> tuple[Lesson, ...]:
+        """All lessons."""
+        return self.lessons + self.of_proxies
+
+    @property
+    def under_way(self) -> Ints:
+        """Codes of all that waits or runs."""
+        return np.array(self.pending + self.pending_proxies, dtype=np.int64)
 
     def timed(self) -> tuple[Ints, Floats]:
-        """Rows and log ratios of the trials that have a step time."""
-        return _columns((lesson.row, lesson.log_time) for lesson in self.lessons)
+        """Codes and log ratios of the trials that have a step time."""
+        return _columns((lesson.at, lesson.log_time) for lesson in self.every)
 
     def weighed(self) -> tuple[Ints, Floats, Bools]:
-        """Rows, log ratios and which are lower bounds, of the trials that say something about memory."""
-        rows, ratios = _columns((lesson.row, lesson.log_memory) for lesson in self.lessons)
-        bounds = [lesson.memory_is_bound for lesson in self.lessons if lesson.log_memory is not None]
+        """Codes, log ratios and which are lower bounds, of the trials that say something about memory."""
+        rows, ratios = _columns((lesson.at, lesson.log_memory) for lesson in self.every)
+        bounds = [lesson.memory_is_bound for lesson in self.every if lesson.log_memory is not None]
         return rows, ratios, np.array(bounds, dtype=np.bool_)
 
     def tried(self) -> tuple[Ints, Bools]:
         """Rows that ran or failed by themselves, and which ran."""
-        pairs = [(lesson.row, lesson.ran) for lesson in self.lessons if lesson.ran is not None]
+        pairs = [(lesson.row, lesson.ran) for lesson in self.every if lesson.ran is not None]
         return np.array([row for row, _ in pairs], dtype=np.int64), np.array(
             [ran for _, ran in pairs], dtype=np.bool_
         )
@@ -65,13 +86,25 @@ class History:
 
 def read_history(rows: Iterable[tuple[FrozenTrial, int]], reader: "LessonReader") -> History:
     """The history of the trials that hold candidates."""
-    lessons, pending = [], []
+    lessons: list[Lesson] = []
+    pending: list[int] = []
+    under_way: list[int] = []
     for trial, row in rows:
-        if not trial.state.is_finished():
-            pending.append(row)
-        elif (lesson := reader.read(trial, row)) is not None:
-            lessons.append(lesson)
-    return History(lessons=tuple(of_one_source(lessons)[-MOST_LESSONS:]), pending=tuple(pending))
+        code = reader.code(trial, row)
+        if code is None:
+            continue
+        if trial.state.is_finished():
+            lesson = reader.read(trial, row)
+            lessons += [] if lesson is None else [lesson]
+        else:
+            (pending if code == row else under_way).append(code)
+    kept = of_one_source(lessons)[-MOST_LESSONS:]
+    return History(
+        lessons=tuple(each for each in kept if each.code is None),
+        pending=tuple(pending),
+        of_proxies=tuple(each for each in kept if each.code is not None),
+        pending_proxies=tuple(under_way),
+    )
 
 
 def of_one_source(lessons: Sequence[Lesson]) -> list[Lesson]:
@@ -90,8 +123,15 @@ def of_one_source(lessons: Sequence[Lesson]) -> list[Lesson]:
 class LessonReader:
     """Reads finished trials, each once."""
 
-    def __init__(self, table: CandidateTable, *, metrics: Sequence[str], job: Job) -> None:
-        self.table, self.metrics, self.job = table, metrics, job
+    def __init__(
+        self,
+        table: CandidateTable,
+        *,
+        metrics: Sequence[str],
+        job: Job,
+        proxies: ProxyTable | None = None,
+    ) -> None:
+        self.table, self.metrics, self.job, self.proxies = table, metrics, job, proxies
         estimate = table.candidates.estimate
         self.step_s, self.peak_bytes = estimate.step_s, estimate.peak_memory_bytes
         of_time = [name for name in metrics if name not in (*ENERGY_METRICS, *BY_MEMORY)]
@@ -115,13 +155,28 @@ class LessonReader:
         """Predicted seconds as plans compare by them: of another batch, or for HFU, not the step's; (n,)."""
         return self.job.comparable_s(self._time_metric, self.step_s, self.table.candidates.plans)
 
+    def code(self, trial: FrozenTrial, row: int) -> int | None:
+        """The trial's code; None for a proxy where nothing is known of proxies."""
+        fidelity = fidelity_of_trial(trial)
+        if fidelity is Fidelity.FULL:
+            return row
+        if self.proxies is None or fidelity not in self.proxies.kinds:
+            return None
+        return None if self.proxies.find(row, fidelity) is None else self.proxies.code(row, fidelity)
+
     def read(self, trial: FrozenTrial, row: int) -> Lesson | None:
         """The lesson of a finished trial: from its outcome, else from its values and constraints."""
         known = self._read.get(trial._trial_id)
         if known is not None and known[0].datetime_start == trial.datetime_start:
             return known[1]
         outcome = _readable_outcome(trial)
-        lesson = self._from_values(trial, row) if outcome is None else self._from_outcome(outcome, row)
+        code = self.code(trial, row)
+        if outcome is None:
+            lesson = self._from_values(trial, row) if code == row else None
+        elif code is None or code == row:
+            lesson = self._from_outcome(outcome, row)
+        else:
+            lesson = self._from_proxy(outcome, row, code)
         self._read[trial._trial_id] = (trial, lesson)
         return lesson
 
@@ -144,6 +199,30 @@ class LessonReader:
                 bound = _sane(needed / self.peak_bytes[row])
                 return Lesson(row=row, log_memory=bound, memory_is_bound=bound is not None, source=source)
         return Lesson(row=row, ran=False, source=source) if outcome.cause.blames_plan else None
+
+    def _from_proxy(self, outcome: Outcome, row: int, code: int) -> Lesson | None:
+        """What the plan's proxy showed, against the prediction of the proxy."""
+        assert self.proxies is not None
+        which = code // len(self.table) - 1
+        priced = self.proxies.find(row, self.proxies.kinds[which])
+        assert priced is not None
+        source = source_of(outcome)
+        match outcome:
+            case Measured():
+                return Lesson(
+                    row=row,
+                    code=code,
+                    log_time=_sane(outcome.step_s / priced.step_s),
+                    log_memory=_sane(outcome.peak_memory_bytes / priced.peak_bytes),
+                    ran=True,
+                    source=source,
+                )
+            case Failed(cause=Cause.OUT_OF_MEMORY):
+                needed = self.job.cluster.device.memory_bytes + max(outcome.short_bytes, 0.0)
+                bound = _sane(needed / priced.peak_bytes)
+                is_bound = bound is not None
+                return Lesson(row=row, code=code, log_memory=bound, memory_is_bound=is_bound, source=source)
+        return Lesson(row=row, code=code, ran=False, source=source) if outcome.cause.blames_plan else None
 
     def _expected(self, outcome: Measured, row: int) -> tuple[float, float]:
         """Predicted step seconds and peak bytes of what ran: of a proxy its own, not the plan's."""

@@ -7,7 +7,8 @@ Rows are scored in two passes: all with their exact mean and a spread that ignor
 tried plan (an upper bound in all but name), then the most promising `SHORTLIST` exactly.
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from threading import Lock
 
 import numpy as np
@@ -17,7 +18,8 @@ from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]
 
 from objectives.metrics import Job
 from objectives.ranking import Candidates
-from search_spaces.plan import Bools, Floats
+from search_spaces.fidelity import Fidelities
+from search_spaces.plan import Bools, Floats, Ints
 from tuner.acquisition import log_probability_below
 from tuner.features import MEMORY_PARTS, TIME_PARTS
 from tuner.samplers.belief import MEMORY_SPREADS, TIME_SPREADS, Belief, Believer, Neighbourhoods
@@ -34,33 +36,62 @@ from tuner.samplers.goals import (
 from tuner.samplers.history import History, Lesson, LessonReader, read_history
 from tuner.samplers.posterior import Posterior
 from tuner.samplers.prospects import worth_of_more
+from tuner.samplers.proxied import ProxyTable
 from tuner.samplers.runs import log_chances
 from tuner.worth import Worth
 
 SHORTLIST = 512
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Promising:
+    """Rows and their score, what is believed of every candidate, and the value of each that is minimised."""
+
+    beliefs: tuple[Belief, Belief]
+    every: Outlook
+    rows: Ints
+    score: Floats
+    value: Floats
+
+
 class MeshtuneSampler(CandidateSampler):
     """Constrained expected improvement over every untried candidate; ParEGO for several metrics."""
 
     def __init__(
-        self, candidates: Candidates, *, metrics: tuple[str, ...], seed: int | None, job: Job
+        self,
+        candidates: Candidates,
+        *,
+        metrics: tuple[str, ...],
+        seed: int | None,
+        job: Job,
+        fidelities: Fidelities | None = None,
     ) -> None:
-        super().__init__(candidates, metrics=metrics, seed=seed, job=job)
+        settings = fidelities or Fidelities()
+        super().__init__(candidates, metrics=metrics, seed=seed, job=job, n_proxies=len(settings.proxies))
+        self.proxies = ProxyTable(job=job, table=self.table, settings=settings)
         self._log_limit = float(np.log(job.cluster.device.memory_bytes))
-        self._reader = LessonReader(self.table, metrics=self.metrics, job=job)
+        self._reader = LessonReader(self.table, metrics=self.metrics, job=job, proxies=self.proxies)
         # Plans compare by what the metric is proportional to: of another batch or HFU that is not the step.
         self._predicted = np.log(np.column_stack([self._reader.comparable_s, self._reader.peak_bytes]))
         self._offset = memory_offset(job, self.table.candidates, self.metrics)
         # On a machine busy with trials BLAS threads wait for each other: 1.2 s an ask instead of 0.05 s.
         self._threads, self._alone = ThreadpoolController(), Lock()
         self._log_watts = self._reader.log_watts
-        self._near = Neighbourhoods(self.table.knobs)
+        more = [partial(self.proxies.features, quantity=each) for each in (0, 1)]
+        self._near = Neighbourhoods(self.table.knobs, more[0])
         self._time = Believer(
-            self.table.time_features, n_shares=len(TIME_PARTS), near=self._near, spreads=TIME_SPREADS
+            self.table.time_features,
+            n_shares=len(TIME_PARTS) * (1 + self.table.n_proxies),
+            near=self._near,
+            spreads=TIME_SPREADS,
+            more=more[0],
         )
         self._memory = Believer(
-            self.table.memory_features, n_shares=len(MEMORY_PARTS), near=self._near, spreads=MEMORY_SPREADS
+            self.table.memory_features,
+            n_shares=len(MEMORY_PARTS) * (1 + self.table.n_proxies),
+            near=self._near,
+            spreads=MEMORY_SPREADS,
+            more=more[1],
         )
 
     def choose(self, study: Study, trial: FrozenTrial, untried: Bools, *, others: Tried) -> int:
@@ -71,7 +102,8 @@ class MeshtuneSampler(CandidateSampler):
     def posterior(self, study: Study) -> Posterior:
         """What is believed after the study's finished trials, whichever sampler chose them."""
         with self._alone, self._threads.limit(limits=1, user_api="blas"):
-            history = replace(read_history(self.rows_of(study, None), self._reader), pending=())
+            history = read_history(self.rows_of(study, None), self._reader)
+            history = replace(history, pending=(), pending_proxies=())
             beliefs = self._beliefs(history)
             return Posterior(
                 table=self.table,
@@ -91,14 +123,22 @@ class MeshtuneSampler(CandidateSampler):
             return worth_of_more(posterior, self.metrics, better_by=better_by, seed=self.seed)
 
     def _choose(self, trial: FrozenTrial, untried: Bools, history: History) -> int:
+        found = self.promising(trial, untried, history)
+        return int(found.rows[np.argmax(found.score)])
+
+    def promising(self, trial: FrozenTrial, untried: Bools, history: History) -> Promising:
+        """The untried rows that may be worth a trial, with their score: before any, the best predicted."""
         beliefs = self._beliefs(history)
         every = self._outlook(history, beliefs)
         sought = self._sought(every)
         goal = self._goal(trial, sought, fits=every.mean[:, 1] <= self._log_limit)
         feasible = self._log_feasible(every)
+        value = goal.value(sought.mean)
         if not history.lessons and not history.pending:
-            return _largest(feasible - goal.value(sought.mean), untried)
-        best = self._best(history, goal.value(sought.mean))
+            score = np.where(untried, feasible - value, -np.inf)
+            rows = np.argsort(-score, kind="stable")[: min(SHORTLIST, int(untried.sum()))]
+            return Promising(beliefs=beliefs, every=every, rows=rows, score=score[rows], value=value)
+        best = self._best(history, value)
         hopes = np.where(untried, goal.log_hope(sought, best) + feasible, -np.inf)
         rows = np.flatnonzero(untried)
         if len(rows) > SHORTLIST:
@@ -106,7 +146,8 @@ class MeshtuneSampler(CandidateSampler):
         exact = self._spreads([belief.std(rows) for belief in beliefs])
         outlook = Outlook(mean=every.mean[rows], std=exact, log_runs=every.log_runs[rows])
         gain = goal.log_gain(replace(outlook, mean=sought.mean[rows]), best)
-        return int(rows[np.argmax(gain + self._log_feasible(outlook))])
+        score = gain + self._log_feasible(outlook)
+        return Promising(beliefs=beliefs, every=every, rows=rows, score=score, value=value)
 
     def _sought(self, every: Outlook) -> Outlook:
         """The outlook with memory as the metrics count it."""
@@ -117,7 +158,7 @@ class MeshtuneSampler(CandidateSampler):
         return replace(every, mean=mean)
 
     def _beliefs(self, history: History) -> tuple[Belief, Belief]:
-        pending = np.array(history.pending, dtype=np.int64)
+        pending = history.under_way
         rows, ratios = history.timed()
         time = self._time.believe(rows, ratios, pending=pending)
         rows, ratios, censored = history.weighed()
@@ -165,7 +206,3 @@ class MeshtuneSampler(CandidateSampler):
     def _fitted(self, lesson: Lesson) -> bool:
         log_peak = self._predicted[lesson.row, 1] + (lesson.log_memory or 0.0)
         return bool(lesson.log_memory is None or log_peak <= self._log_limit)
-
-
-def _largest(score: Floats, among: Bools) -> int:
-    return int(np.argmax(np.where(among, score, -np.inf)))

@@ -131,9 +131,8 @@ class Posterior:
         model = self.beliefs[quantity].model
         if quantity:
             return self.table.memory_features, [Alternative(model=model, weight=1.0)]
-        tried, ratios = self.history.timed()
-        features = self.table.time_features
-        return features, alternatives(model, features[tried], ratios)
+        # No step is censored and none is under way: the rows and targets of the fit are the readings.
+        return self.table.time_features, alternatives(model, model.rows, model.targets_)
 
     def _runs(self, rows: Ints, n_draws: int, rng: np.random.Generator) -> Bools:
         tried, ran = self.history.tried()

@@ -1,0 +1,78 @@
+"""A plan's proxies on the same machine: the model with few layers, or few of the devices.
+
+    few-layers     all devices, all degrees, the whole batch; as many layers as asked, at least one a chunk
+    few-devices    degrees halved, dp first while two copies remain, then pp, cp and tp; micro-batches a step,
+                   layers and experts of a device as before, so the batch and the model shrink with dp and pp;
+                   fewer layers where what dp no longer shards would not fit
+
+A proxy has widths and tokens of the job itself: what it costs is what parts of the job cost.
+"""
+
+from dataclasses import replace
+
+from objectives.cost.step import estimate
+from objectives.metrics import Job
+from objectives.outcome import OutcomeOrigin
+from objectives.ranking import memory_limit_bytes
+from runners.torch_trial.twin import Twin, differences, fewer_ranks, neutral, with_layers
+from runners.verdicts import why_illegal
+from search_spaces.errors import check
+from search_spaces.fidelity import Fidelities, Fidelity
+from search_spaces.plan import Plan, Plans
+
+
+def proxy(job: Job, plan: Plan, fidelity: Fidelity, settings: Fidelities) -> Twin:
+    """What a trial of that fidelity runs in the plan's place.
+
+    Raises
+    ------
+    InvalidSpec
+        The plan has no such proxy: nothing would be smaller, or its degrees do not allow it.
+    """
+    if fidelity is Fidelity.FEW_LAYERS:
+        found = _few_layers(job, plan, settings.layers)
+    else:
+        found = _few_devices(job, plan, settings.devices_of(job.cluster))
+    illegal = why_illegal(found.job, found.plan, OutcomeOrigin.ANALYTIC)
+    check(illegal is None, "a proxy must be a legal plan of its own job", illegal and illegal.message)
+    return found
+
+
+def _few_layers(job: Job, plan: Plan, n_layers: int) -> Twin:
+    chunks = plan.pp * plan.vpp
+    n_layers = -(-n_layers // chunks) * chunks
+    must = "a proxy must have fewer layers than the model"
+    check(n_layers < job.model.n_layers, must, f"{n_layers} of {job.model.n_layers}, {chunks} chunks")
+    small = replace(plan, first_layers=0, last_layers=0)
+    return _twin(job, plan, replace(job, model=with_layers(job.model, n_layers, plan, small)), small)
+
+
+def _few_devices(job: Job, plan: Plan, n_devices: int) -> Twin:
+    must = "a proxy must have fewer devices than the job"
+    check(n_devices < plan.world_size, must, f"{n_devices} of {plan.world_size}")
+    small = neutral(fewer_ranks(plan, n_devices))
+    if small.pp == plan.pp:
+        small = replace(small, first_layers=plan.first_layers, last_layers=plan.last_layers)
+    workload = replace(job.workload, global_batch=job.workload.global_batch * small.dp // plan.dp)
+    cluster = job.cluster.with_devices(small.world_size)
+    chunks, per_chunk = small.pp * small.vpp, max(job.model.n_layers // (plan.pp * plan.vpp), 1)
+    whole = small.pp == plan.pp
+    while True:
+        n_layers = job.model.n_layers if whole else per_chunk * chunks
+        model = with_layers(job.model, n_layers, plan, small)
+        found = _twin(job, plan, replace(job, model=model, workload=workload, cluster=cluster), small)
+        if _fits(found):
+            return found
+        if whole:
+            small, whole = replace(small, first_layers=0, last_layers=0), False
+        check(per_chunk > 1, "a proxy must fit its devices", f"{small.key} with one layer a chunk does not")
+        per_chunk //= 2
+
+
+def _fits(found: Twin) -> bool:
+    peak_bytes = estimate(found.job, Plans.of([found.plan])).peak_memory_bytes[0]
+    return bool(peak_bytes <= memory_limit_bytes(found.job))
+
+
+def _twin(job: Job, plan: Plan, small_job: Job, small: Plan) -> Twin:
+    return Twin(job=small_job, plan=small, differs=differences(job, plan, small_job, small))
