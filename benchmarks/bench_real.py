@@ -24,7 +24,7 @@ import optuna
 
 from benchmarks.fitting import fit, prior
 from benchmarks.rows import Rows
-from benchmarks.sampler_race import study_of
+from benchmarks.race_engines import study_of
 from objectives.calibration import after_rows
 from objectives.cost.step import estimate
 from objectives.measurements import MeasuredRun, read_measurements
@@ -111,7 +111,7 @@ def errors(predictions: Sequence[Prediction]) -> list[Accuracy]:
 
 def search(name: str, runs: Sequence[MeasuredRun], path: Path, n_seeds: int) -> Search:
     """One search a seed, over the plans of a job in the order that the model predicts."""
-    job, table, outcomes = _recorded(runs, path)
+    job, table, outcomes = recorded(runs, path)
     step_s = np.array([getattr(outcome, "step_s", np.inf) for outcome in outcomes])
     near = step_s <= (1 + NEAR) * step_s.min()
     trials = []
@@ -122,7 +122,7 @@ def search(name: str, runs: Sequence[MeasuredRun], path: Path, n_seeds: int) -> 
     return Search(job=name, n_plans=len(table), n_near=int(near.sum()), trials=np.array(trials))
 
 
-def _recorded(runs: Sequence[MeasuredRun], path: Path) -> tuple[Job, Candidates, list[Outcome]]:
+def recorded(runs: Sequence[MeasuredRun], path: Path) -> tuple[Job, Candidates, list[Outcome]]:
     job = runs[0].job
     plans = Plans.of({run.plan.key: run.plan for run in runs}.values())
     priced = estimate(job, plans)
