@@ -94,7 +94,8 @@ def _uneven_form_s(step: StepInput, send_s: float) -> float | None:
 def _stages_are_uneven(step: StepInput, found: Estimate) -> bool:
     time, (forward_s, backward_s, _) = found.time, _stages_s(step)
     passes_s = time.compute_s + time.recompute_s + time.tp_comm_s + time.cp_comm_s + time.ep_comm_s
-    closed_s = float((passes_s + time.launch_s + time.bubble_s)[0])
+    hosted_s = time.offload_s - step.parts.offload_s.max()
+    closed_s = float((passes_s + time.launch_s + time.bubble_s + hosted_s)[0])
     exact_s = _uneven_form_s(step, 0.0)
     both_s = forward_s + backward_s
     off_s = float((both_s.max() - both_s).sum()) if exact_s is None else abs(exact_s - closed_s)

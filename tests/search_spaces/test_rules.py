@@ -7,12 +7,15 @@ import pytest
 
 from search_spaces.cluster_presets import load_cluster
 from search_spaces.framework import FRAMEWORKS
-from search_spaces.knobs import ORDER, default_splits
+from search_spaces.knobs import OPT_IN, ORDER, default_splits
 from search_spaces.model_presets import load_model
 from search_spaces.plan import KNOB_NAMES, Plan, column
 from search_spaces.rules import RULES, Context, broken_rules
-from search_spaces.space import RULES_AT
+from search_spaces.space import RULES_AT, SearchSpace, SpaceSpec
 from search_spaces.workload import Workload
+
+OFF = ("tp=2 pp=2 dp=16", "dp=64 zero=3", "cp=8 dp=8 cp_kind=ulysses zero=1 recompute=full",
+       "tp=2 dp=32 ep=8 rank_order=tp-cp-pp-dp recompute=full recompute_every=2")  # fmt: skip
 
 
 def context_of(model="llama-3-70b", n_devices=64, **workload):
@@ -34,6 +37,10 @@ TWO_WAYS = (
 )
 LONGER_WARMUP = "extra_warmup needs a 1f1b pipeline and pp + extra_warmup micro-batches"
 BIASED = "qwen3-30b-a3b with biases"
+HPZ = "hpz divides dp * cp, and the replicas of an expert, and is smaller than dp * cp"
+NEAR = "tp * hpz divides a node or the scale-up domain, with rank_order=tp-cp-dp-pp"
+WHOLE = "sequence_chunk divides seq_len into more than one, and is a multiple of 2 * cp"
+ULYSSES = "cp=8 dp=8 cp_kind=ulysses recompute=full"
 LLAMA, MIXTRAL, DEEPSEEK = context_of(), context_of("mixtral-8x7b"), context_of("deepseek-v3")
 
 
@@ -57,6 +64,12 @@ LLAMA, MIXTRAL, DEEPSEEK = context_of(), context_of("mixtral-8x7b"), context_of(
         (LLAMA, "tp=8 pp=8 vpp=2 schedule=dualpipe-v"),
         (LLAMA, "tp=8 pp=8 schedule=message-driven pipeline_limit=16"),
         (LLAMA, "tp=8 pp=8 extra_warmup=7"),
+        (LLAMA, "dp=64 zero=3 quantized_weights=true hpz=8 quantized_gradients=true"),
+        (LLAMA, "tp=2 dp=32 zero=3 hpz=4"),
+        (LLAMA, "cp=8 dp=8 cp_kind=ulysses zero=3 hpz=8"),
+        (MIXTRAL, "dp=64 ep=8 zero=3 hpz=8"),
+        (LLAMA, f"{ULYSSES} sequence_chunk=4096 offload_sequence=true offload_checkpoints=true"),
+        (context_of(framework="deepspeed"), f"{ULYSSES} zero=3 hpz=8 sequence_chunk=1024"),
         (context_of(framework="torchtitan"), "tp=8 pp=8 vpp=2 schedule=v-min"),
         (
             context_of(framework="zero-bubble", precision="fp16"),
@@ -175,6 +188,42 @@ def test_a_sound_plan_breaks_no_rule(context, text):
         ),
         (LLAMA, "tp=8 pp=8 overlap_dp=true", "overlap_dp needs dp * cp above 1"),
         (LLAMA, "tp=8 dp=8 overlap_tp=true", "overlap_tp needs sequence_parallel"),
+        (
+            LLAMA,
+            "dp=64 zero=2 quantized_weights=true",
+            "quantized_weights, hpz above 1 and quantized_gradients need zero=3",
+        ),
+        (LLAMA, "dp=64 zero=3 hpz=3", HPZ),
+        (LLAMA, "dp=64 zero=3 hpz=64", HPZ),
+        (MIXTRAL, "dp=64 ep=8 zero=3 hpz=16", HPZ),
+        (LLAMA, "dp=64 zero=3 hpz=16", NEAR),
+        (LLAMA, "tp=4 dp=16 zero=3 hpz=4", NEAR),
+        (LLAMA, "pp=2 dp=32 zero=3 hpz=8 rank_order=tp-cp-pp-dp", NEAR),
+        (
+            LLAMA,
+            "dp=64 recompute=full sequence_chunk=4096",
+            "sequence_chunk needs cp_kind=ulysses with cp above 1",
+        ),
+        (
+            LLAMA,
+            "cp=8 dp=8 recompute=full sequence_chunk=4096",
+            "sequence_chunk needs cp_kind=ulysses with cp above 1",
+        ),
+        (LLAMA, f"{ULYSSES} sequence_chunk=8192", WHOLE),
+        (LLAMA, f"{ULYSSES} sequence_chunk=3000", WHOLE),
+        (LLAMA, f"{ULYSSES} sequence_chunk=8", WHOLE),
+        (
+            LLAMA,
+            "cp=8 dp=8 cp_kind=ulysses sequence_chunk=4096",
+            "sequence_chunk redoes every layer (recompute=full, recompute_every=1)",
+        ),
+        (
+            MIXTRAL,
+            f"{ULYSSES} sequence_chunk=2048",
+            "sequence_chunk needs a model without experts, and fused attention over all of the sequence",
+        ),
+        (LLAMA, f"{ULYSSES} offload_sequence=true", "offload_sequence needs a sequence_chunk"),
+        (LLAMA, "dp=64 offload_checkpoints=true", "offload_checkpoints needs recompute=full"),
         (LLAMA, "tp=8 pp=8 overlap_pp=true", "overlap_pp needs two chunks a rank, or dualpipe's two stages"),
     ],
 )
@@ -316,6 +365,39 @@ def test_a_rule_reads_the_knobs_it_names_and_no_others(rule, framework):
     context = context_of("mixtral-8x7b", framework=framework)
     held = rule.holds(context, {name: columns[name] for name in rule.knobs})
     assert np.broadcast_to(held, (2,)).shape == (2,)
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+@pytest.mark.parametrize("rule", [rule for rule in RULES if rule.of_opt_in], ids=lambda rule: rule.name)
+def test_a_rule_that_a_space_leaves_out_holds_where_its_knobs_are_off(rule, framework):
+    plans = [Plan.parse(text) for text in OFF]
+    assert all(getattr(plan, knob) == OPT_IN[knob] for plan in plans for knob in rule.knobs if knob in OPT_IN)
+    for model in ("llama-3-70b", "mixtral-8x7b"):
+        context = context_of(model, seq_len=8190, flash_attention=False, framework=framework)
+        assert np.all(rule.holds(context, columns_of(*plans)))
+
+
+@pytest.mark.parametrize(
+    ("text", "rule"),
+    [
+        ("dp=64 zero=3 hpz=8", "the framework quantizes what ZeRO-3 moves, or keeps its weights twice"),
+        (f"{ULYSSES} sequence_chunk=4096", "the framework passes a sequence through a layer in chunks"),
+        ("dp=64 recompute=full offload_checkpoints=true",
+         "the framework keeps inputs of layers on the host"),
+    ],
+)  # fmt: skip
+def test_only_deepspeed_has_them(text, rule):
+    refusing = {name for name in FRAMEWORKS if rule in broken(context_of(framework=name), text)}
+    assert refusing >= {"megatron-lm", "torchtitan", "llm-foundry", "meshtune"}
+    assert not refusing & {"any", "deepspeed"}
+
+
+def test_a_space_without_the_opt_in_knobs_asks_none_of_their_rules():
+    context = context_of()
+    space = SearchSpace(context.model, context.cluster, context.workload, SpaceSpec.of({"hpz": [1, 8]}))
+    asked = {rule.name for rules in space._rules_at for rule in rules}
+    left_out = {rule.name for rule in RULES} - asked
+    assert left_out == {rule.name for rule in RULES if rule.of_opt_in and "hpz" not in rule.knobs}
 
 
 def test_every_rule_is_applied_once_and_has_a_name_of_its_own():

@@ -57,7 +57,7 @@ RANK = document(
     origin={"const": "analytic"},
     plans=LEDGER,
     second_opinion=SECOND,
-    best=many(record(**PRICED, simulated=AGAIN), 1),
+    best=many(record(("max_seq_len",), **PRICED, simulated=AGAIN, max_seq_len=COUNT), 1),
 )
 STAGE = record(
     layers=COUNT, forward_s=FINITE, backward_s=FINITE, memory_bytes=PARTS, peak_memory_bytes=FINITE

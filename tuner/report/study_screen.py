@@ -190,5 +190,7 @@ def value_words(metric: Metric, value: float) -> str:
             return gibibytes(value)
         case "mfu":
             return percent(value)
+        case "max_seq_len":
+            return f"{value:,.0f} {metric.unit}"
         case _:
             return f"{value:,.4g} {metric.unit}"
