@@ -1,4 +1,4 @@
-"""A study of the longest sequence: told in tokens, led to the plan that holds most, learnt from like others."""
+"""A study of the longest sequence: told in tokens, led to the plan that holds most, learnt from as others."""
 
 import numpy as np
 import pytest
@@ -70,9 +70,9 @@ def test_it_and_the_peak_are_one_measurement(tmp_path):
 
 
 def test_rank_shows_it_on_the_screen_and_in_the_document():
-    words = ["rank", "--model", "llama-3-8b", "--cluster", "dgx-a100", "--devices", "8",
-             "--global-batch", "8", "--seq-len", "8192", "--metric", MAX_SEQ_LEN, "--top", "2", "--set", "tp=8", "--set", "pp=1",
-             "--set", "recompute=full"]  # fmt: skip
+    job = "--model llama-3-8b --cluster dgx-a100 --devices 8 --global-batch 8 --seq-len 8192"
+    asked = f"{job} --metric {MAX_SEQ_LEN} --top 2 --set tp=8 --set pp=1 --set recompute=full"
+    words = ["rank", *asked.split()]
     screen, document = meshtune(*words), meshtune(*words, "--json").document
     assert "longest sequence" in screen.out
     lengths = [row[MAX_SEQ_LEN] for row in document["best"]]
