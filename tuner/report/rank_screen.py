@@ -8,12 +8,14 @@ from rich.text import Text
 from objectives.cost.reserve import memory_bounds_bytes
 from objectives.cost.result import Estimate, StageProfile
 from objectives.metrics import Job
-from objectives.ranking import Ledger, Ranking, memory_limit_bytes
+from objectives.ranking import Candidates, Ledger, Ranking, memory_limit_bytes
 from objectives.uncertainty import constants
+from objectives.valuing import metric_values
 from search_spaces.cluster import Origin
 from search_spaces.parameters import active_parameters, total_parameters
 from search_spaces.plan import Floats, Plan
 from search_spaces.units import gib
+from tuner.report.energy import energy_lines, shows_energy
 from tuner.report.parts import MEMORY_PARTS, TIME_PARTS, Part, memory_by_part, time_by_part
 from tuner.report.rescored import simulated_cells, simulated_lines
 from tuner.report.tables import bar, facts, table
@@ -57,9 +59,10 @@ def ledger_table(ledger: Ledger) -> RenderableType:
     return table(["~plans", ">count"], rows)
 
 
-def best_table(job: Job, ranking: Ranking, top: int) -> RenderableType:
+def best_table(job: Job, ranking: Ranking, top: int, *, with_energy: bool = False) -> RenderableType:
     """The best plans, best first."""
     candidates = ranking.candidates
+    joules = _joules_per_token(job, candidates, top) if with_energy else []
     step_s, peak_bytes = candidates.estimate.step_s, candidates.estimate.peak_memory_bytes
     tokens = job.values("tokens_per_s_per_device", step_s, peak_bytes)
     mfu = job.mfu(step_s)
@@ -72,30 +75,42 @@ def best_table(job: Job, ranking: Ranking, top: int) -> RenderableType:
             f"{tokens[i]:,.0f}",
             percent(mfu[i]),
             gibibytes(peak_bytes[i]),
+            *joules[i : i + 1],
         ]
         for i in range(min(top, len(candidates)))
     ]
     limit = gib(memory_limit_bytes(job))
     again = [] if ranking.second is None else [">simulated", ">differs"]
     columns = [">#", "~plan", ">step", *again, ">tok/s/dev", ">MFU", f">of {limit:.1f} GiB"]
-    return table(columns, rows)
+    return table([*columns, ">J/token"] if with_energy else columns, rows)
 
 
-def rank_screen(job: Job, ranking: Ranking, top: int, intervals: Intervals) -> RenderableType:
+def _joules_per_token(job: Job, candidates: Candidates, top: int) -> list[str]:
+    first = candidates.take(slice(0, top))
+    values = metric_values(job, "energy_per_token", first.plans, first.estimate)
+    return [f"{value:.3g}" for value in values]
+
+
+def rank_screen(
+    job: Job, ranking: Ranking, top: int, intervals: Intervals, metric: str = "step_time"
+) -> RenderableType:
     """Header, ledger, the best plans, and where the best one's time and memory go."""
-    best = ranking.candidates.plans.row(0)
+    candidates = ranking.candidates
+    best, with_energy = candidates.plans.row(0), shows_energy(metric, candidates.plans)
+    energy = energy_lines(job, candidates.plans, candidates.estimate) if with_energy else []
     return Group(
         job_facts(job),
         "",
         ledger_table(ranking.ledger),
         "",
-        best_table(job, ranking, top),
+        best_table(job, ranking, top, with_energy=with_energy),
         "",
         Text("where the best plan's step goes", style="bold"),
         parts_table(job, ranking.candidates.estimate, 0),
         "",
         facts(
             [
+                *energy,
                 *simulated_lines(ranking, top),
                 *origin_lines(job, intervals),
                 ("best plan", f'--plan "{best.key}"'),
