@@ -137,7 +137,7 @@ def test_plans_under_caps_are_priced_alone_as_in_a_batch_and_never_faster():
 
 
 def test_the_clock_of_least_energy_is_a_middle_one():
-    """Switching costs the clock's square, what is on anyway costs time: on a host that draws much, half is best.
+    """Switching costs the clock's square, what is on anyway costs time: with hungry hosts a middle is best.
 
     Per unit of work: f² P_d + P_s / f, least at f³ = P_s / 2 P_d.
     """

@@ -134,7 +134,7 @@ def test_a_start_from_another_familys_table_needs_fewer_trials():
 
 
 def test_a_second_campaign_starts_from_the_firsts_table(campaign_file, tmp_path):
-    """The first is stopped; its CSV alone corrects what the second expects of another model on the machine."""
+    """The first is stopped; its CSV alone corrects what the second expects of another model."""
     views = run_campaign(of_trials(read_study(campaign_file), 8)).views
     write_studies(views, tmp_path / "first.csv")
     rows = read_measurements(tmp_path / "first.csv")
@@ -210,7 +210,7 @@ def test_an_interrupted_campaign_gives_its_trials_back(campaign_file, monkeypatc
 
     class Heard:
         def __enter__(self):
-            return lambda: asked.is_set()
+            return asked.is_set
 
         def __exit__(self, *error):
             return None

@@ -210,3 +210,17 @@ def test_a_second_run_in_the_same_log_replaces_the_first():
     summary = read_text("json-lines", text)
     assert summary.window.step_s == 2.0
     assert "the run began again 1 times; the last run counts" in summary.notes
+
+
+def test_energy_is_the_median_of_what_megatron_lm_logs_of_its_devices():
+    text = (LOGS / "megatron-lm.log").read_text()
+    steps = [
+        f"energy per GPU (J/iter/GPU): {1500 + i} | power per GPU (W/GPU): 640.1 | learning rate"
+        for i in range(40)
+    ]
+    pieces = text.split("learning rate")
+    told = "".join(f"{piece}{steps[i]}" for i, piece in enumerate(pieces[:-1])) + pieces[-1]
+    said = read_text("megatron-lm", told)
+    first, last = said.window.first, said.window.last
+    assert said.energy_j_per_device == pytest.approx(1500 + (first + last) / 2 - 1)
+    assert read("megatron-lm").energy_j_per_device is None
