@@ -142,7 +142,8 @@ def _ratios(case: Case, time: float, energy: float) -> list[Figure]:
     return [
         Figure(
             system=NAME, what=f"{case.size}: {name} with async offload", unit="of without",
-            published=published, ours=ours, kind=Kind.RATIO, provenance=Provenance.SECOND_HAND, source=SOURCE, within=0.15,
+            published=published, ours=ours, kind=Kind.RATIO, provenance=Provenance.SECOND_HAND,
+            source=SOURCE, within=0.15,
             note=STAND_INS if name == "time" else f"{STAND_INS}; {OUR_MODEL}",
         )
         for name, published, ours in (("time", case.time, time), ("energy", case.energy, energy))

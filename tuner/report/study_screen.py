@@ -38,6 +38,8 @@ def outcome_screen(report: StudyReport) -> RenderableType:
     parts: list[RenderableType] = [summary(report)]
     if report.complete:
         parts += ["", Text("best trials", style="bold"), trials_table(report, report.ranked[:BEST_SHOWN])]
+    if len(report.metrics) > 1 and report.complete:
+        parts += ["", Text("Pareto front", style="bold"), front_table(report)]
     if report.failures:
         parts += ["", Text("failed trials", style="bold"), failures_table(report.failures)]
     return Group(*parts)
