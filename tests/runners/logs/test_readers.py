@@ -6,6 +6,7 @@ from runners.logs import READERS, load_reader
 from runners.logs.account import Account
 from runners.logs.facts import Convention
 from runners.logs.figures import Expected
+from runners.logs.files import trainer_of as told_trainer
 from runners.logs.lines import Line
 from runners.logs.summary import summary_of
 from search_spaces.errors import UnknownName
@@ -224,3 +225,8 @@ def test_energy_is_the_median_of_what_megatron_lm_logs_of_its_devices():
     first, last = said.window.first, said.window.last
     assert said.energy_j_per_device == pytest.approx(1500 + (first + last) / 2 - 1)
     assert read("megatron-lm").energy_j_per_device is None
+
+
+@pytest.mark.parametrize("path", sorted(LOGS.glob("*.log")), ids=lambda path: path.stem)
+def test_a_log_tells_whose_it_is(path):
+    assert told_trainer(path) == trainer_of(path)
