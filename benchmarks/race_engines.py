@@ -102,7 +102,9 @@ class Smac:
             self._tell(trial)
         self._n_told = len(told)
         self._asked = self._facade.ask()
-        return {name: getattr(value, "item", lambda v=value: v)() for name, value in self._asked.config.items()}
+        return {
+            name: getattr(value, "item", lambda v=value: v)() for name, value in self._asked.config.items()
+        }
 
     def _tell(self, trial: FrozenTrial) -> None:
         """The outcome under the row that ran, and under the proposal that it stands for."""

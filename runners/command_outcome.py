@@ -83,6 +83,7 @@ def outcome_of_run(
         n_steps=summary.window.n_steps,
         log_tail=log.tail,
         effective=effective,
+        energy_j=_energy_j(job, summary),
     )
 
 
@@ -117,6 +118,12 @@ def _effective(command: Command, summary: LogSummary, ending: Ending, log: Bound
     if summary.tflops_per_device is not None:
         found["convention"] = str(summary.convention)
     return found
+
+
+def _energy_j(job: Job, summary: LogSummary) -> float | None:
+    """Joules of a step of all devices, where the trainer logs them (Megatron-LM with --log-energy)."""
+    each_j = summary.energy_j_per_device
+    return each_j * job.cluster.n_devices if each_j is not None and each_j > 0 else None
 
 
 def _predicted_peak_bytes(job: Job, plan: Plan) -> float:

@@ -47,7 +47,7 @@ def rank(
     if json:
         show_json(documents.rank_document(job, ranking, top, intervals))
     else:
-        show(rank_screen.rank_screen(job, ranking, top, intervals))
+        show(rank_screen.rank_screen(job, ranking, top, intervals, metric))
 
 
 @job_flags
@@ -59,7 +59,7 @@ def estimate(
     from objectives.explain import explain as explained
     from search_spaces.plan import Plans
     from tuner import api, cli_job
-    from tuner.report import documents, explanation, rank_screen
+    from tuner.report import documents, energy, explanation, rank_screen
 
     job = cli_job.job_from(flags)
     chosen = api.read_plan(job, plan)
@@ -70,6 +70,9 @@ def estimate(
         more |= {"explanation": explanation.explanation_document(why)} if explain else {}
         show_json(documents.estimate_document(job, plans, priced, intervals, profile) | more)
         return
-    show(rank_screen.estimate_screen(job, chosen, priced, intervals, [explanation.variance_line(why)]))
+    more_lines = [explanation.variance_line(why)]
+    if explain or chosen.power_cap_w:
+        more_lines = [*energy.energy_lines(job, plans, priced), *more_lines]
+    show(rank_screen.estimate_screen(job, chosen, priced, intervals, more_lines))
     if explain:
         show("", rank_screen.explanation(job, priced, profile), "", explanation.explanation_screen(why))

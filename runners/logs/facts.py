@@ -43,6 +43,7 @@ class StepFact:
     n_skipped: int = 0
     n_nan: int = 0
     peak_bytes: float | None = None
+    energy_j_per_device: float | None = None
     grade: int = 0
 
 

@@ -27,6 +27,7 @@ class LogSummary:
     """The window of a log and its figures (None where the log does not say), or why there are none.
 
     `tflops_per_device` counts as `convention` says, `most_tflops_per_device` is the highest counting.
+    `energy_j_per_device` are the joules of a step that the trainer read of its devices' counters.
     `settings` are what the log states was run.  `notes` say how the figures came about; with any sentence in
     `refused` they must not be used.
     """
@@ -43,6 +44,7 @@ class LogSummary:
     convention: Convention | None = None
     peak_memory_bytes: float | None = None
     memory_kind: str = ""
+    energy_j_per_device: float | None = None
     first_loss: float | None = None
     last_loss: float | None = None
     n_skipped: int = 0

@@ -38,6 +38,7 @@ def summary_of(account: Account, expected: Expected, *, warmup_steps: int = WARM
         convention=_convention(account, model, hardware),
         peak_memory_bytes=peak_bytes,
         memory_kind=kind,
+        energy_j_per_device=_median(inside, lambda fact: fact.energy_j_per_device),
         first_loss=account.first_loss,
         last_loss=account.last_loss,
         n_skipped=account.n_skipped,

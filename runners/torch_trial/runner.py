@@ -327,6 +327,7 @@ class TorchRunner:
             peak_memory_bytes=peaks.get("allocated", peaks["resident"]),
             origin=self.origin,
             n_steps=len(steps_s),
+            energy_j=_energy_j(findings, len(steps_s)),
             effective={
                 "steps_s": [round(each, 6) for each in every_s],
                 "n_warmup": self._options.n_warmup,
@@ -341,6 +342,13 @@ class TorchRunner:
                 **({"communication": _communication(exchanged)} if exchanged else {}),
             },
         )
+
+
+def _energy_j(findings: Sequence[Any], n_steps: int) -> float | None:
+    """Joules of a step of all devices: every rank's own, or all processors' by the first; or nothing."""
+    known = [each.energy_j for each in findings if each.energy_j is not None]
+    whole = len(known) == len(findings) or (bool(known) and findings[0].energy_j is not None)
+    return sum(known) / n_steps if whole else None
 
 
 def _does_not_fit(words: str) -> InvalidSpec:

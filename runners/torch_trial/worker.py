@@ -23,6 +23,7 @@ import torch.distributed.fsdp
 import torch.distributed.pipelining
 import torch.distributed.tensor
 
+from runners.power_meter import Reading, read_nvidia, read_processors, spent_j
 from runners.torch_trial.communication import Communication, profiled
 from runners.torch_trial.fake import peak_bytes
 from runners.torch_trial.ranks import At, Broken, Tell
@@ -66,7 +67,8 @@ class Findings:
     `busy_s` are the seconds of each step in which the processor worked for the rank, exchanges included: on a
     machine that others use a step takes longer than that.  `joined_s` is when it had met the others, on the
     clock that all processes share; `communication` is of one more step behind the others, where it was asked
-    for.
+    for.  `energy_j` are the joules of its device, or in rank 0 of all processors, over the steps behind the
+    warm-up; None where nothing tells.
     """
 
     steps_s: tuple[float, ...]
@@ -76,6 +78,7 @@ class Findings:
     build_s: float
     joined_s: float
     communication: Communication | None = None
+    energy_j: float | None = None
 
 
 def prepare() -> None:
@@ -104,7 +107,10 @@ def train(orders: Orders, rank: int, tell: Tell, *, folder: Path) -> Findings:
     steps_s, busy_s, losses = [], [], []
     _forget_peak(setting.device)
     n_steps = orders.n_warmup + orders.n_steps
+    begun = None
     for step in range(n_steps):
+        if step == orders.n_warmup:
+            begun = _read_energy(setting.device, rank)
         tell(At(place=f"step {step + 1}", step=step))
         step_s, worked_s, loss = _step(trainer, step)
         steps_s.append(step_s)
@@ -112,6 +118,7 @@ def train(orders: Orders, rank: int, tell: Tell, *, folder: Path) -> Findings:
         losses.append(loss)
         if not math.isfinite(loss):
             raise NanLoss(f"the loss of step {step + 1} is {loss}")
+    energy_j = spent_j(begun, _read_energy(setting.device, rank))
     peaks = _peak_bytes(setting.device)
     communication = None
     if orders.profiles:
@@ -127,7 +134,15 @@ def train(orders: Orders, rank: int, tell: Tell, *, folder: Path) -> Findings:
         build_s=build_s,
         joined_s=joined_s,
         communication=communication,
+        energy_j=energy_j,
     )
+
+
+def _read_energy(device: str, rank: int) -> Reading | None:
+    """A rank's own accelerator; processors, which all ranks share, by rank 0 alone."""
+    if device == "cuda":
+        return read_nvidia(f"GPU-{torch.cuda.get_device_properties(rank).uuid}")
+    return read_processors() if rank == 0 else None
 
 
 def _step(trainer: Trainer, step: int) -> tuple[float, float, float]:

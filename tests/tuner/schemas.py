@@ -48,6 +48,7 @@ PRICED = dict(
     peak_memory_bytes=FINITE,
     time_s=PARTS,
     memory_bytes=PARTS,
+    energy_j=PARTS,
 )
 AGAIN = maybe(record(step_time_s=FINITE, difference=NUMBER, reasons=many(TEXT)))
 SECOND = maybe(record(close=COUNT, simulated=COUNT, budget_s=FINITE, load_s=FINITE, seconds=FINITE))

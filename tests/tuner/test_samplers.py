@@ -20,7 +20,7 @@ from tests.tuner.hidden_cluster import (
     told,
 )
 from tuner.acquisition import chebyshev
-from tuner.samplers import check_sampler, make_sampler
+from tuner.samplers import check_sampler, goals, make_sampler
 from tuner.samplers.projected import ProjectedGP, ProjectedRandom
 
 SEEDS = range(10)
@@ -255,3 +255,18 @@ def test_a_huge_table_is_scored_through_the_shortlist(monkeypatch):
     monkeypatch.setattr("tuner.samplers.model_based.SHORTLIST", 32)
     short = [regrets(sampler(seed=s), hidden_cluster(TABLE, s), 12)[-1] for s in range(3)]
     np.testing.assert_allclose(short, whole, atol=0.02)
+
+
+def test_a_front_of_time_and_energy_moves_both_with_the_seconds():
+    """Joules are seconds times known watts: a third column that errs with the first."""
+    rng = np.random.default_rng(0)
+    times, watts = rng.normal(size=50), rng.normal(size=50)
+    mean = goals.with_joules(np.column_stack([times, rng.normal(size=50)]), watts)
+    np.testing.assert_allclose(mean[:, 2], times + watts)
+    goal = goals.front_goal(
+        mean, np.ones(50, dtype=bool), rng, goals.quantities(["step_time", "energy_per_token"])
+    )
+    assert goal.sought == (0, 2)
+    assert goal.draws[:, 0].tolist() == goal.draws[:, 1].tolist()
+    best = int(np.argmin(goal.value(mean)))
+    assert not ((mean[:, [0, 2]] < mean[best, [0, 2]]).all(axis=1)).any()

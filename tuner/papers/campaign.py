@@ -1,4 +1,4 @@
-"""Asynchronous campaigns: a node queue, trials of several nodes side by side, one campaign from another's table.
+"""Asynchronous campaigns: a node queue, trials side by side, one campaign from another's table.
 
 The campaigns' own results (which graph networks they found) are of another kind of model; what is compared
 here is the pattern: the driver's queue, and that a table saves trials.
@@ -112,7 +112,7 @@ def _figure(what: str, published: int, ours: int, note: str, *, kind: Kind = Kin
         published=published,
         ours=ours,
         kind=kind,
-        provenance=Provenance.SOURCE if is_exact else Provenance.ABSTRACT,
+        provenance=Provenance.SOURCE if is_exact else Provenance.DERIVED,
         source=SOURCE if is_exact else "HydraGNN campaigns with DeepHyper: one table starts the next",
         note=note,
         is_headline=what.startswith("a campaign"),

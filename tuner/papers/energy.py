@@ -26,7 +26,7 @@ OUR_MODEL = "the model draws no less than idle power while the host updates, and
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """Time and energy of a change over those without it, as published; `model` stands in on so many devices."""
+    """Time and energy of a change over those without it, as published; `model` stands in for the size."""
 
     size: str
     model: str
@@ -67,7 +67,7 @@ def async_offload(case: Case) -> tuple[float, float]:
 
 
 def sequence_parallel(case: Case, n_parts: int = 4, seq_len: int = 8192) -> tuple[float, float]:
-    """Time and energy of sequences split over devices, over those of whole ones on one: each its fastest plan."""
+    """Time and energy of split sequences over those of whole ones on one device: each its fastest plan."""
     found = []
     for parts in (1, n_parts):
         of = job(case.model, case.n_devices * parts, global_batch=4, seq_len=seq_len)
@@ -90,10 +90,15 @@ def zero_energy(n_devices: int) -> list[float]:
 
 def best_plans() -> tuple[Plan, Plan]:
     """The fastest plan of the preset study's job, and the one that takes the least energy, without caps."""
-    of, space = job("qwen3-8b", 16, global_batch=128), SpaceSpec.of({"cp": 1, "overlap_dp": True})
+    of, space = preset_job(), SpaceSpec.of({"cp": 1, "overlap_dp": True})
     tables = [rank(of, space, metric=name, keep=1).candidates for name in ("step_time", "energy_per_token")]
     fastest, thriftiest = (table.plans.row(0) for table in tables)
     return fastest, thriftiest
+
+
+def preset_job() -> Job:
+    """The job of the preset study `energy`."""
+    return job("qwen3-8b", 16, global_batch=128)
 
 
 def figures() -> tuple[Figure, ...]:
@@ -136,8 +141,9 @@ def _ratios(case: Case, time: float, energy: float) -> list[Figure]:
     """Both ratios within 15 %: they are near 1, where 25 % would say nothing."""
     return [
         Figure(
-            system=NAME, what=f"{case.size}: {name} with async offload", unit="of without", published=published,
-            ours=ours, kind=Kind.RATIO, provenance=Provenance.SECOND_HAND, source=SOURCE, within=0.15,
+            system=NAME, what=f"{case.size}: {name} with async offload", unit="of without",
+            published=published, ours=ours, kind=Kind.RATIO, provenance=Provenance.SECOND_HAND,
+            source=SOURCE, within=0.15,
             note=STAND_INS if name == "time" else f"{STAND_INS}; {OUR_MODEL}",
         )
         for name, published, ours in (("time", case.time, time), ("energy", case.energy, energy))

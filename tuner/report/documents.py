@@ -3,12 +3,14 @@
 from dataclasses import asdict
 from typing import Any
 
+from objectives.cost.energy import step_energy
 from objectives.cost.reserve import memory_bounds_bytes
 from objectives.cost.result import Estimate, StageProfile
 from objectives.longest import MAX_SEQ_LEN
 from objectives.metrics import Job
 from objectives.ranking import Ledger, Ranking, memory_limit_bytes
 from search_spaces.plan import Floats, Plan, Plans
+from tuner.report.energy import energy_document
 from tuner.report.parts import memory_by_part, time_by_part
 from tuner.report.rescored import second_document, simulated_document
 
@@ -72,6 +74,7 @@ def priced_rows(
     """The first n plans with their figures and breakdowns."""
     step_s, peak_bytes = estimate.step_s, estimate.peak_memory_bytes
     tokens, mfu = (job.values(name, step_s, peak_bytes, plans) for name in ("tokens_per_s_per_device", "mfu"))
+    energy = step_energy(job, plans, estimate)
     low_s, high_s = intervals
     return [
         {
@@ -83,6 +86,7 @@ def priced_rows(
             "peak_memory_bytes": float(peak_bytes[i]),
             "time_s": _without_unit(time_by_part(estimate.time, i)),
             "memory_bytes": _without_unit(memory_by_part(estimate.memory, i)),
+            "energy_j": energy_document(energy, i),
         }
         for i in range(n)
     ]

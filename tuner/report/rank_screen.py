@@ -9,12 +9,14 @@ from objectives.cost.reserve import memory_bounds_bytes
 from objectives.cost.result import Estimate, StageProfile
 from objectives.longest import MAX_SEQ_LEN
 from objectives.metrics import Job
-from objectives.ranking import Ledger, Ranking, memory_limit_bytes
+from objectives.ranking import Candidates, Ledger, Ranking, memory_limit_bytes
 from objectives.uncertainty import constants
+from objectives.valuing import metric_values
 from search_spaces.cluster import Origin
 from search_spaces.parameters import active_parameters, total_parameters
 from search_spaces.plan import Floats, Plan, Plans
 from search_spaces.units import gib
+from tuner.report.energy import energy_lines, shows_energy
 from tuner.report.parts import MEMORY_PARTS, TIME_PARTS, Part, memory_by_part, time_by_part
 from tuner.report.rescored import simulated_cells, simulated_lines
 from tuner.report.tables import bar, facts, table
@@ -58,9 +60,10 @@ def ledger_table(ledger: Ledger) -> RenderableType:
     return table(["~plans", ">count"], rows)
 
 
-def best_table(job: Job, ranking: Ranking, top: int) -> RenderableType:
+def best_table(job: Job, ranking: Ranking, top: int, *, with_energy: bool = False) -> RenderableType:
     """The best plans, best first."""
     candidates = ranking.candidates
+    joules = _joules_per_token(job, candidates, top) if with_energy else []
     step_s, peak_bytes = candidates.estimate.step_s, candidates.estimate.peak_memory_bytes
     plans = candidates.plans
     tokens, mfu = (job.values(name, step_s, peak_bytes, plans) for name in ("tokens_per_s_per_device", "mfu"))
@@ -74,31 +77,43 @@ def best_table(job: Job, ranking: Ranking, top: int) -> RenderableType:
             percent(mfu[i]),
             gibibytes(peak_bytes[i]),
             *([f"{-candidates.score[i]:,.0f}"] if ranking.metric == MAX_SEQ_LEN else []),
+            *joules[i : i + 1],
         ]
         for i in range(min(top, len(candidates)))
     ]
     limit = gib(memory_limit_bytes(job))
     again = [] if ranking.second is None else [">simulated", ">differs"]
-    longest = [">longest sequence"] if ranking.metric == MAX_SEQ_LEN else []
-    columns = [">#", "~plan", ">step", *again, ">tok/s/dev", ">MFU", f">of {limit:.1f} GiB", *longest]
-    return table(columns, rows)
+    columns = [">#", "~plan", ">step", *again, ">tok/s/dev", ">MFU", f">of {limit:.1f} GiB"]
+    columns += [">longest sequence"] if ranking.metric == MAX_SEQ_LEN else []
+    return table([*columns, ">J/token"] if with_energy else columns, rows)
 
 
-def rank_screen(job: Job, ranking: Ranking, top: int, intervals: Intervals) -> RenderableType:
+def _joules_per_token(job: Job, candidates: Candidates, top: int) -> list[str]:
+    first = candidates.take(slice(0, top))
+    values = metric_values(job, "energy_per_token", first.plans, first.estimate)
+    return [f"{value:.3g}" for value in values]
+
+
+def rank_screen(
+    job: Job, ranking: Ranking, top: int, intervals: Intervals, metric: str = "step_time"
+) -> RenderableType:
     """Header, ledger, the best plans, and where the best one's time and memory go."""
-    best = ranking.candidates.plans.row(0)
+    candidates = ranking.candidates
+    best, with_energy = candidates.plans.row(0), shows_energy(metric, candidates.plans)
+    energy = energy_lines(job, candidates.plans, candidates.estimate) if with_energy else []
     return Group(
         job_facts(job),
         "",
         ledger_table(ranking.ledger),
         "",
-        best_table(job, ranking, top),
+        best_table(job, ranking, top, with_energy=with_energy),
         "",
         Text("where the best plan's step goes", style="bold"),
         parts_table(job, ranking.candidates.estimate, 0),
         "",
         facts(
             [
+                *energy,
                 *simulated_lines(ranking, top),
                 *origin_lines(job, intervals),
                 ("best plan", f'--plan "{best.key}"'),

@@ -5,8 +5,10 @@ from collections.abc import Sequence
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from objectives.metrics import Job, Metric, metric_named
-from search_spaces.units import DAY_S, gib
+from objectives.metrics import ENERGY_METRICS, Job, Metric, metric_named
+from objectives.outcome import OutcomeOrigin
+from objectives.valuing import outcome_energy_j
+from search_spaces.units import DAY_S, KWH_J, gib
 from tuner.report.content import StudyReport, TrialRow, accuracy, pareto_front
 from tuner.report.figures import pareto_points
 from tuner.report.proxies import proxies_table, proxy_lines
@@ -39,6 +41,8 @@ def outcome_screen(report: StudyReport) -> RenderableType:
     parts: list[RenderableType] = [summary(report)]
     if report.complete:
         parts += ["", Text("best trials", style="bold"), trials_table(report, report.ranked[:BEST_SHOWN])]
+    if len(report.metrics) > 1 and report.complete:
+        parts += ["", Text("Pareto front", style="bold"), front_table(report)]
     if report.failures:
         parts += ["", Text("failed trials", style="bold"), failures_table(report.failures)]
     return Group(*parts)
@@ -97,8 +101,25 @@ def summary(report: StudyReport) -> RenderableType:
             lines.append((name, f"{value_words(metric, value)}, {report.origin}"))
         lines.append(("best plan", best.plan.key))
         lines += [("more trials", worth_words(report.worth))] if report.worth else []
+        lines += _energy(report.job, best, [metric.name for metric in report.metrics])
         lines += _training(report.job, best)
     return facts(lines)
+
+
+def _energy(job: Job, best: TrialRow, metrics: Sequence[str]) -> list[tuple[str, str]]:
+    """Energy of the best plan's step and of the whole training: of studies of energy, and of real trials."""
+    ran = best.measured
+    if ran is None or not (set(metrics) & set(ENERGY_METRICS) or ran.origin is OutcomeOrigin.MEASURED):
+        return []
+    if ran.energy_j is None and not set(metrics) & set(ENERGY_METRICS):
+        return [("energy", "not measured")]
+    joules = outcome_energy_j(job, best.plan, ran)
+    tokens = job.workload.train_tokens
+    per_token_j = joules / job.workload.tokens_per_step
+    whole = "" if tokens is None else f", {tokens * per_token_j / KWH_J:,.0f} kWh in all"
+    how = "devices not measured: by the model" if ran.energy_j is None else f"devices {ran.origin}"
+    words = f"{per_token_j:.3g} J/token, {joules / KWH_J:.3g} kWh a step{whole}"
+    return [("energy", f"{words} ({how}; hosts and network by the model)")]
 
 
 def _training(job: Job, best: TrialRow) -> list[tuple[str, str]]:

@@ -84,7 +84,8 @@ def _lesser_words(plan: Plan) -> list[str]:
         words.append(f"redo-{plan.recompute_modules}")
     words += [f"{end}{n}" for end, n in (("first", plan.first_layers), ("last", plan.last_layers)) if n]
     if plan.offload_optimizer:
-        words.append("offload")
+        words.append("offload-overlapped" if plan.overlap_offload else "offload")
+    words += [f"cap{plan.power_cap_w}W"] if plan.power_cap_w else []
     overlapped = [axis for axis in ("dp", "tp", "pp") if getattr(plan, f"overlap_{axis}")]
     if overlapped:
         words.append("overlap-" + "+".join(overlapped))

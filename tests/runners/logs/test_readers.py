@@ -213,6 +213,20 @@ def test_a_second_run_in_the_same_log_replaces_the_first():
     assert "the run began again 1 times; the last run counts" in summary.notes
 
 
+def test_energy_is_the_median_of_what_megatron_lm_logs_of_its_devices():
+    text = (LOGS / "megatron-lm.log").read_text()
+    steps = [
+        f"energy per GPU (J/iter/GPU): {1500 + i} | power per GPU (W/GPU): 640.1 | learning rate"
+        for i in range(40)
+    ]
+    pieces = text.split("learning rate")
+    told = "".join(f"{piece}{steps[i]}" for i, piece in enumerate(pieces[:-1])) + pieces[-1]
+    said = read_text("megatron-lm", told)
+    first, last = said.window.first, said.window.last
+    assert said.energy_j_per_device == pytest.approx(1500 + (first + last) / 2 - 1)
+    assert read("megatron-lm").energy_j_per_device is None
+
+
 @pytest.mark.parametrize("path", sorted(LOGS.glob("*.log")), ids=lambda path: path.stem)
 def test_a_log_tells_whose_it_is(path):
     assert told_trainer(path) == trainer_of(path)
