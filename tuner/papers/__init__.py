@@ -11,7 +11,13 @@ from search_spaces.rows import load_row
 from tuner.papers.figure import Paper
 
 # name: module:attribute
-PAPERS: Mapping[str, str] = MappingProxyType({})
+PAPERS: Mapping[str, str] = MappingProxyType(
+    {
+        "frontier": "tuner.papers.frontier:PAPER",
+        "axonn": "tuner.papers.axonn:PAPER",
+        "ted": "tuner.papers.ted:PAPER",
+    }
+)
 
 
 def load_paper(name: str) -> Paper:
