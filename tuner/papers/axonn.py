@@ -24,7 +24,7 @@ from tuner.papers.figure import Figure, Kind, Paper, Provenance
 from tuner.papers.frontier import hfu
 from tuner.presets import preset_path
 
-SYSTEM = "AxoNN"
+SYSTEM = "axonn"
 ABSTRACT = "arXiv:2110.13005, abstract"
 CODE = "github.com/axonn-ai/axonn, axonn/optim.py, CPUAdam"
 GRID = "pp=12 dp=8 micro_batch=4 schedule=message-driven rank_order=tp-cp-pp-dp recompute=full"

@@ -27,7 +27,7 @@ from search_spaces.units import BILLION, MIB, TFLOPS
 from search_spaces.workload import AttentionFlops, Precision, Workload
 from tuner.papers.figure import Figure, Kind, Paper, Provenance
 
-SYSTEM = "Frontier LLM study"
+SYSTEM = "frontier"
 LOG = "log gpt175b_megatron_16N_newcomm-405287.o"
 ABSTRACT = "arXiv:2312.12705, abstract"
 SCRIPTS = "github.com/sajal-vt/Megatron-DeepSpeed-ORNL and frontier-recipes, launch scripts"
@@ -280,8 +280,8 @@ def _recipes() -> Iterator[Figure]:
             unit="%",
             published=recipe.hfu_percent,
             ours=100 * hfu(job, recipe.plan),
-            note="nothing was fitted to Frontier: products at an assumed 60 % of the peak; and strong scaling "
-            "asks for a cost per step that the model does not have, 12 % of it for the 1T model",
+            note="nothing was fitted to Frontier: products at an assumed 60 % of the peak; and strong "
+            "scaling asks for a cost per step that the model lacks, 12 % of it for the 1T model",
         )
 
 
@@ -294,7 +294,7 @@ def _scaling() -> Iterator[Figure]:
             published=published,
             ours=slots(scaling),
             provenance=Provenance.DERIVED,
-            note="ours from the abstract's 89 and 87 %; the other from 89.93 and 87.05 %, which were not re-read",
+            note="ours from the abstract's 89 and 87 %; the other from 89.93 and 87.05 %, not re-read",
         )
         kept = float(strong_scaling(scaling, [scaling.replicas])[0])
         yield RATIO(

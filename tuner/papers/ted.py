@@ -23,7 +23,7 @@ from tuner.config import read_config
 from tuner.papers.figure import Figure, Kind, Paper, Provenance
 from tuner.presets import preset_path
 
-SYSTEM = "DeepSpeed-TED"
+SYSTEM = "ted"
 ABSTRACT = "arXiv:2303.06318, abstract"
 GROUPS = "DeepSpeed, utils/groups.py; state law derived"
 LAYOUT = "tp=4 dp=32 ep=16 etp=4 zero=1 recompute=full micro_batch=1"
