@@ -177,6 +177,24 @@ MEGATRON_LM = FrameworkProfile(
         dispatches=(Dispatch.PLAIN, Dispatch.PADDED, Dispatch.PADDING_FREE),
     ),
 )
+MEGATRON_DEEPSPEED = FrameworkProfile(
+    name="megatron-deepspeed",
+    source="Megatron-DeepSpeed of 2022: Megatron-LM's layers in DeepSpeed's pipeline engine",
+    schedules=(Schedule.ONE_F_ONE_B,),
+    zero_stages_with_pipeline=(0, 1),
+    cp_kinds=(),
+    rank_orders=(RankOrder.TP_CP_DP_PP,),
+    end_stages=EndStages.EVEN,
+    overlaps_tp=False,
+    recompute_modules=False,
+    offloads_checkpoints=True,
+    keeps_stage_input=True,
+    splits_messages=True,
+    dropout=True,
+    bucket_parameters=500e6,  # DeepSpeed's reduce_bucket_size
+    memory=MemoryHabits(fixed_bucket=True),
+    state=TrainingState(gradient_bytes=2.0),
+)
 FRAMEWORKS: Mapping[str, FrameworkProfile] = MappingProxyType(
     {
         profile.name: profile
@@ -376,23 +394,14 @@ FRAMEWORKS: Mapping[str, FrameworkProfile] = MappingProxyType(
                 memory=MemoryHabits(step_bytes=4.0),
                 state=TrainingState(gradient_bytes=2.0),
             ),
-            FrameworkProfile(
-                name="megatron-deepspeed",
-                source="Megatron-DeepSpeed of 2022: Megatron-LM's layers in DeepSpeed's pipeline engine",
-                schedules=(Schedule.ONE_F_ONE_B,),
-                zero_stages_with_pipeline=(0, 1),
-                cp_kinds=(),
-                rank_orders=(RankOrder.TP_CP_DP_PP,),
-                end_stages=EndStages.EVEN,
-                overlaps_tp=False,
-                recompute_modules=False,
-                offloads_checkpoints=True,
-                keeps_stage_input=True,
-                splits_messages=True,
-                dropout=True,
-                bucket_parameters=500e6,  # DeepSpeed's reduce_bucket_size
-                memory=MemoryHabits(fixed_bucket=True),
-                state=TrainingState(gradient_bytes=2.0),
+            MEGATRON_DEEPSPEED,
+            replace(
+                MEGATRON_DEEPSPEED,
+                name="megatron-deepspeed-zb",
+                source="github.com/deepspeedai/Megatron-DeepSpeed of today: ZB-H1 beside 1F1B "
+                "(--enable-zbh1-pipeline), no dropout",
+                schedules=(Schedule.ONE_F_ONE_B, Schedule.ZB_H1),
+                dropout=False,
             ),
             FrameworkProfile(
                 name="nanotron",

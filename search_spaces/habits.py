@@ -109,16 +109,19 @@ BUILT_IN = replace(
     expert_traffic=fitted(4.0, 0.3, OWN_RUNS),
 )
 FSDP = Habits(traffic=fitted(2.1), attention=fitted(0.5))
+MEGATRON_DEEPSPEED = Habits(
+    operations_per_layer=fitted(63.0),
+    tp_operations=fitted(5.0),
+    backward_operations=fitted(0.53),
+    traffic=fitted(1.0),
+)
 HABITS: Mapping[str, Habits] = MappingProxyType(
     {
         "megatron-lm": MEGATRON_LM,
         "zero-bubble": MEGATRON_LM,
-        "megatron-deepspeed": Habits(
-            operations_per_layer=fitted(63.0),
-            tp_operations=fitted(5.0),
-            backward_operations=fitted(0.53),
-            traffic=fitted(1.0),
-        ),
+        "megatron-deepspeed": MEGATRON_DEEPSPEED,
+        "megatron-deepspeed-zb": MEGATRON_DEEPSPEED,
+        "deepspeed-ted": MEGATRON_DEEPSPEED,
         "nemo": Habits(traffic=fitted(1.2), attention=fitted(0.7), **MEGATRON_EXPERTS),
         "nanotron": Habits(
             operations_per_layer=fitted(80.0),

@@ -101,6 +101,13 @@ class StudyInputs:
         check(bool(self.objective), "[objective] metric must name at least one metric", "none")
         for name in self.objective:
             metric_named(name)
+        batches = len(self.space.narrowed.get("n_microbatches", ())) > 1
+        check(
+            not (batches and "step_time" in self.objective),
+            "the objective of a study of several n_microbatches must compare steps of any size",
+            "step_time",
+            hint="ask for tokens_per_s_per_device, mfu or hfu",
+        )
         check(
             len(set(self.objective)) == len(self.objective),
             "[objective] metric must name each metric once",

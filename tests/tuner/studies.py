@@ -60,8 +60,13 @@ def config(storage: str, **changes: dict) -> StudyConfig:
 
 def start_driver(folder: Path, storage: str, **changes: dict) -> subprocess.Popen:
     """A driver in a process of its own."""
+    return start_study(folder, tables(storage, **changes))
+
+
+def start_study(folder: Path, given: dict) -> subprocess.Popen:
+    """The same for the tables of any study."""
     path = folder / "study.json"
-    path.write_text(json.dumps(tables(storage, **changes)))
+    path.write_text(json.dumps(given))
     command = [sys.executable, "-m", "tests.tuner.studies", str(path)]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 

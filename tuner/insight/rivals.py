@@ -93,8 +93,7 @@ class _Ground:
 
     def turn(self, name: str, constant: Constant) -> Turn | None:
         """The nearer of the two changes of one constant that turn the answer; None where none does."""
-        most = bounds(name, replace(constant, spread=FARTHEST - 1.0))[1].value / constant.value
-        reaches = [float(np.log(max(most, 1.0))), -float(np.log(FARTHEST))]
+        reaches = [float(np.log(max(_most(name, constant) / constant.value, 1.0))), -float(np.log(FARTHEST))]
         found = [self._halved(name, constant, each) for each in reaches if self._first(name, constant, each)]
         if not found:
             return None
@@ -110,9 +109,15 @@ class _Ground:
 
     def _first(self, name: str, constant: Constant, log_factor: float) -> int:
         """Which plan is first where the constant is so much larger; 0 is the best measured one."""
-        value = constant.value * float(np.exp(log_factor))
+        # A share that is raised to one must not round above it.
+        value = min(constant.value * float(np.exp(log_factor)), _most(name, constant))
         other = with_constant(self.job, name, replace(constant, value=value))
         return int(np.argmin(_logs(other, self.plans, self.quantity) + self.taught))
+
+
+def _most(name: str, constant: Constant) -> float:
+    """The largest value that is tried of a constant."""
+    return bounds(name, replace(constant, spread=FARTHEST - 1.0))[1].value
 
 
 def _logs(job: Job, plans: Plans, quantity: int) -> Floats:

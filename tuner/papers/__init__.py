@@ -12,6 +12,9 @@ from tuner.papers.figure import Paper
 
 # name: module:attribute
 PAPERS: Mapping[str, str] = MappingProxyType({
+    "frontier": "tuner.papers.frontier:PAPER",
+    "axonn": "tuner.papers.axonn:PAPER",
+    "ted": "tuner.papers.ted:PAPER",
     "zeropp": "tuner.papers.zeropp:PAPER",
     "ulysses": "tuner.papers.ulysses:PAPER",
     "fpdt": "tuner.papers.fpdt:PAPER",
