@@ -142,6 +142,8 @@ HABITS: Mapping[str, Habits] = MappingProxyType(
         "x-moe": replace(
             PLAIN_PYTORCH,
             regroup_traffic=fitted(7.8, 0.3, "arXiv:2508.13337: 1 ms to pick and 2 ms to rebuild 470 MB"),
+            # Each expert is a module of its own, whose gradients ZeRO copies one by one.
+            expert_operations=fitted(27.0, 0.3, "arXiv:2508.13337: 12 ms a layer on 8 A100s, whatever it is"),
         ),
         "meshtune": BUILT_IN,
         "fsdp": FSDP,

@@ -11,7 +11,12 @@ from search_spaces.rows import load_row
 from tuner.papers.figure import Paper
 
 # name: module:attribute
-PAPERS: Mapping[str, str] = MappingProxyType({})
+PAPERS: Mapping[str, str] = MappingProxyType(
+    {
+        "piper": "tuner.papers.piper:PAPER",
+        "x-moe": "tuner.papers.xmoe:PAPER",
+    }
+)
 
 
 def load_paper(name: str) -> Paper:
