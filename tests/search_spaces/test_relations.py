@@ -10,8 +10,10 @@ from search_spaces.relations import parse_relations
 from search_spaces.space import SearchSpace, SpaceSpec, Tally
 from search_spaces.workload import Workload
 
-FEW = dict(cp=[1], vpp=[1], schedule=["1f1b"], recompute=["none"], micro_batch=[1], zero=[1], overlap_dp=[True],
-           overlap_tp=[False], overlap_pp=[False], offload_optimizer=[False], first_layers=0, last_layers=0)  # fmt: skip
+FEW = dict(
+    cp=1, vpp=1, schedule="1f1b", recompute="none", micro_batch=1, zero=1, overlap_dp=True, overlap_tp=False,
+    overlap_pp=False, offload_optimizer=False, first_layers=0, last_layers=0,
+)  # fmt: skip
 
 
 def space_of(model="mixtral-8x7b", n_devices=64, **asked):
@@ -79,9 +81,7 @@ def test_relations_that_no_plan_keeps_are_named():
 def test_what_is_no_relation_is_one_sentence(given, sentence):
     with pytest.raises(InvalidSpec, match=r"\[space\] where") as refusal:
         parse_relations(given)
-    assert sentence in str(refusal.value) or sentence.replace("at most", "must have at most") in str(
-        refusal.value
-    )
+    assert sentence in str(refusal.value)
 
 
 def test_an_unknown_factor_suggests_the_nearest():
