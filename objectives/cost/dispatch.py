@@ -146,9 +146,10 @@ def exchange_line(job: Job, plans: Plans) -> Line:
 
 def regroup_s(job: Job, plans: Plans, sent_bytes: Floats) -> Floats:
     """Seconds of picking the copies that travel and laying out the others behind, for one exchange."""
-    if not plans.deduplicate_ep.any():
+    traffic_share = job.trainer.regroup_traffic
+    if traffic_share is None or not plans.deduplicate_ep.any():
         return np.zeros(len(plans))
-    traffic = job.trainer.regroup_traffic.value * sent_bytes
+    traffic = traffic_share.value * sent_bytes
     return np.where(plans.deduplicate_ep, memory_bound_s(job, traffic), 0.0)
 
 
