@@ -36,8 +36,8 @@ class Habits:
 
     `traffic` is the bytes of its memory-bound kernels over the least that fused ones would move,
     `expert_traffic` that of routed experts (permutations, activation); `regroup_traffic` is the bytes that
-    a deduplicated exchange moves beside it over those of a plain one; `logits_bytes` those of the loss per
-    token and vocabulary entry, over all passes; `accumulation_bytes` what adding a micro-batch's gradients to
+    a deduplicated exchange moves beside it over those of a plain one (None: its own kernels lay them out);
+    `logits_bytes` those of the loss per token and vocabulary entry, over all passes; `accumulation_bytes` what adding a micro-batch's gradients to
     the earlier ones moves per parameter.  `attention` is its attention kernel's rate over the device's.
     `tp_overlap`, `cp_overlap`, `dp_overlap` and `ep_overlap` are the shares of communication that hide behind
     computation where it is overlapped; the rest is what the two slow each other down by.
@@ -62,7 +62,7 @@ class Habits:
     block_scale_operations: Constant = assumed(5.5, "as Megatron-LM: casts and swizzled scales", 0.5)
     expert_operations: Constant = assumed(7.5, "as Megatron-LM: products, casts, copies", 0.5)
     expert_traffic: Constant = assumed(3.1, "as Megatron-LM: permutations and activation unfused", 0.3)
-    regroup_traffic: Constant = assumed(0.0, "copies are picked and laid out by the exchange's kernels", 0.0)
+    regroup_traffic: Constant | None = None
 
     def without_overlap(self) -> "Habits":
         """The same trainer where messages take the time of what computes."""
@@ -145,6 +145,8 @@ HABITS: Mapping[str, Habits] = MappingProxyType(
         "x-moe": replace(
             PLAIN_PYTORCH,
             regroup_traffic=fitted(7.8, 0.3, "arXiv:2508.13337: 1 ms to pick and 2 ms to rebuild 470 MB"),
+            # Each expert is a module of its own, whose gradients ZeRO copies one by one.
+            expert_operations=fitted(27.0, 0.3, "arXiv:2508.13337: 12 ms a layer on 8 A100s, whatever it is"),
         ),
         "meshtune": BUILT_IN,
         "fsdp": FSDP,

@@ -98,6 +98,22 @@ def routing_s(job: Job, plans: Plans) -> Floats:
     return np.where(masked, 2 * product_s + memory_bound_s(job, traffic), 0.0)
 
 
+def routing_operations(plans: Plans) -> Floats:
+    """Operations that a way of sending adds to a layer's forward pass, counted in the programs' code.
+
+        einsum          40: top-k gating with masks, their casts, two einsums
+        padded          20: gating, encoding and decoding
+        padding-free    28 + e: gating, indices, sizes exchanged and read by the host, a piece from each rank
+
+    Source
+    ------
+    DeepSpeed 0.19.8, deepspeed/moe/sharded_moe.py; X-MoE, deepspeed/moe/moe_v2.py, MOEv2Layer.forward.
+    """
+    counted = 40.0 * plans.is_dispatch(Dispatch.EINSUM) + 20.0 * plans.is_dispatch(Dispatch.PADDED)
+    free: Floats = counted + (28.0 + plans.ep) * plans.is_dispatch(Dispatch.PADDING_FREE)
+    return free
+
+
 def exchange_line(job: Job, plans: Plans) -> Line:
     """One all-to-all over ep: every copy alone, once into each node and device, or by way of the nodes.
 
@@ -130,9 +146,10 @@ def exchange_line(job: Job, plans: Plans) -> Line:
 
 def regroup_s(job: Job, plans: Plans, sent_bytes: Floats) -> Floats:
     """Seconds of picking the copies that travel and laying out the others behind, for one exchange."""
-    if not plans.deduplicate_ep.any():
+    traffic_share = job.trainer.regroup_traffic
+    if traffic_share is None or not plans.deduplicate_ep.any():
         return np.zeros(len(plans))
-    traffic = job.trainer.regroup_traffic.value * sent_bytes
+    traffic = traffic_share.value * sent_bytes
     return np.where(plans.deduplicate_ep, memory_bound_s(job, traffic), 0.0)
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from objectives.cost import chunks, mesh, zero_plus
 from objectives.cost.activations import boundary_bytes, stage_activations
 from objectives.cost.collectives import all_gather_s, send_s
+from objectives.cost.dispatch import routing_operations
 from objectives.cost.factored import factored
 from objectives.cost.kernels import BLOCK_SCALED, activation_precision, entry_bytes, gemm_s, memory_bound_s
 from objectives.cost.layers import LayerCost, layer_cost
@@ -197,6 +198,8 @@ def _launch(
         forward = forward * u + n_layers[0] * u * (u - 1) / 2
     if job.model.moe is not None:
         forward = forward + n_layers[1] * (job.model.moe.n_experts / plans.ep) * _expert_operations(job)
+        if plans.dispatch.any():
+            forward = forward + n_layers[1] * routing_operations(plans)
     host_s = one * (forward + n_layers[0] * _peer_operations(job, plans))
     again = redoes * plans.is_recompute(Recompute.FULL) / plans.recompute_every
     backward = trainer.backward_operations.value + again

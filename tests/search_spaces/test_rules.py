@@ -35,6 +35,7 @@ TWO_WAYS = (
     "dualpipe feeds both ends: pp and the micro-batches are even, and these at least 2 * pp; "
     "dualpipe-v needs as many"
 )
+SOME_STAGES = "recompute_stages needs something redone, 1f1b or gpipe, and fewer stages than pp"
 LONGER_WARMUP = "extra_warmup needs a 1f1b pipeline and pp + extra_warmup micro-batches"
 BIASED = "qwen3-30b-a3b with biases"
 HPZ = "hpz divides dp * cp, and the replicas of an expert, and is smaller than dp * cp"
@@ -167,6 +168,20 @@ def test_a_sound_plan_breaks_no_rule(context, text):
             "pp=8 dp=8 ep=8 overlap_ep=true",
             "overlap_ep beside a pipeline needs the interleaved schedule, dualpipe or dualpipe-v",
         ),
+        (
+            MIXTRAL,
+            "dp=64 ep=8 dispatch=padding-free",
+            "dispatch is set only for a model with a capacity_factor: without one nothing is padded",
+        ),
+        (MIXTRAL, "dp=64 hierarchical_ep=true", "hierarchical_ep needs ep above 1"),
+        (
+            MIXTRAL,
+            "dp=64 ep=8 migrate_every=10",
+            "migrate_every needs ep above 1 and an expert_imbalance above 1",
+        ),
+        (LLAMA, "pp=8 tp=8 recompute_stages=2", SOME_STAGES),
+        (LLAMA, "pp=8 tp=8 recompute=full recompute_stages=8", SOME_STAGES),
+        (LLAMA, "pp=8 tp=8 schedule=zb-h1 recompute=selective recompute_stages=2", SOME_STAGES),
         (LLAMA, "dp=64 schedule=gpipe", "a schedule other than 1f1b needs pp above 1"),
         (
             context_of(global_batch=4),

@@ -13,6 +13,8 @@ from tuner.papers.figure import Paper
 # name: module:attribute
 PAPERS: Mapping[str, str] = MappingProxyType({
     "frontier": "tuner.papers.frontier:PAPER",
+    "piper": "tuner.papers.piper:PAPER",
+    "x-moe": "tuner.papers.xmoe:PAPER",
     "axonn": "tuner.papers.axonn:PAPER",
     "ted": "tuner.papers.ted:PAPER",
     "zeropp": "tuner.papers.zeropp:PAPER",

@@ -1,6 +1,6 @@
 """Numbers and plans as short words for tables and pictures."""
 
-from search_spaces.plan import NO_MODULES, Plan, RankOrder, Recompute
+from search_spaces.plan import NO_MODULES, Dispatch, Plan, RankOrder, Recompute
 from search_spaces.units import BILLION, KILO, MILLION, MS, US, gib
 from tuner.worth import Worth
 
@@ -72,16 +72,28 @@ def plan_words(plan: Plan) -> str:
         words.append("sp")
     if plan.pp > 1:
         words.append(str(plan.schedule))
-    return " ".join([*words, *_lesser_words(plan)])
+    return " ".join([*words, *_lesser_words(plan), *_expert_words(plan)])
+
+
+def _expert_words(plan: Plan) -> list[str]:
+    """`padding-free`, `ep-once`, `ep-by-node`, `migrate100`: how tokens reach experts, and these move."""
+    words = [] if plan.dispatch is Dispatch.PLAIN else [str(plan.dispatch)]
+    named = (("ep-once", plan.deduplicate_ep), ("ep-by-node", plan.hierarchical_ep))
+    words += [word for word, is_on in named if is_on]
+    return [*words, f"migrate{plan.migrate_every}"] if plan.migrate_every else words
+
+
+def _on_stages(plan: Plan) -> str:
+    return f"@{plan.recompute_stages}" if plan.recompute_stages else ""
 
 
 def _lesser_words(plan: Plan) -> list[str]:
     words = []
     if plan.recompute is not Recompute.NONE:
         every = f"/{plan.recompute_every}" if plan.recompute_every > 1 else ""
-        words.append(f"recompute-{plan.recompute}{every}")
+        words.append(f"recompute-{plan.recompute}{every}{_on_stages(plan)}")
     if plan.recompute_modules is not NO_MODULES:
-        words.append(f"redo-{plan.recompute_modules}")
+        words.append(f"redo-{plan.recompute_modules}{_on_stages(plan)}")
     words += [f"{end}{n}" for end, n in (("first", plan.first_layers), ("last", plan.last_layers)) if n]
     if plan.offload_optimizer:
         words.append("offload-overlapped" if plan.overlap_offload else "offload")
