@@ -34,7 +34,8 @@ CORRELATED = 0.7
 # Measured: standard deviation of the jobs' median errors on benchmarks/data (jobs of four runs or more); the
 # sources that benchmarks/learning.py does not draw from give as much.
 JOB_SPREAD = 0.025
-LARGEST_ERROR = 1.0  # of a logarithm: a step further off than e times says nothing of which fit is better
+CERTAIN = 2.0  # standard errors by which a fit must be better: with 1, draws of 40 rows were fitted to noise
+LARGEST_ERROR = 0.3  # of a logarithm: a step further off says nothing of which fit is better for the others
 OUTLIER_SIGMAS, SMALLEST_SIGMA = 3.0, 0.03
 DIGITS = 4  # of a written constant
 
@@ -220,14 +221,9 @@ def _shrink(parameters: Parameters, fitted: Fitted) -> tuple[float, HeldBack]:
 
 
 def _is_better(now: Floats, before: Floats) -> bool:
-    """Whether the mean error falls by more than its own standard error.
-
-    Source
-    ------
-    Breiman et al. (1984), Classification and Regression Trees, section 3.4.3 (the rule of one standard error).
-    """
+    """Whether the mean error falls by more than twice its own standard error."""
     gained = np.minimum(np.abs(before), LARGEST_ERROR) - np.minimum(np.abs(now), LARGEST_ERROR)
-    return bool(np.mean(gained) > np.std(gained) / np.sqrt(len(gained)))
+    return bool(np.mean(gained) > CERTAIN * np.std(gained) / np.sqrt(len(gained)))
 
 
 def _median_and_mean(log_errors: Floats) -> tuple[float, float]:
