@@ -1,4 +1,4 @@
-"""Runs that something held up: every message between pipeline stages waited, and far longer than a link takes.
+"""Runs that something held up: each message between pipeline stages waited, far longer than a link takes.
 
     ln t_i = ln t(c)_i + noise                    a regular run
     ln t_i = ln( t(c)_i + w m_i ) + noise         a run held up, with chance P_i
@@ -71,7 +71,7 @@ class HoldUps:
 def exposure(job: Job, plans: Plans) -> Exposure:
     """How exposed plans of one job are.
 
-        m = 2 (p v - 1) + 2 (k - 1) v min(p v - 1, 2)       p pp, v vpp, k micro-batches; 0 without a pipeline
+    m = 2 (p v - 1) + 2 (k - 1) v min(p v - 1, 2)       p pp, v vpp, k micro-batches; 0 without a pipeline
     """
     nodes = np.full(len(plans), float(job.cluster.n_nodes))
     spanned = np.maximum(plans.tp / job.cluster.devices_per_node, 1.0)
@@ -148,7 +148,9 @@ def _densities(
     """Log density of each run with the chance of its kind, as a regular run and as one held up; (n,) each."""
     odds = exposed.traits @ weights
     able = exposed.messages > 0
-    regular = t.logpdf((measured - log_s) / noise, TAILS) - np.log(noise) - np.where(able, np.logaddexp(0, odds), 0)
+    regular = (
+        t.logpdf((measured - log_s) / noise, TAILS) - np.log(noise) - np.where(able, np.logaddexp(0, odds), 0)
+    )
     waiting = _held_up(log_s, exposed, wait_s)
     spread = np.hypot(WAIT_SPREAD, noise * np.exp(log_s - waiting))
     delayed = norm.logpdf(measured, waiting, spread) - np.logaddexp(0, -odds)

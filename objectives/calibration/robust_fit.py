@@ -66,7 +66,7 @@ class Fitted:
 
     @property
     def constants(self) -> Floats:
-        """x without the shared errors."""
+        """X without the shared errors."""
         return self.x[self.n_shared :]
 
     @property
@@ -145,14 +145,14 @@ def _solve(now: Fitted) -> Floats:
     for _ in range(MOST_REWEIGHTS):
         weighted = now.jacobian.T * (_weights(offset - now.jacobian @ x, now.scatter) / now.scatter**2)
         curvature, pull = weighted @ now.jacobian + np.eye(len(x)), weighted @ offset
-        x = np.linalg.solve(curvature, pull)
+        x = np.asarray(np.linalg.solve(curvature, pull), dtype=np.float64)
         if np.any(x > now.cap):
             x = _bounded(curvature, pull, now)
     return np.minimum(x, now.cap)
 
 
 def _bounded(curvature: Floats, pull: Floats, now: Fitted) -> Floats:
-    """The best x of x' curvature x / 2 - pull' x below its cap; the shared errors, which have none, follow."""
+    """The best x of x' curvature x / 2 - pull' x below its cap; shared errors, which have none, follow."""
     k = now.n_shared
     gain = np.linalg.solve(curvature[:k, :k], curvature[:k, k:])
     free = np.linalg.solve(curvature[:k, :k], pull[:k])
