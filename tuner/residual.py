@@ -25,8 +25,8 @@ from tuner.surrogate import LogRatioSurrogate
 ROWS_TO_BELIEVE = 20.0  # rows at which half of what they say about the spreads is believed: assumed
 FREEDOM = 0.5  # degrees of freedom a row brings, as the spreads are chosen from the rows too: assumed
 OFFSET_STD = 0.1  # assumed: a calibrated model is off by no more on the whole
-# Measured: two runs of one plan differ by 1.5 % (dgxc) and 4.7 % (InternEvo) in the median; normal noise of this
-# spread lies between them.  Rows that were tried once each cannot tell it.
+# Measured: two runs of one plan differ by 1.5 % (dgxc) and 4.7 % (InternEvo) in the median; normal noise of
+# this spread lies between them.  Rows that were tried once each cannot tell it.
 REPEATED_STD = 0.03
 MOST_ROWS = 128  # on which the spreads are chosen; beyond, the errors on benchmarks/data stay the same
 

@@ -31,9 +31,9 @@ SHRINKS = (0.25, 0.5, 0.75, 1.0)
 FELT = 1e-3  # a constant whose spread moves no prediction by more is not felt by the steps
 UNDETERMINED = 0.9  # a spread that the steps leave this large, over what it was, is not determined
 CORRELATED = 0.7
-# Half of the standard deviation of jobs' median errors on benchmarks/data (0.05; jobs of four runs or more, the
-# same in sources that benchmarks/learning.py does not draw from): with all of it, what a machine's jobs have
-# in common is taken for errors of their own.
+# Half of the standard deviation of jobs' median errors on benchmarks/data (0.05; jobs of four runs or more,
+# the same in sources that benchmarks/learning.py does not draw from): with all of it, what a machine's jobs
+# have in common is taken for errors of their own.
 JOB_SPREAD = 0.025
 OUTLIER_SIGMAS, SMALLEST_SIGMA = 3.0, 0.03
 DIGITS = 4  # of a written constant
