@@ -7,6 +7,11 @@
 curves          errors on the other rows after 10, 40 and 160 random rows of one source
 held out        a whole model, size, device count or tensor-parallel degree that learning never sees
 small to large  learned on runs of at most 64 devices, asked for those of 256 and more
+tried again     one run of each plan that was run more than once is learned from, the others asked for
+floor           how far runs of one plan differ, and the order that knowing every plan's mean would give
+
+Order is the share of pairs foreseen: of one job; those of one job that differ by more than runs of one plan
+do (NOISE); of all rows held back.
 
 Preset is the model as it ships; its constants were fitted to these sources among others (docs/accuracy.md
 says what is in-sample).  Every draw follows from its seed.
@@ -21,6 +26,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import numpy as np
+from scipy.special import ndtr
 
 from benchmarks.accuracy import NONE, markdown, percent
 from benchmarks.rows import DATA, trusted_runs
@@ -32,9 +38,10 @@ from tuner.learned import Forecast, LearnedModel, Priced
 
 MULTI_NODE, SINGLE_NODE = ("vtrain-multi", "playbook"), ("vtrain-single",)
 SCALED = ("dgxc", "internevo")  # further sources with jobs on many device counts
-N_ROWS, N_SEEDS = (10, 40, 160), 20
+N_ROWS, N_SEEDS, N_DRAWS = (10, 40, 160), 20, 5
 MOST_ROWS = 300  # a held-out group is predicted from so many of the others: more cost time and change little
 SMALL, LARGE = 64, 256
+NOISE = 0.03  # median difference of two runs of one plan, of all sources that repeat plans (table "floor")
 FEWEST_HELD, FEWEST_KEPT, ONE_POINT = 8, 20, 0.01
 
 
@@ -72,20 +79,22 @@ class Source:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figures:
-    """Median errors, shares of pairs in order (of one job; of all rows) and of outcomes in the 80 %."""
+    """Median errors, shares of pairs in order (of one job, beyond noise, of all) and of runs in the 80 %."""
 
     n: int
     preset: float
     calibrated: float
     learned: float
     order: float
+    order_beyond: float
     order_all: float
     covered: float
 
     def cells(self) -> list[str]:
         """As a row of a table."""
         errors = [percent(value) for value in (self.preset, self.calibrated, self.learned)]
-        orders = [NONE if np.isnan(value) else percent(value) for value in (self.order, self.order_all)]
+        all_orders = (self.order, self.order_beyond, self.order_all)
+        orders = [NONE if np.isnan(value) else percent(value) for value in all_orders]
         return [f"{self.n:,}", *errors, *orders, percent(self.covered, 0)]
 
 
@@ -100,6 +109,7 @@ def figures(source: Source, held: Ints, forecast: Forecast) -> Figures:
         calibrated=median_error(measured - forecast.calibrated_log_s),
         learned=median_error(left),
         order=pair_order(measured, forecast.log_s, source.job_codes[held]),
+        order_beyond=order_beyond(measured, forecast.log_s, source.job_codes[held], NOISE),
         order_all=pair_order(measured, forecast.log_s, np.zeros(len(held))),
         covered=float(np.mean(forecast.covers(measured, INTERVAL_COVERAGE))),
     )
@@ -115,6 +125,14 @@ def pair_order(measured: Floats, expected: Floats, jobs: Ints) -> float:
     counts = [ordered_pairs(measured[jobs == job], expected[jobs == job]) for job in np.unique(jobs)]
     n = sum(each for _, each in counts)
     return sum(right for right, _ in counts) / n if n else float("nan")
+
+
+def order_beyond(measured: Floats, expected: Floats, jobs: Ints, least: float) -> float:
+    """The same for natural logarithms, of pairs whose measurements differ by more than `least`."""
+    first, second = np.triu_indices(len(measured), 1)
+    gap, said = measured[first] - measured[second], expected[first] - expected[second]
+    counts = (jobs[first] == jobs[second]) & (np.abs(gap) > least)
+    return float(np.mean((gap * said > 0)[counts])) if counts.any() else float("nan")
 
 
 def asked(source: Source, kept: Ints, held: Ints) -> Figures:
@@ -137,8 +155,8 @@ def curves(source: Source, n_seeds: int) -> Iterator[list[str]]:
 
 def mean_of(found: Sequence[Figures]) -> Figures:
     """Means of several draws."""
-    names = ("preset", "calibrated", "learned", "order", "order_all", "covered")
-    means = {name: float(np.mean([getattr(each, name) for each in found])) for name in names}
+    names = ("preset", "calibrated", "learned", "order", "order_beyond", "order_all", "covered")
+    means = {name: float(np.nanmean([getattr(each, name) for each in found])) for name in names}
     return Figures(n=found[0].n, **means)
 
 
@@ -181,6 +199,41 @@ def small_to_large(sources: Sequence[Source]) -> Iterator[list[str]]:
         yield [source.name, str(len(small)), *figures(source, large, forecast).cells()]
 
 
+def repeated(source: Source) -> list[Ints]:
+    """Rows of one plan of one job, for each that was run more than once."""
+    places: dict[object, list[int]] = {}
+    for i, (job, run) in enumerate(zip(source.job_codes, source.runs, strict=True)):
+        places.setdefault((int(job), run.plan), []).append(i)
+    return [np.array(each) for each in places.values() if len(each) > 1]
+
+
+def tried_again(source: Source) -> Iterator[list[str]]:
+    """One run of each repeated plan, by chance, is learned from, with all plans run once; means of draws."""
+    groups, found = repeated(source), []
+    for seed in range(N_DRAWS if groups else 0):
+        rng = np.random.default_rng(seed)
+        held = np.sort(np.concatenate([rng.permutation(rows)[1:] for rows in groups]))
+        kept = np.setdiff1d(np.arange(len(source.runs)), held)
+        found.append(asked(source, kept, held))
+    if found:
+        yield [source.name, str(len(source.runs) - found[0].n), *mean_of(found).cells()]
+
+
+def floor(source: Source) -> Iterator[list[str]]:
+    """Differences of runs of one plan; where none was run twice, `NOISE` stands for them."""
+    measured = source.priced.linear.measured
+    pairs = [np.abs(np.subtract.outer(measured[rows], measured[rows])) for rows in repeated(source)]
+    gaps = np.concatenate([np.zeros(0), *(each[np.triu_indices(len(each), 1)] for each in pairs)])
+    usual = float(np.median(gaps)) if len(gaps) else NOISE
+    first, second = np.triu_indices(len(measured), 1)
+    same = source.job_codes[first] == source.job_codes[second]
+    apart = np.abs(measured[first] - measured[second])[same]
+    # The median of |N(0, 2 s^2)| is 0.954 s; a pair is in order with chance Phi(its true gap / (s sqrt 2)).
+    best = float(np.mean(ndtr(apart / (usual / 0.954 * np.sqrt(2)))))
+    high = percent(float(np.quantile(gaps, 0.9))) if len(gaps) else NONE
+    yield [source.name, str(len(gaps)), percent(usual), high, percent(best)]
+
+
 def grouped(runs: Sequence[MeasuredRun], sources: Mapping[str, Source]) -> list[Source]:
     """Each source that has both kinds of runs, then all sources of one accelerator together."""
     accelerators = dict.fromkeys(run.labels["accelerator"] for run in runs)
@@ -198,6 +251,7 @@ CURVES = (
     "calibrated",
     "learned",
     "order",
+    "beyond noise",
     "of all",
     "in 80 %",
     "quartiles",
@@ -211,11 +265,13 @@ HELD = (
     "calibrated",
     "learned",
     "order",
+    "beyond noise",
     "of all",
     "in 80 %",
     "harm",
 )
-LARGER = ("source", "small runs", "large", "preset", "calibrated", "learned", "order", "of all", "in 80 %")
+LARGER = ("source", "learned from", "on", *HELD[4:-1])
+FLOOR = ("source", "pairs of runs of one plan", "median difference", "90 %", "best order of one job")
 
 
 def main() -> None:
@@ -231,6 +287,9 @@ def main() -> None:
         "## Groups held out\n\n"
         + markdown(HELD, [row for each in sources.values() for row in held_out(each)], 3),
         "## Small tells large\n\n" + markdown(LARGER, small_to_large(grouped(runs, sources))),
+        "## Tried again\n\n"
+        + markdown(LARGER, [row for each in sources.values() for row in tried_again(each)]),
+        "## Floor\n\n" + markdown(FLOOR, [row for each in sources.values() for row in floor(each)]),
     ]
     text = "\n\n".join(tables) + "\n"
     if given.write:

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from objectives.calibration import is_better
 from search_spaces.plan import Floats, Ints
 
 SHARES_TRIED = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -105,6 +106,9 @@ def _trust(groups: Sequence[Ints], targets: Floats, held: HeldBack) -> Trust:
     found = [(targets[rows], *held.without(rows)) for rows in groups]
     shares = {share: np.mean([_cost(*each, share) for each in found]) for share in SHARES_TRIED}
     best = min(SHARES_TRIED, key=lambda share: shares[share])
+    before = np.concatenate([y for y, _, _ in found])
+    if not is_better(np.concatenate([_left(y, error, best) for y, error, _ in found]), before):
+        best = 0.0  # what may be chance is not carried over
     surprise = [np.abs(_left(y, error, best)) / spread for y, error, spread in found]
     usual = float(np.quantile(np.concatenate(surprise), QUANTILE)) / NORMAL_QUANTILE
     return Trust(share=best, widening=max(usual, 1.0))

@@ -2,7 +2,7 @@
 
     ln t = ln t(c) + r(x)             c: `objectives.calibration`;  r: `tuner.residual`, gated
     std² = std_r² + (1 - trust) std_c²
-    ln t = ln( t(c) exp(r) + w m )    with chance P, where runs were held up (`objectives.calibration.holdups`)
+    ln t = ln( t(c) exp(r) + w m )    with chance P, where runs were held up: `objectives.calibration.holdups`
 
 std_c is what the calibrated model says of itself: the spread left of its constants, and that of the formulas.
 Where the residual is trusted its own spread holds, which was learned from outcomes and includes the former.

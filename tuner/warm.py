@@ -1,10 +1,13 @@
 """A study's start from other studies of the same machine, or their table: another model, size or batch.
 
-    t = t(c) exp(r)        c, r: `tuner.learned` from the measured trials of those studies
+    t = t(c) exp(r) + w m  c, r: `tuner.learned` from the measured trials of those studies; w m where a run
+                           is more likely than not to be held up
+    M = M(f)               f: a factor for each part of memory (`objectives.calibration.memory`), from their
+                           memory readings
 
-A measurements file stands for the studies whose rows it holds.  The constants carry over to any job; what is
-left of the others' errors only as far as the gate lets it.  The trials are kept in the new study, so that it
-goes on without the storage of the others.
+A measurements file stands for the studies whose rows it holds.  Constants and factors carry over to any job;
+what is left of the others' errors only as far as the gate lets it.  The trials are kept in the new study, so
+that it goes on without the storage of the others.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,8 +17,15 @@ from typing import Any
 
 import numpy as np
 
-from objectives.calibration import TimedStep, calibrated_cluster
-from objectives.cost.result import StepTime
+from objectives.calibration import (
+    Calibration,
+    MemoryCalibration,
+    TimedStep,
+    calibrate_memory,
+    calibrated_cluster,
+    exposure,
+)
+from objectives.cost.result import Estimate, StepMemory, StepTime
 from objectives.cost.step import estimate
 from objectives.measurements.runs import MeasuredRun, read_measurements
 from objectives.metrics import Job
@@ -26,7 +36,7 @@ from search_spaces.cluster import ClusterSpec
 from search_spaces.documents import build
 from search_spaces.errors import InvalidSpec, check
 from search_spaces.model import ModelSpec
-from search_spaces.plan import Plan
+from search_spaces.plan import Floats, Plan, Plans
 from search_spaces.workload import Workload
 from tuner.fidelity import PredictedBy
 from tuner.inputs import plain
@@ -41,7 +51,10 @@ CHUNK = 4096  # candidates whose likeness to the trials is held in memory at onc
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PastStudy:
-    """A study's measured trials: plans by their keys, seconds of a step, and what they were of."""
+    """A study's measured trials: plans by their keys, seconds of a step, and what they were of.
+
+    `peak_memory_bytes` has a reading for each plan, 0 where there is none; studies kept before it have none.
+    """
 
     name: str
     model: ModelSpec
@@ -49,6 +62,7 @@ class PastStudy:
     workload: Workload
     plans: tuple[str, ...]
     step_s: tuple[float, ...]
+    peak_memory_bytes: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,17 +75,31 @@ class Evidence:
         """The trials as measured steps, on the machine as it is known to the new study."""
         found = []
         for past in self.studies:
-            machine = cluster.with_devices(past.cluster.n_devices)
-            job = Job(model=past.model, cluster=machine, workload=past.workload)
+            job = _job_of(past, cluster)
             for key, step_s in zip(past.plans, past.step_s, strict=True):
                 found.append(TimedStep(job=job, plan=Plan.parse(key), step_s=step_s))
         return found
+
+    def memory(self, cluster: ClusterSpec) -> MemoryCalibration:
+        """What the memory readings of the trials say of the closed form."""
+        predicted, read = [], [np.zeros(0)]
+        for past in self.studies:
+            pairs = zip(past.plans, past.peak_memory_bytes, strict=False)
+            known = {key: peak_bytes for key, peak_bytes in pairs if peak_bytes > 0}
+            plans = Plans.of(Plan.parse(key) for key in known)
+            predicted.append(estimate(_job_of(past, cluster), plans).memory)
+            read.append(np.array(list(known.values())))
+        parts = {
+            part.name: np.concatenate([np.zeros(0), *(getattr(each, part.name) for each in predicted)])
+            for part in fields(StepMemory)
+        }
+        return calibrate_memory(StepMemory(**parts), np.concatenate(read))
 
 
 def past_study(view: StudyView) -> PastStudy:
     """The measured trials of a study; the newest, if they are many."""
     pairs = [
-        (trial.plan.key, trial.outcome.step_s)
+        (trial.plan.key, trial.outcome.step_s, _reading(trial.outcome))
         for trial in view.measured
         if trial.plan is not None and isinstance(trial.outcome, Measured)
     ][-MOST:]
@@ -81,9 +109,20 @@ def past_study(view: StudyView) -> PastStudy:
         model=inputs.model,
         cluster=inputs.cluster,
         workload=inputs.workload,
-        plans=tuple(key for key, _ in pairs),
-        step_s=tuple(step_s for _, step_s in pairs),
+        plans=tuple(key for key, _, _ in pairs),
+        step_s=tuple(step_s for _, step_s, _ in pairs),
+        peak_memory_bytes=tuple(peak_bytes for _, _, peak_bytes in pairs),
     )
+
+
+def _reading(outcome: Measured) -> float:
+    """The peak that was read; none of a proxy's, which says nothing of the plan's."""
+    return 0.0 if outcome.effective.get("proxy") else outcome.peak_memory_bytes
+
+
+def _job_of(past: PastStudy, cluster: ClusterSpec) -> Job:
+    machine = cluster.with_devices(past.cluster.n_devices)
+    return Job(model=past.model, cluster=machine, workload=past.workload)
 
 
 def is_table(name: str) -> bool:
@@ -115,6 +154,7 @@ def _past_runs(name: str, runs: Sequence[MeasuredRun]) -> PastStudy:
         workload=job.workload,
         plans=tuple(run.plan.key for run in runs),
         step_s=tuple(run.step_s or 0.0 for run in runs),
+        peak_memory_bytes=tuple(run.peak_memory_bytes or 0.0 for run in runs),
     )
 
 
@@ -181,12 +221,27 @@ def learned_candidates(
     parts = [features[i : i + CHUNK] for i in range(0, len(features), CHUNK)]
     factor = np.exp(np.concatenate([model.residual.predict(part) for part in parts]))
     time = StepTime(**{part.name: getattr(priced.time, part.name) * factor for part in fields(StepTime)})
-    # Memory is not learned here: the closed form's stays, with the stage that is fullest by it.
-    again = replace(candidates.estimate, time=time)
+    time = _held_up(time, job, plans, model.calibration)
+    again = _with_memory(replace(candidates.estimate, time=time), evidence.memory(job.cluster))
     sign = np.sign(candidates.score[0]) or 1.0
     score = sign * metric_values(job, objective[0], plans, again)
     ranked = Candidates(plans=plans, estimate=again, score=score).take(np.argsort(score, kind="stable"))
     return ranked, dict.fromkeys(plans.keys(), PredictedBy.LEARNED)
+
+
+def _held_up(time: StepTime, job: Job, plans: Plans, calibration: Calibration) -> StepTime:
+    """The seconds with what messages wait where a run is more likely than not to be held up."""
+    waits = calibration.hold_ups
+    if waits is None:
+        return time
+    exposed = exposure(job, plans)
+    waited_s: Floats = np.where(waits.chance(exposed) > 0.5, waits.wait_s * exposed.messages, 0.0)
+    return replace(time, pp_comm_s=time.pp_comm_s + waited_s)
+
+
+def _with_memory(found: Estimate, memory: MemoryCalibration) -> Estimate:
+    """The estimate with memory as readings have it, of the stage that is fullest by the closed form."""
+    return replace(found, memory=memory.applied(found.memory))
 
 
 def _machine(cluster: ClusterSpec) -> tuple[object, ...]:

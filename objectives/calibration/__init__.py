@@ -9,7 +9,9 @@ from objectives.calibration.fit import (
     calibrated_cluster,
 )
 from objectives.calibration.holdups import Exposure, HoldUps, exposure, exposure_of
+from objectives.calibration.memory import MemoryCalibration, calibrate_memory
 from objectives.calibration.parameters import Linearised, TimedStep, log_step_s
+from objectives.calibration.robust_fit import is_better
 
 __all__ = [
     "AfterRows",
@@ -19,13 +21,16 @@ __all__ = [
     "HeldBack",
     "HoldUps",
     "Linearised",
+    "MemoryCalibration",
     "TimedStep",
     "after_rows",
     "calibrate",
+    "calibrate_memory",
     "calibrated_cluster",
     "calibrated_runs",
     "exposure",
     "exposure_of",
+    "is_better",
     "log_step_s",
     "timed_steps",
 ]

@@ -18,7 +18,7 @@ import numpy as np
 
 from objectives.calibration.holdups import HoldUps, exposure_of, find_hold_ups
 from objectives.calibration.parameters import Parameters, TimedStep, times, with_constants
-from objectives.calibration.robust_fit import Fitted, fit
+from objectives.calibration.robust_fit import Fitted, fit, is_better
 from objectives.uncertainty import FORMULA_SPREAD, cluster_constants
 from search_spaces.cluster import ClusterSpec, Constant, Origin
 from search_spaces.errors import check
@@ -31,10 +31,10 @@ SHRINKS = (0.25, 0.5, 0.75, 1.0)
 FELT = 1e-3  # a constant whose spread moves no prediction by more is not felt by the steps
 UNDETERMINED = 0.9  # a spread that the steps leave this large, over what it was, is not determined
 CORRELATED = 0.7
-# Measured: standard deviation of the jobs' median errors on benchmarks/data (jobs of four runs or more); the
-# sources that benchmarks/learning.py does not draw from give as much.
+# Half of the standard deviation of jobs' median errors on benchmarks/data (0.05; jobs of four runs or more,
+# the same in sources that benchmarks/learning.py does not draw from): with all of it, what a machine's jobs
+# have in common is taken for errors of their own.
 JOB_SPREAD = 0.025
-LARGEST_ERROR = 1.0  # of a logarithm: a step further off than e times says nothing of which fit is better
 OUTLIER_SIGMAS, SMALLEST_SIGMA = 3.0, 0.03
 DIGITS = 4  # of a written constant
 
@@ -205,7 +205,7 @@ def _shrink(parameters: Parameters, fitted: Fitted) -> tuple[float, HeldBack]:
     fair = [
         share
         for share, each in figures.items()
-        if each[0] <= median and each[1] <= mean and (not share or _is_better(errors[share], errors[0.0]))
+        if each[0] <= median and each[1] <= mean and (not share or is_better(errors[share], errors[0.0]))
     ]
     best = min(fair, key=lambda share: figures[share][1])
     return best, HeldBack(
@@ -215,17 +215,6 @@ def _shrink(parameters: Parameters, fitted: Fitted) -> tuple[float, HeldBack]:
         fitted_median_error=figures[best][0],
         fitted_mean_error=figures[best][1],
     )
-
-
-def _is_better(now: Floats, before: Floats) -> bool:
-    """Whether the mean error falls by more than its own standard error.
-
-    Source
-    ------
-    Breiman et al. (1984), Classification and Regression Trees, section 3.4.3 (the rule of one standard error).
-    """
-    gained = np.minimum(np.abs(before), LARGEST_ERROR) - np.minimum(np.abs(now), LARGEST_ERROR)
-    return bool(np.mean(gained) > np.std(gained) / np.sqrt(len(gained)))
 
 
 def _median_and_mean(log_errors: Floats) -> tuple[float, float]:

@@ -1,9 +1,10 @@
-"""Runs that something held up: every message between pipeline stages waited, and far longer than a link takes.
+"""Runs that something held up: each message between pipeline stages waited, far longer than a link takes.
 
     ln t_i = ln t(c)_i + noise                    a regular run
     ln t_i = ln( t(c)_i + w m_i ) + noise         a run held up, with chance P_i
 
-    m_i   messages that a stage in the middle of the pipeline waits for in a step
+    m_i   messages in a row that a step waits for: the first micro-batch through the pipeline and the last one
+          back, and between them those of a stage with all its neighbours, in and out, for every other one
     w     seconds that each waits: one number for a machine
     P_i   1 / (1 + exp(-b' z_i)),  z = [1, log2 nodes, log2 nodes that one tensor-parallel group spans]
 
@@ -68,11 +69,15 @@ class HoldUps:
 
 
 def exposure(job: Job, plans: Plans) -> Exposure:
-    """How exposed plans of one job are: messages in and out of a stage, both ways, of every chunk."""
+    """How exposed plans of one job are.
+
+    m = 2 (p v - 1) + 2 (k - 1) v min(p v - 1, 2)       p pp, v vpp, k micro-batches; 0 without a pipeline
+    """
     nodes = np.full(len(plans), float(job.cluster.n_nodes))
     spanned = np.maximum(plans.tp / job.cluster.devices_per_node, 1.0)
-    neighbours = np.minimum(plans.pp - 1, 2)
-    messages = 2.0 * microbatches(job, plans) * plans.vpp * neighbours
+    hops = plans.pp * plans.vpp - 1
+    steady = (microbatches(job, plans) - 1) * plans.vpp * np.minimum(hops, 2)
+    messages = np.where(plans.pp > 1, 2.0 * (hops + steady), 0.0)
     traits = np.column_stack([np.ones(len(plans)), np.log2(nodes), np.log2(spanned)])
     return Exposure(messages=messages, traits=traits)
 

@@ -183,6 +183,24 @@ def test_few_steps_help(n):
     )
 
 
+@pytest.mark.parametrize(
+    "change",
+    [lambda steps: steps * 3, lambda steps: [*steps, *[steps[3]] * 20]],
+    ids=["all steps thrice", "one step twenty times more"],
+)
+def test_steps_given_again_change_no_prediction_by_much(steps, machine, change):
+    again = calibrated_cluster(steps[0].job.cluster, calibrate(change(list(steps))))
+    others = steps_of(seed=7)
+    moved = (1 + errors_of(others, again)) / (1 + errors_of(others, machine)) - 1
+    assert np.median(np.abs(moved)) < 0.02
+
+
+def test_constant_outcomes_are_fitted_without_a_crash(steps):
+    found = calibrate([replace(step, step_s=1.0) for step in steps])
+    assert np.isfinite([each.fitted.value for each in found.constants]).all()
+    assert found.held_back.fitted_mean_error <= found.held_back.preset_mean_error
+
+
 def test_the_same_steps_give_the_same_fit(steps, found):
     assert calibrate(steps, source="40 made-up steps") == found
 

@@ -6,12 +6,14 @@ import numpy as np
 import optuna
 import pytest
 
-from benchmarks.learning import median_error, pair_order
+from benchmarks.learning import median_error, order_beyond, pair_order
+from objectives.calibration import exposure_of
 from objectives.outcome import Cause, Failed, Measured, OutcomeOrigin
 from search_spaces.errors import InvalidSpec
 from tests.objectives.test_calibration import steps_of
+from tests.objectives.test_holdups import steps as held_up_steps
 from tests.tuner.hidden_cluster import candidate_table, job, tell
-from tuner.learned import LearnedModel, Priced
+from tuner.learned import Forecast, LearnedModel, Priced
 from tuner.samplers import make_sampler
 
 SEEN, NEW = steps_of(seed=0), steps_of(seed=7)
@@ -111,6 +113,41 @@ def test_a_study_of_nothing_but_that_goes_on_with_other_plans(outcome):
         else:
             tell(study, trial, outcome)
     assert len(set(rows)) == len(rows)
+
+
+def test_a_forecast_of_two_kinds_has_the_quantiles_of_both():
+    one = np.ones(3)
+    forecast = Forecast(
+        regular_log_s=0 * one,
+        std=0.1 * one,
+        held_up_log_s=2 * one,
+        held_up_std=0.1 * one,
+        chance=np.array([0.0, 0.2, 0.7]),
+        calibrated_log_s=0 * one,
+        trust=one,
+    )
+    np.testing.assert_array_equal(forecast.log_s, [0, 0, 2])
+    np.testing.assert_allclose(forecast.quantile(0.9), [0.128, 2.0, 2.107], atol=0.01)
+    np.testing.assert_array_equal(forecast.covers(2 * one, 0.8), [False, True, True])
+
+
+def test_plans_on_many_nodes_are_foretold_to_wait():
+    found, held = held_up_steps(6)
+    model = LearnedModel.of(Priced.of(found))
+    forecast = model.forecast(Priced.of(found))
+    able = exposure_of(found).messages > 0
+    assert model.calibration.held_up == tuple(held)
+    assert (forecast.chance[able] > 0.05).all()
+    assert (forecast.chance[~able] == 0).all()
+    assert forecast.covers(np.log([step.step_s for step in found]), 0.95).mean() > 0.8
+
+
+def test_pairs_beyond_noise_are_those_that_differ_by_more():
+    measured, said = np.array([0.0, 0.02, 0.5, 0.0]), np.array([0.0, -1.0, 1.0, 9.0])
+    jobs = np.array([0, 0, 0, 1])
+    assert order_beyond(measured, said, jobs, 0.03) == 1.0
+    assert order_beyond(measured, said, jobs, 0.0) == pytest.approx(2 / 3)
+    assert np.isnan(order_beyond(measured, said, jobs, 1.0))
 
 
 def test_pairs_count_within_a_job_and_ties_half():

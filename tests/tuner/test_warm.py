@@ -1,5 +1,7 @@
 """Warm start and calibration from studies: what carries over, what is kept, and what is refused."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -77,9 +79,82 @@ def test_of_one_other_job_only_the_constants_carry_over(past):
     assert set(by.values()) == {PredictedBy.LEARNED}
     assert len(again) == len(candidates)
     assert (np.diff(again.score) >= 0).all()
-    np.testing.assert_array_equal(
-        np.sort(again.estimate.peak_memory_bytes), np.sort(candidates.estimate.peak_memory_bytes)
+
+
+def memory_errors(result):
+    trials = result.view.measured
+    return [
+        abs(np.log(trial.predicted.peak_memory_bytes / trial.outcome.peak_memory_bytes)) for trial in trials
+    ]
+
+
+def test_memory_readings_carry_over_to_another_job(past, tmp_path):
+    started = warm(past, storage_url(tmp_path, "sqlite"))
+    cold = run(storage_url(tmp_path, "journal"), "second", **OTHER)
+    assert np.median(memory_errors(started)) < 0.5 * np.median(memory_errors(cold))
+
+
+def test_a_study_kept_before_readings_were_is_read(past):
+    evidence = evidence_of([load_study("first", past)], load_study("first", past).inputs.cluster)
+    document = evidence_document(evidence)
+    for each in document["studies"]:
+        del each["peak_memory_bytes"]
+    old = stored_evidence({"meshtune_warm": document}, "s")
+    cluster = load_study("first", past).inputs.cluster
+    assert old.steps(cluster) == evidence.steps(cluster)
+    assert not old.memory(cluster).helped
+
+
+def spoiled(evidence, change):
+    (one,) = evidence.studies
+    return replace(evidence, studies=(replace(one, **change(one)),))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda one: {"step_s": (100 * one.step_s[0], *one.step_s[1:])},
+        lambda one: {"peak_memory_bytes": (100 * one.peak_memory_bytes[0], *one.peak_memory_bytes[1:])},
+        lambda one: {"peak_memory_bytes": (0.0,) * len(one.plans)},
+        lambda one: {name: getattr(one, name) * 3 for name in ("plans", "step_s", "peak_memory_bytes")},
+    ],
+    ids=["a step a hundred times off", "a reading a hundred times off", "no reading", "all trials thrice"],
+)
+def test_odd_evidence_moves_the_candidates_little(past, change):
+    inputs = config(past, **OTHER).inputs
+    view = load_study("first", past)
+    evidence = evidence_of([view], view.inputs.cluster)
+    candidates = study.shortlist(inputs).candidates
+    learned = [
+        learned_candidates(inputs.job, candidates, each, inputs.objective)[0].estimate
+        for each in (evidence, spoiled(evidence, change))
+    ]
+    for name in ("step_s", "peak_memory_bytes"):
+        good, odd = (np.sort(getattr(each, name)) for each in learned)
+        assert np.median(np.abs(np.log(odd / good))) < 0.1
+
+
+def test_constant_trials_are_learned_without_a_crash(past):
+    inputs = config(past, **OTHER).inputs
+    view = load_study("first", past)
+    same = spoiled(
+        evidence_of([view], view.inputs.cluster),
+        lambda one: {"step_s": (1.0,) * len(one.plans), "peak_memory_bytes": (1e10,) * len(one.plans)},
     )
+    candidates = study.shortlist(inputs).candidates
+    again, _ = learned_candidates(inputs.job, candidates, same, inputs.objective)
+    assert np.isfinite(again.estimate.step_s).all()
+    assert np.isfinite(again.estimate.peak_memory_bytes).all()
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), 0.0])
+def test_evidence_that_is_no_number_is_refused(past, bad):
+    view = load_study("first", past)
+    evidence = spoiled(
+        evidence_of([view], view.inputs.cluster), lambda one: {"step_s": (bad, *one.step_s[1:])}
+    )
+    with pytest.raises(InvalidSpec, match="must be positive and finite"):
+        evidence.steps(view.inputs.cluster)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from dataclasses import fields
 
+import numpy as np
+
 from objectives.cost.energy import StepEnergy, step_energy
 from objectives.cost.result import Estimate
 from objectives.metrics import ENERGY_METRICS, METRICS, Job
@@ -11,12 +13,15 @@ from tuner.report.words import percent
 
 def energy_lines(job: Job, plans: Plans, priced: Estimate) -> list[tuple[str, str]]:
     """The first plan's joules in every metric of energy, its watts, and where they go."""
-    energy = step_energy(job, plans.take(slice(0, 1)), priced.take(slice(0, 1)))
+    first = plans.take(slice(0, 1))
+    energy = step_energy(job, first, priced.take(slice(0, 1)))
     total = energy.total_j
     values = [
-        f"{float(job.energy_values(name, total)[0]):,.3g} {METRICS[name].unit}" for name in ENERGY_METRICS
+        f"{float(job.energy_values(name, total, first)[0]):,.3g} {METRICS[name].unit}"
+        for name in ENERGY_METRICS
     ]
-    each_w = float(energy.devices_j[0]) / float(priced.step_s[0]) / job.cluster.n_devices
+    used = float(np.ravel(job.used_share(first))[0]) * job.cluster.n_devices
+    each_w = float(energy.devices_j[0]) / float(priced.step_s[0]) / used
     parts = energy_document(energy, 0)
     shares = ", ".join(f"{name} {percent(joules / float(total[0]))}" for name, joules in parts.items())
     return [("energy", f"{', '.join(values)}; {each_w:,.0f} W a device"), ("where it goes", shares)]
