@@ -296,7 +296,7 @@ def test_documents_name_the_fidelity_of_each_trial(view):
 def test_a_proxys_row_of_measurements_is_of_its_own_job(view):
     rows = study_rows(view, cluster="dgx-a100")
     sizes = {trial.number: trial.fidelity for trial in view.finished}
-    devices = [int(row["n_accel"]) for row in rows if sizes[int(row["id"].rsplit("-", 1)[1])] is FEW_DEVICES]
+    devices = [int(row["n_gpus"]) for row in rows if sizes[int(row["id"].rsplit("-", 1)[1])] is FEW_DEVICES]
     assert devices
     assert all(n == 8 for n in devices)
 
