@@ -21,15 +21,17 @@ from zlib import crc32
 import numpy as np
 import optuna
 
-from benchmarks.sampler_race import JOBS, described, thinned
 from objectives.metrics import Job
 from objectives.outcome import Measured, Outcome, outcome_to_dict
 from objectives.ranking import Candidates, rank
 from runners.simulated import SimulatedRunner
+from search_spaces.cluster_presets import load_cluster
 from search_spaces.fidelity import Fidelities, Fidelity
+from search_spaces.model_presets import load_model
 from search_spaces.plan import Floats, Plan, Plans, Schedule
 from search_spaces.space import SpaceSpec
 from search_spaces.units import HOUR_S
+from search_spaces.workload import Workload
 from tuner.budget import Budget
 from tuner.samplers.candidates import claimed_fidelity
 from tuner.samplers.cost_aware import CostAwareSampler, Spending
@@ -42,7 +44,24 @@ EFFECT, SHAPE_EFFECT, OWN_EFFECT = 0.15, 0.03, 0.01  # assumed
 SHAPES = ("tp", "cp", "ep", "etp", "micro_batch", "recompute", "recompute_modules", "sequence_parallel")
 WITHIN = 0.02
 ALL = (Fidelity.FEW_LAYERS, Fidelity.FEW_DEVICES, Fidelity.FULL)
+JOBS = {
+    "llama-3-8b on 64 H100": ("llama-3-8b", "dgx-h100", 64, 128, 8192),
+    "llama-3-70b on 128 H100": ("llama-3-70b", "dgx-h100", 128, 128, 8192),
+    "mixtral-8x7b on 128 H100": ("mixtral-8x7b", "dgx-h100", 128, 512, 4096),
+}
 WAYS = ("whole", "priced", "fidelities")
+
+
+def described(name: str) -> Job:
+    """The job of that name."""
+    model, cluster, devices, global_batch, seq_len = JOBS[name]
+    workload = Workload(seq_len=seq_len, global_batch=global_batch)
+    return Job(model=load_model(model), cluster=load_cluster(cluster, devices), workload=workload)
+
+
+def thinned(table: Candidates, n_rows: int) -> Candidates:
+    """Rows from the whole ranking, denser at its top; few enough to simulate every one."""
+    return table.take(np.unique(np.geomspace(1, len(table), n_rows).astype(np.int64)) - 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +95,10 @@ class Machine:
 
     def outcome(self, plan: Plan, job: Job | None, code: int) -> Outcome:
         """As a trial sees it."""
-        found = self.exact_s(plan, job)
+        return self.shown(self.exact_s(plan, job), code)
+
+    def shown(self, found: Outcome, code: int) -> Outcome:
+        """With the noise of that trial, and the seconds that it took."""
         if not isinstance(found, Measured):
             return replace(found, effective={"trial_s": self.start_s})
         noise = np.exp(NOISE * np.random.default_rng([self.seed, code]).standard_normal())

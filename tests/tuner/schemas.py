@@ -82,9 +82,14 @@ EXPLANATION = record(
         1,
     ),
 )
+FORETOLD = record(
+    step_time_s=FINITE, interval_s=many(FINITE, 2), calibrated_s=FINITE, trust=SHARE, n_runs=COUNT,
+    most_devices=COUNT, coverage=SHARE,
+)  # fmt: skip
 ESTIMATE = document(
     "estimate",
-    optional=("explanation",),
+    optional=("explanation", "foretold"),
+    foretold=FORETOLD,
     job=JOB,
     origin={"const": "analytic"},
     **PRICED,

@@ -202,7 +202,7 @@ def test_stored_inputs_come_back_exactly(model, cluster):
 
 def test_every_part_of_the_inputs_has_a_fingerprint_of_its_own():
     fingerprints = inputs_to_document(config("s.db").inputs)["fingerprints"]
-    assert len(set(fingerprints.values())) == len(fingerprints) == 10
+    assert len(set(fingerprints.values())) == len(fingerprints) == 11
 
 
 @pytest.mark.parametrize("document", [None, {}, {"schema": "other"}, [], "x"])

@@ -1,6 +1,8 @@
 """What `rank` and `estimate` show a person."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Group, RenderableType
 from rich.text import Text
@@ -21,6 +23,9 @@ from tuner.report.parts import MEMORY_PARTS, TIME_PARTS, Part, memory_by_part, t
 from tuner.report.rescored import simulated_cells, simulated_lines
 from tuner.report.tables import bar, facts, table
 from tuner.report.words import count, gibibytes, percent, plan_words, seconds
+
+if TYPE_CHECKING:
+    from tuner.foretold import Foretold  # loads SciPy's optimisers
 
 Intervals = tuple[Floats, Floats]
 Unit = Callable[[float], str]
@@ -202,6 +207,23 @@ def estimate_screen(
         "",
         facts([*origin_lines(job, intervals), *more]),
     )  # fmt: skip
+
+
+def foretold_lines(told: "Foretold | None") -> list[tuple[str, str]]:
+    """What studies' trials foretell, and how near to them the plan is."""
+    if told is None:
+        return []
+    interval = f"{seconds(told.low_s)} to {seconds(told.high_s)} with {percent(told.coverage)}"
+    runs = f"{told.n_runs} trials on at most {told.most_devices} devices"
+    nearness = f"{percent(told.trust)} of what they left of the formulas' error is kept here"
+    return [("from studies", f"{seconds(told.step_s)}, {interval}; {runs}, {nearness}")]
+
+
+def foretold_document(told: "Foretold") -> dict[str, Any]:
+    """The same for programs."""
+    values = asdict(told)
+    interval = [values.pop("low_s"), values.pop("high_s")]
+    return {"step_time_s": values.pop("step_s"), "interval_s": interval, **values}
 
 
 def _memory_words(estimate: Estimate, limit_bytes: float) -> str:

@@ -132,15 +132,16 @@ class CostAwareSampler(MeshtuneSampler):
                 return whole.run
             scene = self._scene(found, np.argsort(-scored, kind="stable")[:N_RIVALS], history)
             at_once = after(scene, scene.covariances(scene.features[:0])[0])
-            batch = self._best_batch(trial, scene, at_once, others, prices)
-            if batch is None:
-                return whole.run
+            batches = self._weighed(trial, scene, at_once, others, prices)
             if _is_measured(history):
+                best_batch = max(batches, key=lambda each: each.rate, default=None)
                 taught = self._value(trial, scene, [(whole.row, Fidelity.FULL)])
-                return batch.run if batch.rate > max(taught, at_once) / whole.price_s else whole.run
+                rate = max(taught, at_once) / whole.price_s
+                return best_batch.run if best_batch and best_batch.rate > rate else whole.run
             spent_s = spent_device_s([each for each, _ in others]) + self._under_way_s(others, prices)
-            is_cheap = spent_s + batch.price_s <= MOST_BEFORE * whole.price_s
-            return batch.run if is_cheap and batch.gain > LEAST_GAIN else whole.run
+            left_s = MOST_BEFORE * whole.price_s - spent_s
+            worth = [each for each in batches if each.price_s <= left_s and each.gain > LEAST_GAIN]
+            return max(worth, key=lambda each: each.rate).run if worth else whole.run
 
     def price_s(self, row: int, fidelity: Fidelity, prices: Prices) -> float:
         """Device-seconds of one run as the cost model expects them."""
@@ -183,17 +184,17 @@ class CostAwareSampler(MeshtuneSampler):
             log_feasible=feasible,
         )
 
-    def _best_batch(
+    def _weighed(
         self, trial: FrozenTrial, scene: _Scene, at_once: float, others: Tried, prices: Prices
-    ) -> _Batch | None:
-        """The proxies that gain the most for their price."""
+    ) -> list[_Batch]:
+        """Batches of untried proxies, with what they gain and cost."""
         tried = {(row, fidelity_of_trial(each)) for each, row in others}
         found = []
         for runs in self._batches(scene, tried):
             gain = self._value(trial, scene, runs) - at_once
             price_s = sum(self.price_s(*run, prices) for run in runs)
             found.append(_Batch(run=runs[0], price_s=price_s, rate=gain / price_s, gain=gain))
-        return max(found, key=lambda each: each.rate, default=None)
+        return found
 
     def _value(self, trial: FrozenTrial, scene: _Scene, runs: list[tuple[int, Fidelity]]) -> float:
         """The best expected improvement of any plan in the mean over readings of these runs."""
