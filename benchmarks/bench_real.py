@@ -23,8 +23,8 @@ import numpy as np
 import optuna
 
 from benchmarks.fitting import fit, prior
-from benchmarks.rows import Rows
 from benchmarks.race_engines import study_of
+from benchmarks.rows import Rows
 from objectives.calibration import after_rows
 from objectives.cost.step import estimate
 from objectives.measurements import MeasuredRun, read_measurements

@@ -1,9 +1,9 @@
 """The arenas of the race: candidate tables with what is true of every row.
 
-    replay   tables of published runs: one job, so many plans that somebody really ran, failures among them
-    groups   the same, on predictions that learned from a study of the smaller clusters of the same model
-    hidden   the simulator on machines whose constants are off by up to 40 %, with effects that no formula has
-    real     plans really trained on one machine
+replay   tables of published runs: one job, so many plans that somebody really ran, failures among them
+groups   the same, on predictions that learned from a study of the smaller clusters of the same model
+hidden   the simulator on machines whose constants are off by up to 40 %, with effects that no formula has
+real     plans really trained on one machine
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -46,7 +46,7 @@ NOISE, STRAGGLERS, SLOWED = 0.01, 0.02, (1.15, 1.6)  # of a reading, as the simu
 class Case:
     """One job's candidates, best predicted first, with the true seconds (inf: fails) and what trials see.
 
-    Methods are chosen on the cases that are not `held_out`.  `may_fail` columns: predicted chance to fit.
+    Methods are chosen on the cases that are not `held_out`.
     """
 
     arena: str
@@ -90,7 +90,8 @@ def replay_case(runs: Sequence[MeasuredRun]) -> Case:
     weighed = [run for run in runs if run.peak_memory_bytes and run.step_s]
     printed = dict(zip((run.id for run in weighed), predict(weighed), strict=True))
     outcomes = [
-        _published(each, printed, peak) for each, peak in zip(again.values(), priced.peak_memory_bytes, strict=True)
+        _published(each, printed, peak)
+        for each, peak in zip(again.values(), priced.peak_memory_bytes, strict=True)
     ]
     order = np.argsort(priced.step_s, kind="stable")
     table = Candidates(plans=plans, estimate=priced, score=priced.step_s).take(order)
@@ -117,9 +118,7 @@ def true_step_s(outcomes: Sequence[Outcome]) -> Floats:
     return np.array([each.step_s if isinstance(each, Measured) else np.inf for each in outcomes])
 
 
-def _published(
-    runs: Sequence[MeasuredRun], printed: Mapping[str, Prediction], peak_bytes: float
-) -> Outcome:
+def _published(runs: Sequence[MeasuredRun], printed: Mapping[str, Prediction], peak_bytes: float) -> Outcome:
     """What a trial of the plan would have shown.
 
     A peak is scaled to the device's bytes from what its trainer prints, and the predicted one where none was
@@ -154,8 +153,9 @@ def cases_across_groups() -> list[Case]:
         case = replay_case(runs)
         if past:
             table, _ = learned_candidates(case.job, case.table, Evidence(studies=tuple(past)), ("step_time",))
-            rows = {key: i for i, key in enumerate(case.table.plans.keys())}
-            order = [rows[key] for key in table.plans.keys()]
+            before, after = case.table.plans.keys(), table.plans.keys()
+            rows = {key: i for i, key in enumerate(before)}
+            order = [rows[key] for key in after]
             again = replace(
                 case,
                 arena="groups",
@@ -190,7 +190,9 @@ def real_cases() -> list[Case]:
         job, table, outcomes = recorded(runs, REAL_TABLE)
         step_s = true_step_s(outcomes)
         cases.append(
-            Case(arena="real", name=name, job=job, table=table, step_s=step_s, outcomes=outcomes, held_out=True)
+            Case(
+                arena="real", name=name, job=job, table=table, step_s=step_s, outcomes=outcomes, held_out=True
+            )
         )
     return cases
 
@@ -223,7 +225,7 @@ class HiddenJob:
         )
 
 
-def _job(model: str, cluster: str, devices: int, batch: int, seq_len: int, *, held_out: bool) -> HiddenJob:  # noqa: PLR0913
+def _job(model: str, cluster: str, devices: int, batch: int, seq_len: int, *, held_out: bool) -> HiddenJob:
     return HiddenJob(
         model=model, cluster=cluster, devices=devices, global_batch=batch, seq_len=seq_len, held_out=held_out
     )

@@ -19,12 +19,12 @@ from objectives.metrics import Job
 from objectives.ranking import Candidates
 from search_spaces.plan import Bools, Floats
 from tuner.acquisition import log_probability_below
-from tuner.features import MEMORY_PARTS, TIME_PARTS
+from tuner.features import MEMORY_PARTS
 from tuner.samplers.belief import MEMORY_SPREADS, TIME_SPREADS, Belief, Believer, Neighbourhoods
 from tuner.samplers.candidates import CandidateSampler, Tried
 from tuner.samplers.goals import Goal, OneGoal, Outlook, front_goal, quantities
 from tuner.samplers.history import History, Lesson, LessonReader, read_history
-from tuner.samplers.posterior import Posterior
+from tuner.samplers.posterior import Posterior, tried_to_run
 from tuner.samplers.prospects import worth_of_more
 from tuner.samplers.runs import log_chances
 from tuner.worth import Worth
@@ -46,7 +46,10 @@ class MeshtuneSampler(CandidateSampler):
         self._threads, self._alone = ThreadpoolController(), Lock()
         self._near = Neighbourhoods(self.table.knobs)
         self._time = Believer(
-            self.table.time_features, n_shares=len(TIME_PARTS), near=self._near, spreads=TIME_SPREADS
+            self.table.time_features,
+            n_shares=len(self.table.time_terms),
+            near=self._near,
+            spreads=TIME_SPREADS,
         )
         self._memory = Believer(
             self.table.memory_features, n_shares=len(MEMORY_PARTS), near=self._near, spreads=MEMORY_SPREADS
@@ -105,11 +108,11 @@ class MeshtuneSampler(CandidateSampler):
         every = np.arange(len(self.table))
         mean = self._predicted + np.column_stack([belief.mean() for belief in beliefs])
         std = np.column_stack([belief.outer_std(every) for belief in beliefs])
-        return Outlook(mean=mean, std=std, log_runs=self._log_runs(history))
+        return Outlook(mean=mean, std=std, log_runs=self._log_runs(history, beliefs[1], mean[:, 1]))
 
-    def _log_runs(self, history: History) -> Floats:
+    def _log_runs(self, history: History, memory: Belief, log_peak: Floats) -> Floats:
         """Log chance that a candidate runs; even for all while nothing has failed by itself."""
-        rows, ran = history.tried()
+        rows, ran = tried_to_run(self.table, history, memory, log_peak - self._log_limit)
         if ran.all():
             return np.zeros(len(self.table))
         return log_chances(self.table.knobs, self.table.knobs[rows], ran)
