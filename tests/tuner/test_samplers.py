@@ -7,7 +7,7 @@ import numpy as np
 import optuna
 import pytest
 
-from objectives.outcome import Cause, Failed, OutcomeOrigin, outcome_to_dict
+from objectives.outcome import Cause, Failed, Measured, OutcomeOrigin, outcome_to_dict
 from search_spaces.errors import InvalidSpec
 from tests.tuner.hidden_cluster import (
     CAPACITY_BYTES,
@@ -256,3 +256,32 @@ def test_a_huge_table_is_scored_through_the_shortlist(monkeypatch):
     monkeypatch.setattr("tuner.samplers.model_based.SHORTLIST", 32)
     short = [regrets(sampler(seed=s), hidden_cluster(TABLE, s), 12)[-1] for s in range(3)]
     np.testing.assert_allclose(short, whole, atol=0.02)
+
+
+def only_failures(row):
+    return Failed(cause=Cause.CRASH, message="down", origin=OutcomeOrigin.SIMULATED)
+
+
+def constant_seconds(row):
+    return Measured(step_s=2.0, step_spread_s=0.0, peak_memory_bytes=1e10, origin=OutcomeOrigin.SIMULATED)
+
+
+def as_predicted_but_one(row):
+    factor = 100.0 if row == 0 else 1.0
+    step_s = float(TABLE.estimate.step_s[row]) * factor
+    return Measured(step_s=step_s, step_spread_s=0.0, peak_memory_bytes=1e10, origin=OutcomeOrigin.SIMULATED)
+
+
+@pytest.mark.parametrize("answer", [only_failures, constant_seconds, as_predicted_but_one])
+def test_adversarial_outcomes_neither_stop_it_nor_shift_a_good_prediction_beyond_its_spread(answer):
+    ours = sampler(of=roomy()[0])
+    study = optuna.create_study(sampler=ours)
+    for _ in range(12):
+        trial = study.ask(fixed_distributions=ours.table.distributions)
+        tell(study, trial, answer(ours.table.row_of(trial.params)))
+    every = ours.posterior(study).every
+    assert np.isfinite(every.mean).all()
+    assert np.isfinite(every.std).all()
+    if answer is as_predicted_but_one:
+        moved = np.abs(every.mean[1:, 0] - np.log(TABLE.estimate.step_s[1:]))
+        assert np.median(moved / every.std[1:, 0]) < 1
