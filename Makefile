@@ -25,7 +25,7 @@ PIP_INSTALL = -m pip install -qq --compile
 WITH_LAUNCHERS = test ! -e $(TOOLS)/installed || export MESHTUNE_LAUNCHER_PYTHON=$(CURDIR)/$(TOOLS)/bin/python;
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test setup setup-dev launchers slurm lint size bench accuracy papers real-calibrate real-runs \
+.PHONY: help demo test setup setup-dev launchers slurm lint size bench race accuracy papers real-calibrate real-runs \
         slow clean
 
 help:  ## these lines
@@ -60,6 +60,10 @@ size: setup-dev  ## files and lines of each folder
 
 bench: setup  ## plans per second and the like
 	@for file in benchmarks/bench_*.py; do echo "$$file"; $(BIN)/python "$$file" || exit 1; done
+
+race: setup-dev  ## our sampler against others, SMAC3 among them: prints the table and keeps its rows
+	$(BIN)/python $(PIP_INSTALL) -c constraints.txt 'smac==2.4.1'
+	$(BIN)/python benchmarks/race.py --write
 
 accuracy: setup  ## predictions against published runs: prints docs/accuracy.md and writes it
 	@$(BIN)/python benchmarks/accuracy.py --write docs/accuracy.md

@@ -46,7 +46,7 @@ NOISE, STRAGGLERS, SLOWED = 0.01, 0.02, (1.15, 1.6)  # of a reading, as the simu
 class Case:
     """One job's candidates, best predicted first, with the true seconds (inf: fails) and what trials see.
 
-    Methods are chosen on the cases that are not `held_out`.  `may_fail` columns: predicted chance to fit.
+    Methods are chosen on the cases that are not `held_out`.
     """
 
     arena: str
@@ -153,8 +153,9 @@ def cases_across_groups() -> list[Case]:
         case = replay_case(runs)
         if past:
             table, _ = learned_candidates(case.job, case.table, Evidence(studies=tuple(past)), ("step_time",))
-            rows = {key: i for i, key in enumerate(case.table.plans.keys())}
-            order = [rows[key] for key in table.plans.keys()]
+            before, after = case.table.plans.keys(), table.plans.keys()
+            rows = {key: i for i, key in enumerate(before)}
+            order = [rows[key] for key in after]
             again = replace(
                 case,
                 arena="groups",

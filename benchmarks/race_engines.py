@@ -68,7 +68,7 @@ class Smac:
     """SMAC3's facade over the knobs that vary: degrees ordered, enums and flags not."""
 
     def __init__(self, sampler: CandidateSampler) -> None:
-        import ConfigSpace as cs  # noqa: PLC0415 - a benchmark-only extra
+        import ConfigSpace  # noqa: PLC0415 - a benchmark-only extra
         from smac import HyperparameterOptimizationFacade, Scenario  # noqa: PLC0415
 
         logging.getLogger("smac").setLevel(logging.ERROR)
@@ -79,10 +79,10 @@ class Smac:
             for name in sampler.table.distributions
             if len(choices := choices_of(plans, name)) > 1
         }
-        self._space = cs.ConfigurationSpace(seed=sampler.seed)
+        self._space = ConfigSpace.ConfigurationSpace(seed=sampler.seed)
         for name, choices in varying.items():
             is_ordered = name not in ENUMS and not isinstance(choices[0], bool)
-            kind = cs.OrdinalHyperparameter if is_ordered else cs.CategoricalHyperparameter
+            kind = ConfigSpace.OrdinalHyperparameter if is_ordered else ConfigSpace.CategoricalHyperparameter
             self._space.add(kind(name, choices))
         self._folder = tempfile.TemporaryDirectory()
         scenario = Scenario(
@@ -102,9 +102,8 @@ class Smac:
             self._tell(trial)
         self._n_told = len(told)
         self._asked = self._facade.ask()
-        return {
-            name: getattr(value, "item", lambda v=value: v)() for name, value in self._asked.config.items()
-        }
+        asked = self._asked.config
+        return {name: _plain(asked[name]) for name in asked}
 
     def _tell(self, trial: FrozenTrial) -> None:
         """The outcome under the row that ran, and under the proposal that it stands for."""
@@ -121,6 +120,11 @@ class Smac:
         self._facade.tell(self._asked, value, save=False)
         if ran != self._asked.config:
             self._facade.tell(TrialInfo(config=ran, seed=self._asked.seed), value, save=False)
+
+
+def _plain(value: Any) -> Any:
+    """NumPy's scalars as Python's own."""
+    return value.item() if isinstance(value, np.generic) else value
 
 
 OUTSIDE: Mapping[str, Callable[..., CandidateSampler]] = MappingProxyType(

@@ -11,7 +11,7 @@ Source: arXiv:2303.06318; DeepSpeed, utils/groups.py, moe/mappings.py, moe/shard
 from collections.abc import Iterator
 from functools import partial
 
-from objectives.cost.layers import sent_tokens
+from objectives.cost.dispatch import sent_tokens
 from objectives.cost.stages import rank_parameters, representatives, stages_of
 from objectives.cost.states import state_bytes
 from objectives.cost.step import estimate

@@ -11,8 +11,11 @@ from numpy.typing import NDArray
 from search_spaces.plan import Bools, Floats, Ints
 from tuner.surrogate import LogRatioSurrogate, correlation
 
-# Bytes follow from shapes more surely than seconds from speeds: assumed, a third of the time's prior spreads.
-TIME_SPREADS: dict[str, Any] = {}
+# What constants, parts and knobs' slopes explain is not left to g, and the median of some steps repeats
+# within a per cent or two: both chosen on half of the race's tables (benchmarks/race.py).
+TIME_SPREADS: dict[str, Any] = dict(residual_stds=(0.02, 0.05, 0.15), noise_stds=(0.005, 0.015, 0.05))
+# Bytes follow from shapes more surely than seconds from speeds: assumed, a third of the spreads of a time
+# without constants.
 MEMORY_SPREADS: dict[str, Any] = dict(
     offset_std=0.15,
     share_stds=(0.05, 0.1, 0.3),

@@ -21,7 +21,6 @@ from objectives.ranking import Candidates
 from search_spaces.fidelity import Fidelities
 from search_spaces.plan import Bools, Floats, Ints
 from tuner.acquisition import log_probability_below
-from tuner.features import MEMORY_PARTS, TIME_PARTS
 from tuner.samplers.belief import MEMORY_SPREADS, TIME_SPREADS, Belief, Believer, Neighbourhoods
 from tuner.samplers.candidates import CandidateSampler, Tried
 from tuner.samplers.goals import (
@@ -34,7 +33,7 @@ from tuner.samplers.goals import (
     with_joules,
 )
 from tuner.samplers.history import History, Lesson, LessonReader, read_history
-from tuner.samplers.posterior import Posterior
+from tuner.samplers.posterior import Posterior, tried_to_run
 from tuner.samplers.prospects import worth_of_more
 from tuner.samplers.proxied import ProxyTable
 from tuner.samplers.runs import log_chances
@@ -81,14 +80,14 @@ class MeshtuneSampler(CandidateSampler):
         self._near = Neighbourhoods(self.table.knobs, more[0])
         self._time = Believer(
             self.table.time_features,
-            n_shares=len(TIME_PARTS) * (1 + self.table.n_proxies),
+            n_shares=len(self.table.time_terms),
             near=self._near,
             spreads=TIME_SPREADS,
             more=more[0],
         )
         self._memory = Believer(
             self.table.memory_features,
-            n_shares=len(MEMORY_PARTS) * (1 + self.table.n_proxies),
+            n_shares=len(self.table.memory_terms),
             near=self._near,
             spreads=MEMORY_SPREADS,
             more=more[1],
@@ -169,16 +168,17 @@ class MeshtuneSampler(CandidateSampler):
         every = np.arange(len(self.table))
         mean = self._predicted + np.column_stack([belief.mean() for belief in beliefs])
         std = self._spreads([belief.outer_std(every) for belief in beliefs])
-        return Outlook(mean=with_joules(mean, self._log_watts), std=std, log_runs=self._log_runs(history))
+        log_runs = self._log_runs(history, beliefs[1], mean[:, 1])
+        return Outlook(mean=with_joules(mean, self._log_watts), std=std, log_runs=log_runs)
 
     def _spreads(self, of_time_and_memory: list[Floats]) -> Floats:
         """Joules are seconds times known watts: as uncertain as the seconds."""
         time, memory = of_time_and_memory
         return np.column_stack([time, memory] if self._log_watts is None else [time, memory, time])
 
-    def _log_runs(self, history: History) -> Floats:
+    def _log_runs(self, history: History, memory: Belief, log_peak: Floats) -> Floats:
         """Log chance that a candidate runs; even for all while nothing has failed by itself."""
-        rows, ran = history.tried()
+        rows, ran = tried_to_run(self.table, history, memory, log_peak - self._log_limit)
         if ran.all():
             return np.zeros(len(self.table))
         return log_chances(self.table.knobs, self.table.knobs[rows], ran)

@@ -11,7 +11,7 @@ from tuner.samplers.belief import Belief
 from tuner.samplers.candidates import CandidateTable
 from tuner.samplers.goals import Outlook, with_joules
 from tuner.samplers.history import History
-from tuner.samplers.runs import chance_draws
+from tuner.samplers.runs import blamed, chance_draws
 from tuner.surrogate import LogRatioSurrogate
 
 ROUNDING, SMALLEST_VARIANCE = 1e-6, 1e-12  # added to variances so that rounding leaves them positive
@@ -135,7 +135,8 @@ class Posterior:
         return self.table.time_features, alternatives(model, model.rows, model.targets_)
 
     def _runs(self, rows: Ints, n_draws: int, rng: np.random.Generator) -> Bools:
-        tried, ran = self.history.tried()
+        log_over = self.every.mean[:, 1] - self.log_limit
+        tried, ran = tried_to_run(self.table, self.history, self.beliefs[1], log_over)
         if ran.all():
             return np.ones((n_draws, len(rows)), dtype=np.bool_)
         knobs = self.table.knobs
@@ -148,6 +149,22 @@ class Posterior:
         )
         found: Bools = rng.random(chances.shape) < chances
         return found
+
+
+def tried_to_run(
+    table: CandidateTable, history: History, memory: Belief, log_over: Floats
+) -> tuple[Ints, Floats]:
+    """Rows that ran or failed by themselves, and the probability that memory was not why.
+
+    Parameters
+    ----------
+    log_over : shape (n_candidates,), expected log bytes above what a device has
+    """
+    rows, ran = history.tried()
+    if ran.all():
+        return rows, ran.astype(np.float64)
+    fits = np.exp(log_probability_below(log_over[rows], memory.std(rows), 0.0))
+    return rows, blamed(table.knobs[rows], ran, fits, center=table.knobs.mean(axis=0))
 
 
 def _student(model: LogRatioSurrogate, X: Floats, n_draws: int, rng: np.random.Generator) -> Floats:

@@ -5,7 +5,13 @@
 Logistic regression on the knobs, so that what is common to the plans that failed, and not to those that ran,
 takes the blame: ten crashes of one schedule condemn the schedule, not the degrees it was tried with.
 
-Source: Bishop (2006), Pattern Recognition and Machine Learning, section 4.5.1 (the mode of the posterior).
+A plan works if it fits and runs.  Few crashes say whether memory was their reason, so that of a plan which
+hardly fits is no more than a hint against its knobs (`blamed`):
+
+    P(runs | crashed) = P(runs) (1 - P(fits)) / (1 - P(runs) P(fits))
+
+Source: Bishop (2006), Pattern Recognition and Machine Learning, section 4.5.1 (the mode of the posterior);
+section 9.4 (expectation-maximisation).
 """
 
 import numpy as np
@@ -16,16 +22,17 @@ from search_spaces.plan import Bools, Floats
 PRIOR_CHANCE = 0.95  # assumed: nearly every legal plan runs
 INTERCEPT_STD, WEIGHT_STD = 1.0, 2.0  # assumed: one knob step can turn a likely plan into an unlikely one
 NEWTON_STEPS = 30
+BLAME_ROUNDS = 5  # more change a probability by less than 0.01
 
 
-def log_chances(knobs: Floats, rows: Floats, ran: Bools) -> Floats:
+def log_chances(knobs: Floats, rows: Floats, ran: Bools | Floats) -> Floats:
     """Log P(runs) of every plan, from the knobs of those tried and whether they ran.
 
     Parameters
     ----------
     knobs : shape (n_plans, n_knobs)
     rows : shape (n_tried, n_knobs)
-    ran : shape (n_tried,)
+    ran : shape (n_tried,), true or false, or the probability (`blamed`)
 
     Returns
     -------
@@ -37,13 +44,38 @@ def log_chances(knobs: Floats, rows: Floats, ran: Bools) -> Floats:
     return answer
 
 
-def chance_draws(some: Floats, rows: Floats, ran: Bools, *, center: Floats, normals: Floats) -> Floats:
+def blamed(rows: Floats, ran: Bools, fits: Floats, *, center: Floats) -> Floats:
+    """Probability that each tried plan runs where memory is no matter: 1 for those that ran.
+
+    Parameters
+    ----------
+    rows : shape (n_tried, n_knobs)
+    ran : shape (n_tried,)
+    fits : shape (n_tried,), P(fits) as believed
+    center : shape (n_knobs,), the mean over all plans
+
+    Returns
+    -------
+    shape (n_tried,)
+    """
+    x = np.column_stack([np.ones(len(rows)), rows - center])
+    chance = np.full(len(rows), PRIOR_CHANCE)
+    for _ in range(BLAME_ROUNDS):
+        shared = chance * (1.0 - fits) / np.maximum(1.0 - chance * fits, 1e-12)
+        expected = np.where(ran, 1.0, shared)
+        chance = expit(x @ _mode(x, expected)[0])
+    return expected
+
+
+def chance_draws(
+    some: Floats, rows: Floats, ran: Bools | Floats, *, center: Floats, normals: Floats
+) -> Floats:
     """P(runs) of some plans in worlds drawn from the posterior: plans alike are right or wrong together.
 
     Parameters
     ----------
     some, rows : shapes (n_some, n_knobs) and (n_tried, n_knobs)
-    ran : shape (n_tried,)
+    ran : shape (n_tried,), as in `log_chances`
     center : shape (n_knobs,), the mean over all plans, as in `log_chances`
     normals : shape (n_draws, 1 + n_knobs), standard normal
 
@@ -89,5 +121,5 @@ def _curvature(weights: Floats, x: Floats, precision: Floats) -> Floats:
 
 def _loss(weights: Floats, x: Floats, ran: Floats, mean: Floats, precision: Floats) -> float:
     activation = x @ weights
-    fit = log_expit(np.where(ran > 0, activation, -activation)).sum()
+    fit = (ran * log_expit(activation) + (1.0 - ran) * log_expit(-activation)).sum()
     return float(0.5 * (precision * (weights - mean) ** 2).sum() - fit)
