@@ -3,7 +3,8 @@
 from objectives.metrics import Job
 from objectives.outcome import Cause, Failed, OutcomeOrigin
 from search_spaces.plan import KNOB_NAMES, Plan, column
-from search_spaces.rules import Context, broken_rules
+from search_spaces.rule import Context
+from search_spaces.rules import broken_rules
 from search_spaces.units import gib
 
 

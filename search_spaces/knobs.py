@@ -21,7 +21,7 @@ from search_spaces.plan import (
     Schedule,
     parse_value,
 )
-from search_spaces.rules import Context, scale_up_devices
+from search_spaces.rule import Context, scale_up_devices
 
 MAX_MICRO_BATCH = 64
 LAYER_BYTES_PER_ENTRY = 34  # one layer's activations, Korthikanti et al. (2022), arXiv:2205.05198, equation 1

@@ -16,7 +16,7 @@ import numpy as np
 
 from search_spaces.errors import InvalidSpec, UnknownName, check
 from search_spaces.plan import ENUMS, FLAGS, KNOB_NAMES, MAX_DIGITS, Bools, Ints
-from search_spaces.rules import Columns, Context, Rule
+from search_spaces.rule import Columns, Context, Rule
 
 COUNTS = tuple(name for name in KNOB_NAMES if name not in ENUMS and name not in FLAGS)
 FIGURES = ("devices", "devices_per_node", "n_layers", "n_experts", "global_batch")

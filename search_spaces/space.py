@@ -19,7 +19,8 @@ from search_spaces.knobs import OPT_IN, ORDER, asked_choices, default_choices, d
 from search_spaces.model import ModelSpec
 from search_spaces.plan import KNOB_NAMES, Plan, Plans, column
 from search_spaces.relations import parse_relations
-from search_spaces.rules import RULES, Context, Rule, broken_rules, devices_asked
+from search_spaces.rule import Context, Rule, devices_asked
+from search_spaces.rules import RULES, broken_rules
 from search_spaces.workload import Workload
 
 Columns = dict[str, NDArray[Any]]

@@ -17,7 +17,8 @@ from search_spaces.cluster_presets import load_cluster, load_device
 from search_spaces.errors import InvalidSpec
 from search_spaces.plan import Plan, Plans
 from search_spaces.power import DevicePower, NodePower, clock_share
-from search_spaces.rules import Context, broken_rules
+from search_spaces.rule import Context
+from search_spaces.rules import broken_rules
 from search_spaces.space import SearchSpace, SpaceSpec
 from search_spaces.units import KWH_J, TFLOPS
 from tests.objectives.jobs import job_of

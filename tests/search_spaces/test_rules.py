@@ -10,7 +10,8 @@ from search_spaces.framework import FRAMEWORKS
 from search_spaces.knobs import OPT_IN, ORDER, default_splits
 from search_spaces.model_presets import load_model
 from search_spaces.plan import KNOB_NAMES, Plan, column
-from search_spaces.rules import RULES, Context, broken_rules
+from search_spaces.rule import Context
+from search_spaces.rules import RULES, broken_rules
 from search_spaces.space import RULES_AT, SearchSpace, SpaceSpec
 from search_spaces.workload import Workload
 

@@ -13,7 +13,8 @@ from search_spaces.framework import FRAMEWORKS
 from search_spaces.knobs import ORDER, default_splits, divisors
 from search_spaces.model_presets import load_model
 from search_spaces.plan import KNOB_NAMES, OptimizerSync, Plan, Plans, Schedule
-from search_spaces.rules import RULES, Context
+from search_spaces.rule import Context
+from search_spaces.rules import RULES
 from search_spaces.space import CHUNK_ROWS, SearchSpace, SpaceSpec, Tally
 from search_spaces.workload import Workload
 

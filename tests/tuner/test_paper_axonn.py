@@ -12,7 +12,8 @@ from objectives.simulator.step import StepSimulator
 from runners.launchers.axonn import AxoNN
 from runners.launchers.base import Options
 from search_spaces.plan import Plan, Plans
-from search_spaces.rules import Context, broken_rules
+from search_spaces.rule import Context
+from search_spaces.rules import broken_rules
 from search_spaces.space import SearchSpace
 from search_spaces.units import BILLION, MILLION
 from tests.search_spaces.test_rules import broken, context_of

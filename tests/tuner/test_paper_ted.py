@@ -12,7 +12,8 @@ from objectives.cost.step import estimate
 from objectives.simulator.step import StepSimulator
 from search_spaces.parameters import total_parameters
 from search_spaces.plan import ExpertTokens, Plan, Plans
-from search_spaces.rules import Context, broken_rules
+from search_spaces.rule import Context
+from search_spaces.rules import broken_rules
 from tuner.config import read_config
 from tuner.papers import ted
 from tuner.papers.ted import BOTH, DROPPED, KEPT, LAYOUT, PLAIN, TILE
