@@ -128,7 +128,7 @@ def pair_order(measured: Floats, expected: Floats, jobs: Ints) -> float:
 
 
 def order_beyond(measured: Floats, expected: Floats, jobs: Ints, least: float) -> float:
-    """The same for natural logarithms, of pairs that differ by more than `least`; ties foreseen count half."""
+    """The same for natural logarithms, of pairs that differ by more than `least`; ties count half."""
     first, second = np.triu_indices(len(measured), 1)
     gap, said = measured[first] - measured[second], expected[first] - expected[second]
     counts = (jobs[first] == jobs[second]) & (np.abs(gap) > least)
