@@ -128,11 +128,12 @@ def pair_order(measured: Floats, expected: Floats, jobs: Ints) -> float:
 
 
 def order_beyond(measured: Floats, expected: Floats, jobs: Ints, least: float) -> float:
-    """The same for natural logarithms, of pairs whose measurements differ by more than `least`."""
+    """The same for natural logarithms, of pairs that differ by more than `least`; ties count half."""
     first, second = np.triu_indices(len(measured), 1)
     gap, said = measured[first] - measured[second], expected[first] - expected[second]
     counts = (jobs[first] == jobs[second]) & (np.abs(gap) > least)
-    return float(np.mean((gap * said > 0)[counts])) if counts.any() else float("nan")
+    right = np.where(said == 0, 0.5, gap * said > 0)
+    return float(np.mean(right[counts])) if counts.any() else float("nan")
 
 
 def asked(source: Source, kept: Ints, held: Ints) -> Figures:
