@@ -105,9 +105,8 @@ class MeshtuneSampler(CandidateSampler):
 
     def _outlook(self, history: History, beliefs: tuple[Belief, Belief]) -> Outlook:
         """Every candidate, with the quick spread."""
-        every = np.arange(len(self.table))
         mean = self._predicted + np.column_stack([belief.mean() for belief in beliefs])
-        std = np.column_stack([belief.outer_std(every) for belief in beliefs])
+        std = np.column_stack([belief.outer_std() for belief in beliefs])
         return Outlook(mean=mean, std=std, log_runs=self._log_runs(history, beliefs[1], mean[:, 1]))
 
     def _log_runs(self, history: History, memory: Belief, log_peak: Floats) -> Floats:
