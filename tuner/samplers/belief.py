@@ -81,22 +81,24 @@ class Belief:
     model: LogRatioSurrogate
     rows: Ints
     shares: Floats
+    quick_shares: NDArray[np.float32]
     near: Neighbourhoods
 
     def mean(self) -> Floats:
         """Expected log(measured / predicted) of every candidate; shape (n_candidates,)."""
         model = self.model
         local = self.near.weighted(self.rows, model.residual_std_**2 * model.alpha_)
-        mean: Floats = model.offset_ + self.shares @ model.beta_ + local
+        linear = (self.quick_shares @ model.beta_.astype(np.float32)).astype(np.float64)
+        mean: Floats = model.offset_ + linear + local
         return mean
 
     def std(self, some: Ints) -> Floats:
         """Its exact spread at some candidates; shape (n_some,)."""
         return self.model.std_at(self.shares[some], self.near.between(some, self.rows))
 
-    def outer_std(self, some: Ints) -> Floats:
-        """Its quick spread, as if no tried plan were near; shape (n_some,)."""
-        return self.model.outer_std_at(self.shares[some])
+    def outer_std(self) -> Floats:
+        """Quick spread of every candidate, as if no tried plan were near; shape (n_candidates,)."""
+        return self.model.outer_std_at(self.quick_shares)
 
 
 class Believer:
@@ -113,6 +115,7 @@ class Believer:
     ) -> None:
         self._features, self._n_shares, self._more = features, n_shares, more
         self._shares = np.ascontiguousarray(features[:, :n_shares])
+        self._quick_shares = self._shares.astype(np.float32)
         self._near, self._spreads = near, spreads
         self._last: tuple[bytes, LogRatioSurrogate] | None = None
 
@@ -129,6 +132,7 @@ class Believer:
             model=last[1].believing(self._at(pending)),
             rows=np.concatenate([rows, pending]),
             shares=self._shares,
+            quick_shares=self._quick_shares,
             near=self._near,
         )
 

@@ -165,9 +165,8 @@ class MeshtuneSampler(CandidateSampler):
 
     def _outlook(self, history: History, beliefs: tuple[Belief, Belief]) -> Outlook:
         """Every candidate, with the quick spread."""
-        every = np.arange(len(self.table))
         mean = self._predicted + np.column_stack([belief.mean() for belief in beliefs])
-        std = self._spreads([belief.outer_std(every) for belief in beliefs])
+        std = self._spreads([belief.outer_std() for belief in beliefs])
         log_runs = self._log_runs(history, beliefs[1], mean[:, 1])
         return Outlook(mean=with_joules(mean, self._log_watts), std=std, log_runs=log_runs)
 
