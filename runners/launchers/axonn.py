@@ -21,8 +21,10 @@ from runners.launchers.base import (
     expert_exchange,
     flag,
     n_microbatches,
+    offload_lacks,
     pipeline_lacks,
     sent_tokens,
+    zero_plus_lacks,
 )
 from search_spaces.framework import framework_named
 from search_spaces.plan import NO_MODULES, OptimizerSync, Plan, RankOrder, Recompute, Schedule
@@ -47,6 +49,8 @@ class AxoNN:
             *_state_lacks(job, plan),
             *_update_lacks(plan),
             *sent_tokens(plan, "AxoNN"),
+            *zero_plus_lacks(plan, "AxoNN"),
+            *offload_lacks(plan, "AxoNN"),
         ]
 
     def launch(self, job: Job, plan: Plan, options: Options) -> Launch:
@@ -61,6 +65,7 @@ class AxoNN:
                 flag("--seq-length", job.workload.seq_len),
                 flag("--train-iters", options.train_steps),
                 *((flag("--data-path", options.data_path),) if options.data_path else ()),
+                *((flag("--tokenizer", options.tokenizer),) if options.tokenizer else ()),
                 *((word,) for word in options.extra),
             ],
             files={CONFIG: json.dumps(calls(job, plan), indent=2) + "\n"},
@@ -102,6 +107,8 @@ def _order_lacks(plan: Plan) -> list[str]:
         found.append(
             f"pipeline_limit={plan.pipeline_limit}: axonn.run_batch has G_inter micro-batches under way"
         )
+    if plan.recompute_stages:
+        found.append(f"recompute_stages={plan.recompute_stages}: AxoNN checkpoints on every stage alike")
     if plan.extra_warmup or plan.optimizer_sync is not OptimizerSync.BARRIER:
         found.append(
             f"extra_warmup={plan.extra_warmup}, optimizer_sync={plan.optimizer_sync}: AxoNN has neither"

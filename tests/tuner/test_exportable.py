@@ -43,6 +43,8 @@ IMPOSSIBLE = {
     ("axonn", "latent attention"): "moe",
     ("deepspeed", "many experts"): "qk_norm=per_head",
     ("deepspeed", "latent attention"): "attention.latent",
+    ("x-moe", "many experts"): "qk_norm=per_head",
+    ("x-moe", "latent attention"): "attention.latent",
 }
 PAIRS = [(framework, name) for framework in LAUNCHERS for name in JOBS]
 # More devices than sequences: what only replicates and shards cannot use them all.

@@ -92,6 +92,13 @@ DEEPSPEED = [
     Case("8B ulysses", LLAMA_8B, "dp=16 cp=4 cp_kind=ulysses zero=3"),
     Case("8B fp16", job("llama-3-8b", "dgx-h100", 64, 256, 8192, "fp16"), "tp=4 dp=16 zero=1"),
     Case("Mixtral", MIXTRAL, "tp=2 dp=32 ep=8 etp=2 zero=1"),
+    Case("8B ZeRO++", LLAMA_8B, "dp=64 zero=3 quantized_weights=true hpz=8 quantized_gradients=true"),
+    Case(
+        "8B in chunks",
+        LLAMA_8B,
+        "dp=16 cp=4 cp_kind=ulysses zero=3 recompute=full sequence_chunk=4096 "
+        "offload_sequence=true offload_checkpoints=true",
+    ),
     Case("padded", XMOE_LARGE, f"tp=2 dp=128 ep=64 zero=1 {SP} dispatch=padded"),
     Case("masks", XMOE_LARGE, f"tp=2 dp=128 ep=64 etp=2 zero=2 {SP} dispatch=einsum"),
 ]
@@ -101,9 +108,6 @@ X_MOE = [
     Case("more expert ranks than replicas", XMOE_LARGE,
          f"tp=8 dp=32 pp=1 ep=64 zero=2 {SP} dispatch=padding-free recompute=full"),
     Case("split experts", XMOE_LARGE, f"tp=2 dp=128 ep=64 etp=2 zero=1 {SP} dispatch=einsum"),
-    Case("8B ZeRO++", LLAMA_8B, "dp=64 zero=3 quantized_weights=true hpz=8 quantized_gradients=true"),
-    Case("8B in chunks", LLAMA_8B, "dp=16 cp=4 cp_kind=ulysses zero=3 recompute=full sequence_chunk=4096 "
-         "offload_sequence=true offload_checkpoints=true"),
 ]  # fmt: skip
 TORCHTITAN = [
     Case("70B vpp", LLAMA_70B, f"tp=8 pp=4 dp=16 vpp=5 schedule=interleaved zero=3 {SP} overlap_dp=true "
