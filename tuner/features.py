@@ -15,7 +15,6 @@ from search_spaces.plan import ENUMS, FLAGS, Floats, Module, Plans
 DEGREES = ("tp", "pp", "dp", "cp", "ep", "etp", "vpp", "micro_batch", "recompute_every")
 STAGE_SIZES = ("first_layers", "last_layers")
 TIME_PARTS: tuple[str, ...] = tuple(field.name for field in fields(StepTime))
-CONSTANTS = "constants"  # a linear column that is no part and no knob: constants of the machine
 MEMORY_PARTS: tuple[str, ...] = tuple(field.name for field in fields(StepMemory))
 
 

@@ -11,8 +11,8 @@ from objectives.cost.step import estimate
 from objectives.metrics import Job
 from search_spaces.plan import Floats, Plans
 from tuner.acquisition import log_probability_below
+from tuner.features import knob_features, memory_shares, time_shares
 from tuner.fidelity import predicted_again, stored_prior
-from tuner.samplers.candidates import CandidateTable
 from tuner.samplers.model_based import MeshtuneSampler
 from tuner.samplers.posterior import Posterior
 from tuner.shortlist import shortlist
@@ -43,12 +43,15 @@ def stored_posterior(name: str, storage: str | Path) -> Posterior:
         return sampler.posterior(study)
 
 
-def price(job: Job, plans: Plans, table: CandidateTable) -> Priced:
-    """Plans as the closed form has them, with the features of the table's own."""
-    priced = estimate(job, plans)
+def price(job: Job, plans: Plans) -> Priced:
+    """Plans as the closed form has them."""
+    priced, knobs = estimate(job, plans), knob_features(plans)
     return Priced(
         plans=plans,
-        features=table.features_of(plans, priced),
+        features=(
+            np.hstack([time_shares(priced.time), knobs]),
+            np.hstack([memory_shares(priced.memory), knobs]),
+        ),
         predicted=np.log(np.column_stack([priced.step_s, priced.peak_memory_bytes])),
     )
 

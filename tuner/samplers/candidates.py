@@ -17,29 +17,16 @@ from optuna.samplers import BaseSampler, RandomSampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial
 
-from objectives.cost.result import Estimate
 from objectives.metrics import Job
 from objectives.ranking import Candidates
 from search_spaces.errors import InvalidSpec, MeshtuneError
 from search_spaces.plan import ENUMS, KNOB_NAMES, Bools, Floats, Ints, Plan, Plans
-from tuner.features import (
-    CONSTANTS,
-    MEMORY_PARTS,
-    TIME_PARTS,
-    knob_columns,
-    knob_features,
-    memory_shares,
-    time_shares,
-)
-from tuner.samplers.unknowns import Unknowns
+from tuner.features import knob_features, memory_shares, time_shares
 
 CLAIM = (
     "meshtune:plan"  # system attribute: the plan a sampler has chosen, before Optuna has written its params
 )
 MOST_CLAIMS = 20
-# All linear columns of a surrogate share one prior spread, by its middle choice the first; a column is scaled
-# by its own over it.  Along `Unknowns` its own is 1; a knob step adds some per cents (assumed).
-SHARE_STD, SLOPE_STD = 0.3, 0.03
 logger = logging.getLogger(__name__)
 
 Params = dict[str, Any]
@@ -83,7 +70,6 @@ class CandidateTable:
     """Candidates with what samplers ask of them again and again; row i is candidate i."""
 
     candidates: Candidates
-    job: Job
 
     def __len__(self) -> int:
         return len(self.candidates)
@@ -99,51 +85,14 @@ class CandidateTable:
         return knob_features(self.candidates.plans)
 
     @cached_property
-    def unknowns(self) -> Unknowns:
-        """How the candidates' seconds move together if the machine is not as described."""
-        return Unknowns.of(self.job, self.candidates.plans, self.candidates.estimate)
-
-    @cached_property
-    def varying(self) -> Ints:
-        """Columns of `knobs` in which candidates differ."""
-        return np.flatnonzero(np.ptp(self.knobs, axis=0) > 0) if len(self) else np.zeros(0, dtype=np.int64)
-
-    @cached_property
-    def time_terms(self) -> tuple[str, ...]:
-        """What each linear column of `time_features` stands for: a part of the step, `CONSTANTS`, a knob."""
-        owner = {column: name for name, columns in knob_columns().items() for column in columns}
-        knobs = [owner[column] for column in self.varying.tolist()]
-        return (*TIME_PARTS, *[CONSTANTS] * self.unknowns.directions.shape[1], *knobs)
-
-    @cached_property
-    def as_parts(self) -> tuple[Floats, Floats]:
-        """Linear columns of time and memory as factors of the parts; shapes (n_linear, n_parts)."""
-        time, memory = np.eye(len(TIME_PARTS)), np.eye(len(MEMORY_PARTS))
-        return np.vstack(
-            [time, self.unknowns.as_parts / SHARE_STD, np.zeros((len(self.varying), len(time)))]
-        ), memory
-
-    @cached_property
     def time_features(self) -> Floats:
-        """Columns of `time_terms`, then knob coordinates; shape (n_candidates, n_features)."""
-        return self.features_of(self.candidates.plans, self.candidates.estimate)[0]
+        """Shares of the predicted step, then knob coordinates; shape (n_candidates, n_features)."""
+        return np.hstack([time_shares(self.candidates.estimate.time), self.knobs])
 
     @cached_property
     def memory_features(self) -> Floats:
         """Shares of the predicted peak, then knob coordinates; shape (n_candidates, n_features)."""
         return np.hstack([memory_shares(self.candidates.estimate.memory), self.knobs])
-
-    def features_of(self, plans: Plans, priced: Estimate) -> tuple[Floats, Floats]:
-        """Time and memory features of any plans of the job; shapes (n_plans, n_features)."""
-        knobs = knob_features(plans)
-        slopes = knobs[:, self.varying] - self.knobs[:, self.varying].mean(axis=0)
-        time = [
-            time_shares(priced.time),
-            self.unknowns.features(plans) / SHARE_STD,
-            slopes * (SLOPE_STD / SHARE_STD),
-            knobs,
-        ]
-        return np.hstack(time), np.hstack([memory_shares(priced.memory), knobs])
 
     @cached_property
     def _places(self) -> dict[str, dict[Any, int]]:
@@ -199,7 +148,7 @@ class CandidateSampler(BaseSampler):
     def __init__(
         self, candidates: Candidates, *, metrics: tuple[str, ...], seed: int | None, job: Job
     ) -> None:
-        self.table = CandidateTable(candidates=candidates, job=job)
+        self.table = CandidateTable(candidates=candidates)
         self.metrics, self.job = tuple(metrics), job
         self.seed = int(np.random.default_rng().integers(2**31)) if seed is None else seed
         self._finished: dict[tuple[str, int], int | None] = {}

@@ -19,7 +19,7 @@ from objectives.metrics import Job
 from objectives.ranking import Candidates
 from search_spaces.plan import Bools, Floats
 from tuner.acquisition import log_probability_below
-from tuner.features import MEMORY_PARTS
+from tuner.features import MEMORY_PARTS, TIME_PARTS
 from tuner.samplers.belief import MEMORY_SPREADS, TIME_SPREADS, Belief, Believer, Neighbourhoods
 from tuner.samplers.candidates import CandidateSampler, Tried
 from tuner.samplers.goals import Goal, OneGoal, Outlook, front_goal, quantities
@@ -46,10 +46,7 @@ class MeshtuneSampler(CandidateSampler):
         self._threads, self._alone = ThreadpoolController(), Lock()
         self._near = Neighbourhoods(self.table.knobs)
         self._time = Believer(
-            self.table.time_features,
-            n_shares=len(self.table.time_terms),
-            near=self._near,
-            spreads=TIME_SPREADS,
+            self.table.time_features, n_shares=len(TIME_PARTS), near=self._near, spreads=TIME_SPREADS
         )
         self._memory = Believer(
             self.table.memory_features, n_shares=len(MEMORY_PARTS), near=self._near, spreads=MEMORY_SPREADS
@@ -105,8 +102,9 @@ class MeshtuneSampler(CandidateSampler):
 
     def _outlook(self, history: History, beliefs: tuple[Belief, Belief]) -> Outlook:
         """Every candidate, with the quick spread."""
+        every = np.arange(len(self.table))
         mean = self._predicted + np.column_stack([belief.mean() for belief in beliefs])
-        std = np.column_stack([belief.outer_std() for belief in beliefs])
+        std = np.column_stack([belief.outer_std(every) for belief in beliefs])
         return Outlook(mean=mean, std=std, log_runs=self._log_runs(history, beliefs[1], mean[:, 1]))
 
     def _log_runs(self, history: History, memory: Belief, log_peak: Floats) -> Floats:
