@@ -7,7 +7,8 @@ Arenas are described in race_arenas.py, engines in race_engines.py.  Of each tab
 regret is exact: by what share the best plan tried so far is slower than the best that runs.  Each table of
 real runs is searched `--seeds` times by engines that draw; `--machines` are the hidden machines of each
 described job, a seed each.  The slow engines (gp, smac) search the first machine of each job and every
-`--slow-every`-th table of real runs once, for at most `--slow-trials`.  Results go to FILE by `--write FILE`, and are printed again by `--from FILE`.
+`--slow-every`-th table of real runs once, for at most `--slow-trials`.  Results go to FILE by `--write FILE`
+(or to data/race.csv), and are printed again by `--from FILE`.
 """
 
 import argparse
