@@ -6,8 +6,9 @@
 Arenas are described in race_arenas.py, engines in race_engines.py.  Of each table all outcomes are known, so
 regret is exact: by what share the best plan tried so far is slower than the best that runs.  Each table of
 real runs is searched `--seeds` times by engines that draw; `--machines` are the hidden machines of each
-described job, a seed each.  The slow engines (gp, smac) search every `--slow-every`-th table once, for at
-most `--slow-trials`.  Results go to FILE by `--write FILE`, and are printed again by `--from FILE`.
+described job, a seed each.  The slow engines (gp, smac) search the first machine of each job and every
+`--slow-every`-th table of real runs once, for at most `--slow-trials`.  Results go to FILE by `--write FILE`
+(or to data/race.csv), and are printed again by `--from FILE`.
 """
 
 import argparse
@@ -97,14 +98,14 @@ def run(task: Task, given: argparse.Namespace) -> list[Search]:
     with threadpool_limits(1):
         for place, case in enumerate(task.cases(given.rows)):
             for engine in given.engines:
-                done += _searches(case, engine, place + task.job, given)
+                done += _searches(case, engine, place, given)
     return done
 
 
 def _searches(case: Case, engine: str, place: int, given: argparse.Namespace) -> list[Search]:
     """On a hidden machine one search by each engine, seeded as the machine; on a real table one a seed."""
     n_trials = given.slow_trials if engine in SLOW else given.trials
-    if engine in SLOW and place % given.slow_every:
+    if engine in SLOW and (case.seed if case.arena == "hidden" else place % given.slow_every):
         return []
     is_once = case.arena == "hidden" or engine in SLOW or engine in SEEDLESS
     seeds = [case.seed] if is_once else range(given.seeds)
@@ -154,8 +155,8 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--machines", type=int, default=4, help="hidden machines of each described job")
     parser.add_argument("--rows", type=int, default=N_ROWS, help="plans of a hidden machine's table")
     parser.add_argument("--trials", type=int, default=100, help="the most of a search")
-    parser.add_argument("--slow-trials", type=int, default=60, help="the most of a search by gp or smac")
-    parser.add_argument("--slow-every", type=int, default=2, help="gp and smac search every so manieth table")
+    parser.add_argument("--slow-trials", type=int, default=40, help="the most of a search by gp or smac")
+    parser.add_argument("--slow-every", type=int, default=4, help="which tables of real runs they search")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--quick", action="store_true", help="a smoke run: one described job, one machine")
     parser.add_argument("--write", type=Path, nargs="?", const=RESULTS, help="keep the results there")

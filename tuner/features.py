@@ -21,7 +21,6 @@ STAGE_SIZES = (
 )  # fmt: skip
 UPDATE_SIZES = ("offload_bucket", "optimizer_tile")
 TIME_PARTS: tuple[str, ...] = tuple(field.name for field in fields(StepTime))
-CONSTANTS = "constants"  # a linear column that is no part and no knob: constants of the machine
 MEMORY_PARTS: tuple[str, ...] = tuple(field.name for field in fields(StepMemory))
 
 

@@ -30,7 +30,6 @@ from tuner.gate import HeldBack
 LENGTH = 3.0  # knob steps over which g forgets; on 40 hidden clusters 2 and 3 raced alike, 5 was slower
 STUDENT_FREEDOM = 4.0  # tails of the noise; 4 is the customary robust choice (Lange et al. 1989, JASA 84)
 ROBUST_ROUNDS = 4
-SETTLED = 0.02  # variance of a direction of the terms, in that of g, below which a quick spread leaves it out
 MOST_FOR_SELECTION = 64  # rows on which the three spreads are chosen: more cost time and move them little
 
 FloatT = TypeVar("FloatT", np.float32, np.float64)
@@ -148,17 +147,12 @@ class LogRatioSurrogate(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         covariance: Floats = np.diag(self._prior()) - across.T @ across
         return covariance
 
-    def outer_std_at(self, shares: NDArray[FloatT]) -> Floats:
+    def outer_std_at(self, shares: Floats) -> Floats:
         """Spread as if no tried plan were near: quick, and hardly ever below `std_at`; shape (n,)."""
-        covariance, floor = self.term_covariance(), self.residual_std_**2
-        values, vectors = np.linalg.eigh(covariance[1:, 1:])
-        known = values < SETTLED * floor  # after many trials most directions are
-        root = vectors[:, ~known] * np.sqrt(values[~known])
-        some = shares @ root.astype(shares.dtype)
-        variance = np.einsum("ij,ij->i", some, some)
-        variance += shares @ (2.0 * covariance[0, 1:]).astype(shares.dtype)
-        variance += covariance[0, 0] + floor
-        std: Floats = np.sqrt(np.maximum(variance, floor, out=variance), out=variance).astype(np.float64)
+        covariance = self.term_covariance()
+        variance = covariance[0, 0] + np.einsum("ij,ij->i", shares @ covariance[1:, 1:], shares)
+        variance += 2.0 * (shares @ covariance[0, 1:])
+        std: Floats = np.sqrt(np.maximum(variance, 0.0) + self.residual_std_**2)
         return std
 
     def believing(self, X: Floats) -> "LogRatioSurrogate":

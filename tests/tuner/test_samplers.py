@@ -64,8 +64,7 @@ def test_a_handful_of_trials_is_enough():
     # Over 40 clusters: 1.4 % in the median after 8 trials, 0 after 12, 3.1 % at the 90th percentile after 16.
     regret = race("meshtune")
     assert np.median(regret[:, 7]) <= 0.04
-    # The toy's formulas are not those of its job, which the sampler asks what an unknown constant would do.
-    assert np.median(regret[:, 15]) <= 0.02
+    assert np.median(regret[:, 15]) <= 0.01
     assert np.quantile(regret[:, 15], 0.9) <= 0.07
 
 

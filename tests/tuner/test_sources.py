@@ -68,7 +68,7 @@ def test_runners_that_tell_no_device_are_let_be(storage):
 
 @pytest.fixture
 def reader():
-    return LessonReader(CandidateTable(candidates=TABLE, job=job()), metrics=("step_time",), job=job())
+    return LessonReader(CandidateTable(candidates=TABLE), metrics=("step_time",), job=job())
 
 
 def lesson(reader, outcome, row=3):

@@ -11,8 +11,8 @@ from objectives.cost.step import estimate
 from objectives.metrics import Job
 from search_spaces.plan import Floats, Plans
 from tuner.acquisition import log_probability_below
+from tuner.features import knob_features, memory_shares, time_shares
 from tuner.fidelity import predicted_again, stored_prior
-from tuner.samplers.candidates import CandidateTable
 from tuner.samplers.model_based import MeshtuneSampler
 from tuner.samplers.posterior import Posterior
 from tuner.shortlist import shortlist
@@ -39,23 +39,20 @@ def stored_posterior(name: str, storage: str | Path) -> Posterior:
         kept = stored_prior(study.user_attrs)
         if kept:
             candidates, _ = predicted_again(inputs.job, candidates, kept, inputs.objective)
-        sampler = MeshtuneSampler(
-            candidates,
-            metrics=inputs.objective,
-            seed=inputs.seed,
-            job=inputs.job,
-            fidelities=inputs.fidelities,
-        )
+        sampler = MeshtuneSampler(candidates, metrics=inputs.objective, seed=inputs.seed, job=inputs.job)
         return sampler.posterior(study)
 
 
-def price(job: Job, plans: Plans, table: CandidateTable, metric: str = "step_time") -> Priced:
-    """Plans by the closed form in the table's features, their seconds as the metric compares them."""
-    priced = estimate(job, plans)
+def price(job: Job, plans: Plans, metric: str = "step_time") -> Priced:
+    """Plans as the closed form has them, their seconds as the metric compares them."""
+    priced, knobs = estimate(job, plans), knob_features(plans)
     seconds = job.comparable_s(metric, priced.step_s, plans)
     return Priced(
         plans=plans,
-        features=table.features_of(plans, priced),
+        features=(
+            np.hstack([time_shares(priced.time), knobs]),
+            np.hstack([memory_shares(priced.memory), knobs]),
+        ),
         predicted=np.log(np.column_stack([seconds, priced.peak_memory_bytes])),
     )
 

@@ -35,7 +35,6 @@ def contributions(
 
     Parameters
     ----------
-    shares : what each linear column stands for; those of one name, and of a knob, are one player
     x : shape (n_features,)
     background : shape (n_background, n_features)
     """
@@ -46,12 +45,7 @@ def contributions(
     players = [name for name, columns in knobs.items() if moved[columns].any()]
     groups = [knobs[name] for name in players]
     values = shapley(local_game(model, x[n:], background[:, n:], groups), len(players))
-    found = dict.fromkeys([*shares, *players], 0.0)
-    for name, value in [
-        *zip(shares, linear.tolist(), strict=True),
-        *zip(players, values.tolist(), strict=True),
-    ]:
-        found[name] += value
+    found = dict(zip(shares, linear.tolist(), strict=True)) | dict(zip(players, values.tolist(), strict=True))
     return {name: value for name, value in found.items() if value}
 
 

@@ -24,8 +24,7 @@ def one_step(
     plans = [step.plan for step in found if step.plan is not None]
     if not plans:
         return tuple(found)
-    table = posterior.table
-    priced, start = (price(job, Plans.of(each), table, metric) for each in (plans, [best]))
+    priced, start = (price(job, Plans.of(each), metric) for each in (plans, [best]))
     filled = iter(_filled(posterior, start, priced, quantity, [s for s in found if s.plan], trials))
     return tuple(next(filled) if step.plan is not None else step for step in found)
 

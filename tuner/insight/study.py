@@ -11,7 +11,6 @@ from objectives.uncertainty import constants
 from search_spaces.cluster import Origin
 from search_spaces.errors import MeshtuneError
 from search_spaces.fidelity import Fidelity
-from search_spaces.plan import Floats
 from tuner.features import MEMORY_PARTS, TIME_PARTS, knob_columns
 from tuner.insight.beliefs import stored_posterior
 from tuner.insight.content import Correction, Insight
@@ -90,10 +89,7 @@ def _learned(
         shap=average,
         shap_best=of_best,
         shap_is_exact=_n_varied(posterior) <= MOST_EXACT,
-        corrections={
-            name: corrections(posterior.beliefs[i], PARTS[i], row, posterior.table.as_parts[i])
-            for i, name in enumerate(NAMES)
-        },
+        corrections={name: corrections(posterior.beliefs[i], PARTS[i], row) for i, name in enumerate(NAMES)},
         steps=one_step(
             inputs.job, inputs.space, posterior, best.plan, metric=inputs.objective[0], trials=trials
         ),
@@ -102,32 +98,27 @@ def _learned(
     )
 
 
-def corrections(belief: Belief, parts: tuple[str, ...], row: int, as_parts: Floats) -> tuple[Correction, ...]:
+def corrections(belief: Belief, parts: tuple[str, ...], row: int) -> tuple[Correction, ...]:
     """By which factor each part of the prediction is off, the farthest in spreads first.
 
-    Shares add up to 1, so log(measured / predicted) ≈ Σ_k (offset + b_k) share_k with b = as_parts' beta: the
-    factor of part k is exp(offset + b_k).
-
-    Parameters
-    ----------
-    as_parts : shape (n_linear, n_parts), each linear column as factors of the parts
+    Shares add up to 1, so log(measured / predicted) ≈ Σ_k (offset + beta_k) share_k: the factor of part k is
+    exp(offset + beta_k).
     """
     model = belief.model
-    seen = np.column_stack([np.ones(len(parts)), as_parts.T])
-    variances = np.einsum("ij,jk,ik->i", seen, model.term_covariance(), seen)
-    priors = model.offset_std**2 + model.share_std_**2 * (as_parts**2).sum(axis=0)
-    off = model.offset_ + as_parts.T @ model.beta_
+    covariance, prior = model.term_covariance(), model.offset_std**2 + model.share_std_**2
     present = [k for k in range(len(parts)) if belief.shares[:, k].max(initial=0.0) > 0]
-    found = [
-        Correction(
-            part=parts[k],
-            factor=float(np.exp(off[k])),
-            spread=float(np.sqrt(max(variances[k], 0.0))),
-            settled=float(np.clip(1.0 - variances[k] / priors[k], 0.0, 1.0)),
-            share=float(belief.shares[row, k]),
+    found = []
+    for k in present:
+        variance = covariance[0, 0] + covariance[k + 1, k + 1] + 2.0 * covariance[0, k + 1]
+        found.append(
+            Correction(
+                part=parts[k],
+                factor=float(np.exp(model.offset_ + model.beta_[k])),
+                spread=float(np.sqrt(max(variance, 0.0))),
+                settled=float(np.clip(1.0 - variance / prior, 0.0, 1.0)),
+                share=float(belief.shares[row, k]),
+            )
         )
-        for k in present
-    ]
     return tuple(sorted(found, key=lambda each: -abs(np.log(each.factor)) / max(each.spread, 1e-9)))
 
 
@@ -137,10 +128,11 @@ def _shap(posterior: Posterior, row: int, quantity: int) -> tuple[dict[str, floa
     features = (posterior.table.time_features, posterior.table.memory_features)[quantity]
     rows = posterior.measured[:: -(-len(posterior.measured) // MOST_EXPLAINED)].tolist()
     background = features[posterior.measured]
-    terms = (posterior.table.time_terms, posterior.table.memory_terms)[quantity]
 
     def of(each: int) -> dict[str, float]:
-        return contributions(belief.model, features[each], background, shares=terms, knobs=knob_columns())
+        return contributions(
+            belief.model, features[each], background, shares=PARTS[quantity], knobs=knob_columns()
+        )
 
     several = [of(each) for each in rows]
     names = {name for each in several for name in each}

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tuner.features import CONSTANTS
 from tuner.insight.content import Insight, Step, Turn
 from tuner.report.parts import MEMORY_PARTS, TIME_PARTS
 from tuner.report.words import percent, plan_words, signed_percent, worth_words
@@ -66,8 +65,6 @@ def _importance(insight: Insight) -> Iterator[Block]:
 
 
 def _label(name: str) -> str:
-    if name == CONSTANTS:
-        return "constants of the machine"
     part = TIME_PARTS.get(name) or MEMORY_PARTS.get(name)
     return f"share of {part.label}" if part else name
 

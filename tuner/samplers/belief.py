@@ -11,11 +11,8 @@ from numpy.typing import NDArray
 from search_spaces.plan import Bools, Floats, Ints
 from tuner.surrogate import LogRatioSurrogate, correlation
 
-# What constants, parts and knobs' slopes explain is not left to g, and the median of some steps repeats
-# within a per cent or two: both chosen on half of the race's tables (benchmarks/race.py).
-TIME_SPREADS: dict[str, Any] = dict(residual_stds=(0.02, 0.05, 0.15), noise_stds=(0.005, 0.015, 0.05))
-# Bytes follow from shapes more surely than seconds from speeds: assumed, a third of the spreads of a time
-# without constants.
+# Bytes follow from shapes more surely than seconds from speeds: assumed, a third of the time's prior spreads.
+TIME_SPREADS: dict[str, Any] = {}
 MEMORY_SPREADS: dict[str, Any] = dict(
     offset_std=0.15,
     share_stds=(0.05, 0.1, 0.3),
@@ -81,24 +78,22 @@ class Belief:
     model: LogRatioSurrogate
     rows: Ints
     shares: Floats
-    quick_shares: NDArray[np.float32]
     near: Neighbourhoods
 
     def mean(self) -> Floats:
         """Expected log(measured / predicted) of every candidate; shape (n_candidates,)."""
         model = self.model
         local = self.near.weighted(self.rows, model.residual_std_**2 * model.alpha_)
-        linear = (self.quick_shares @ model.beta_.astype(np.float32)).astype(np.float64)
-        mean: Floats = model.offset_ + linear + local
+        mean: Floats = model.offset_ + self.shares @ model.beta_ + local
         return mean
 
     def std(self, some: Ints) -> Floats:
         """Its exact spread at some candidates; shape (n_some,)."""
         return self.model.std_at(self.shares[some], self.near.between(some, self.rows))
 
-    def outer_std(self) -> Floats:
-        """Quick spread of every candidate, as if no tried plan were near; shape (n_candidates,)."""
-        return self.model.outer_std_at(self.quick_shares)
+    def outer_std(self, some: Ints) -> Floats:
+        """Its quick spread, as if no tried plan were near; shape (n_some,)."""
+        return self.model.outer_std_at(self.shares[some])
 
 
 class Believer:
@@ -115,7 +110,6 @@ class Believer:
     ) -> None:
         self._features, self._n_shares, self._more = features, n_shares, more
         self._shares = np.ascontiguousarray(features[:, :n_shares])
-        self._quick_shares = self._shares.astype(np.float32)
         self._near, self._spreads = near, spreads
         self._last: tuple[bytes, LogRatioSurrogate] | None = None
 
@@ -132,7 +126,6 @@ class Believer:
             model=last[1].believing(self._at(pending)),
             rows=np.concatenate([rows, pending]),
             shares=self._shares,
-            quick_shares=self._quick_shares,
             near=self._near,
         )
 

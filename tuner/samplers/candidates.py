@@ -17,31 +17,18 @@ from optuna.samplers import BaseSampler, RandomSampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial
 
-from objectives.cost.result import Estimate
 from objectives.metrics import Job
 from objectives.ranking import Candidates
 from search_spaces.errors import InvalidSpec, MeshtuneError
 from search_spaces.fidelity import Fidelity, fidelity_of
 from search_spaces.plan import ENUMS, KNOB_NAMES, Bools, Floats, Ints, Plan, Plans
-from tuner.features import (
-    CONSTANTS,
-    MEMORY_PARTS,
-    TIME_PARTS,
-    knob_columns,
-    knob_features,
-    memory_shares,
-    time_shares,
-)
-from tuner.samplers.unknowns import Unknowns
+from tuner.features import knob_features, memory_shares, time_shares
 
 CLAIM = (
     "meshtune:plan"  # system attribute: the plan a sampler has chosen, before Optuna has written its params
 )
 FIDELITY_CLAIM = "meshtune:fidelity"  # system attribute, written before: how much of the plan's job runs
 MOST_CLAIMS = 20
-# All linear columns of a surrogate share one prior spread, by its middle choice the first; a column is scaled
-# by its own over it.  Along `Unknowns` its own is 1; a knob step adds some per cents (assumed).
-SHARE_STD, SLOPE_STD = 0.3, 0.03
 logger = logging.getLogger(__name__)
 
 Params = dict[str, Any]
@@ -98,7 +85,6 @@ class CandidateTable:
     """
 
     candidates: Candidates
-    job: Job
     n_proxies: int = 0
 
     def __len__(self) -> int:
@@ -115,65 +101,17 @@ class CandidateTable:
         return np.hstack([knob_features(self.candidates.plans), np.zeros((len(self), self.n_proxies))])
 
     @cached_property
-    def unknowns(self) -> Unknowns:
-        """How the candidates' seconds move together if the machine is not as described."""
-        return Unknowns.of(self.job, self.candidates.plans, self.candidates.estimate)
-
-    @cached_property
-    def varying(self) -> Ints:
-        """Columns of `knobs` in which candidates differ."""
-        return np.flatnonzero(np.ptp(self.knobs, axis=0) > 0) if len(self) else np.zeros(0, dtype=np.int64)
-
-    @cached_property
-    def time_terms(self) -> tuple[str, ...]:
-        """What each linear column of `time_features` stands for: a part of the step, `CONSTANTS`, a knob."""
-        owner = {column: name for name, columns in knob_columns().items() for column in columns}
-        knobs = [owner[column] for column in self.varying.tolist()]
-        directions = [CONSTANTS] * self.unknowns.directions.shape[1]
-        return (*TIME_PARTS, *directions, *knobs, *[CONSTANTS] * (self.n_proxies * len(TIME_PARTS)))
-
-    @property
-    def memory_terms(self) -> tuple[str, ...]:
-        """What each linear column of `memory_features` stands for."""
-        return (*MEMORY_PARTS, *[CONSTANTS] * (self.n_proxies * len(MEMORY_PARTS)))
-
-    @cached_property
-    def as_parts(self) -> tuple[Floats, Floats]:
-        """Linear columns of time and memory as factors of the parts; shapes (n_linear, n_parts)."""
-        time = np.zeros((len(self.time_terms), len(TIME_PARTS)))
-        time[: len(TIME_PARTS)] = np.eye(len(TIME_PARTS))
-        directions = self.unknowns.as_parts / SHARE_STD
-        time[len(TIME_PARTS) : len(TIME_PARTS) + len(directions)] = directions
-        return time, np.eye(len(self.memory_terms), len(MEMORY_PARTS))
-
-    @cached_property
     def time_features(self) -> Floats:
-        """Columns of `time_terms`, then knob coordinates; shape (n_candidates, n_features)."""
-        return self.features_of(self.candidates.plans, self.candidates.estimate)[0]
+        """Shares of the predicted step, then knob coordinates; shape (n_candidates, n_features)."""
+        return self._features(time_shares(self.candidates.estimate.time))
 
     @cached_property
     def memory_features(self) -> Floats:
-        """Columns of `memory_terms`, then knob coordinates; shape (n_candidates, n_features)."""
-        shares = memory_shares(self.candidates.estimate.memory)
-        return np.hstack([shares, self._no_proxy(len(self), len(MEMORY_PARTS)), self.knobs])
+        """Shares of the predicted peak, then knob coordinates; shape (n_candidates, n_features)."""
+        return self._features(memory_shares(self.candidates.estimate.memory))
 
-    def features_of(self, plans: Plans, priced: Estimate) -> tuple[Floats, Floats]:
-        """Time and memory features of any plans of the job; shapes (n_plans, n_features)."""
-        n = len(plans)
-        knobs = np.hstack([knob_features(plans), np.zeros((n, self.n_proxies))])
-        slopes = knobs[:, self.varying] - self.knobs[:, self.varying].mean(axis=0)
-        time = [
-            time_shares(priced.time),
-            self.unknowns.features(plans) / SHARE_STD,
-            slopes * (SLOPE_STD / SHARE_STD),
-            self._no_proxy(n, len(TIME_PARTS)),
-            knobs,
-        ]
-        memory = [memory_shares(priced.memory), self._no_proxy(n, len(MEMORY_PARTS)), knobs]
-        return np.hstack(time), np.hstack(memory)
-
-    def _no_proxy(self, n: int, n_parts: int) -> Floats:
-        return np.zeros((n, self.n_proxies * n_parts))
+    def _features(self, shares: Floats) -> Floats:
+        return np.hstack([shares, np.zeros((len(self), self.n_proxies * shares.shape[1])), self.knobs])
 
     @cached_property
     def _places(self) -> dict[str, dict[Any, int]]:
@@ -237,7 +175,7 @@ class CandidateSampler(BaseSampler):
         job: Job,
         n_proxies: int = 0,
     ) -> None:
-        self.table = CandidateTable(candidates=candidates, job=job, n_proxies=n_proxies)
+        self.table = CandidateTable(candidates=candidates, n_proxies=n_proxies)
         self.metrics, self.job = tuple(metrics), job
         self.seed = int(np.random.default_rng().integers(2**31)) if seed is None else seed
         self._finished: dict[tuple[str, int], int | None] = {}

@@ -21,6 +21,7 @@ from objectives.ranking import Candidates
 from search_spaces.fidelity import Fidelities
 from search_spaces.plan import Bools, Floats, Ints
 from tuner.acquisition import log_probability_below
+from tuner.features import MEMORY_PARTS, TIME_PARTS
 from tuner.samplers.belief import MEMORY_SPREADS, TIME_SPREADS, Belief, Believer, Neighbourhoods
 from tuner.samplers.candidates import CandidateSampler, Tried
 from tuner.samplers.goals import (
@@ -80,14 +81,14 @@ class MeshtuneSampler(CandidateSampler):
         self._near = Neighbourhoods(self.table.knobs, more[0])
         self._time = Believer(
             self.table.time_features,
-            n_shares=len(self.table.time_terms),
+            n_shares=len(TIME_PARTS) * (1 + self.table.n_proxies),
             near=self._near,
             spreads=TIME_SPREADS,
             more=more[0],
         )
         self._memory = Believer(
             self.table.memory_features,
-            n_shares=len(self.table.memory_terms),
+            n_shares=len(MEMORY_PARTS) * (1 + self.table.n_proxies),
             near=self._near,
             spreads=MEMORY_SPREADS,
             more=more[1],
@@ -165,8 +166,9 @@ class MeshtuneSampler(CandidateSampler):
 
     def _outlook(self, history: History, beliefs: tuple[Belief, Belief]) -> Outlook:
         """Every candidate, with the quick spread."""
+        every = np.arange(len(self.table))
         mean = self._predicted + np.column_stack([belief.mean() for belief in beliefs])
-        std = self._spreads([belief.outer_std() for belief in beliefs])
+        std = self._spreads([belief.outer_std(every) for belief in beliefs])
         log_runs = self._log_runs(history, beliefs[1], mean[:, 1])
         return Outlook(mean=with_joules(mean, self._log_watts), std=std, log_runs=log_runs)
 

@@ -122,20 +122,4 @@ class ProxyTable:
         knobs = np.concatenate([knob_features(Plans.of([twin.plan]))[0], np.zeros(n)])
         knobs[COPIES] = self.table.knobs[row, COPIES]
         knobs[len(knobs) - n + which] = DISTANCE[fidelity]
-        return np.concatenate([shares, self._beside(row, shares, quantity), blocks.ravel(), knobs])
-
-    def _beside(self, row: int, shares: Floats, quantity: int) -> Floats:
-        """The plan's own linear columns beside the parts, moved by what its proxy's parts say of constants.
-
-        What a constant does to a proxy is read off its parts, c(p) = c(x) + (share(p) - share(x)) A: to price
-        every proxy in every drawn machine would take as long as the trials of a small one.
-        """
-        parts = len(PARTS[quantity])
-        if quantity:
-            return np.zeros(0)
-        own = self.table.time_features[row]
-        n_beside = len(self.table.time_terms) - parts * (1 + len(self.kinds))
-        beside = own[parts : parts + n_beside].copy()
-        as_parts = self.table.as_parts[0][parts : parts + n_beside]
-        moved: Floats = beside + as_parts @ (shares - own[:parts])
-        return moved
+        return np.concatenate([shares, blocks.ravel(), knobs])

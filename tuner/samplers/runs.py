@@ -59,12 +59,16 @@ def blamed(rows: Floats, ran: Bools, fits: Floats, *, center: Floats) -> Floats:
     shape (n_tried,)
     """
     x = np.column_stack([np.ones(len(rows)), rows - center])
-    chance = np.full(len(rows), PRIOR_CHANCE)
-    for _ in range(BLAME_ROUNDS):
-        shared = chance * (1.0 - fits) / np.maximum(1.0 - chance * fits, 1e-12)
-        expected = np.where(ran, 1.0, shared)
-        chance = expit(x @ _mode(x, expected)[0])
+    expected = _expected(np.full(len(rows), PRIOR_CHANCE), ran, fits)
+    for _ in range(BLAME_ROUNDS - 1):
+        expected = _expected(expit(x @ _mode(x, expected)[0]), ran, fits)
     return expected
+
+
+def _expected(chance: Floats, ran: Bools, fits: Floats) -> Floats:
+    shared = chance * (1.0 - fits) / np.maximum(1.0 - chance * fits, 1e-12)
+    answer: Floats = np.where(ran, 1.0, shared)
+    return answer
 
 
 def chance_draws(
