@@ -38,8 +38,8 @@ class Habits:
     `expert_traffic` that of routed experts (permutations, activation); `regroup_traffic` is the bytes that
     a deduplicated exchange moves beside it over those of a plain one (None: its own kernels lay them out);
     `logits_bytes` those of the loss per token and vocabulary entry, over all passes; `accumulation_bytes`
-    what adding a micro-batch's gradients to the earlier ones moves per parameter.  `attention` is its
-    attention kernel's rate over the device's.
+    what adding a micro-batch's gradients to the earlier ones moves per parameter.
+    `attention` is its attention kernel's rate over the device's.
     `tp_overlap`, `cp_overlap`, `dp_overlap` and `ep_overlap` are the shares of communication that hide behind
     computation where it is overlapped; the rest is what the two slow each other down by.
     """
