@@ -12,12 +12,12 @@ ANSWER_IS_NO = 1
 
 LogFile = Annotated[Path, typer.Argument(metavar="FILE", help="The log of a training run.")]
 TrainerFlag = Annotated[
-    str,
+    str | None,
     typer.Option(
         "--trainer",
         metavar="NAME",
-        help="megatron-lm, megatron-deepspeed, deepspeed, torchtitan, nanotron, hf-trainer, composer, "
-        "json-lines.",
+        help="megatron-lm, megatron-deepspeed, deepspeed, torchtitan, nanotron, hf-trainer, composer or "
+        "json-lines; told by the lines if not given.",
     ),
 ]
 BatchFlag = Annotated[
@@ -42,7 +42,7 @@ StatusFlag = Annotated[
 def read_log(  # noqa: PLR0913 - a verb's flags are its parameters
     file: LogFile,
     *,
-    trainer: TrainerFlag,
+    trainer: TrainerFlag = None,
     global_batch: BatchFlag = None,
     seq_len: SeqLenFlag = None,
     devices: DevicesFlag = None,

@@ -18,9 +18,11 @@ from runners.probes.record import ProbesFile, beside
 from runners.probes.session import Ended, OnStep, Session
 from search_spaces.cluster_presets import load_cluster
 from search_spaces.errors import RunnerError, check
+from search_spaces.units import GIB, gib
 
 DEFAULT_BUDGET_S = 120.0
 MOST_RANKS = 256  # processes that one machine is asked to start
+MIN_PROCESS_BYTES = 0.5 * GIB  # a Python process with torch loaded, and the probes' own tensors
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,4 +131,10 @@ def _n_ranks(wanted: Wanted, place: Place | None, facts: Facts) -> int:
     n = wanted.n_devices or facts.n_devices
     must = f"--devices must be at most the {facts.n_devices} accelerators here"
     check(facts.on_cpu or n <= facts.n_devices, must, n)
+    most = max(int(facts.memory_bytes / MIN_PROCESS_BYTES), 1) if facts.on_cpu else n
+    check(
+        n <= most,
+        f"--devices must be at most {most}, so that each process has {gib(MIN_PROCESS_BYTES):g} GiB",
+        n,
+    )
     return n

@@ -76,7 +76,8 @@ class TestReadLog:
                 "--devices must be positive",
             ),
             ([LOGS / "deepspeed.log", "--trainer", "deepspeed", "--precision", "x"], "precision"),
-            ([LOGS / "deepspeed.log"], "trainer"),
+            ([__file__], "must hold lines of a trainer that is known"),
+            ([LOGS / "nothing.log"], "must be a readable log"),
         ],
     )
     def test_bad_input_is_one_sentence(self, words, said):

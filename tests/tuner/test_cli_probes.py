@@ -18,6 +18,7 @@ from search_spaces.cluster import Origin
 from search_spaces.cluster_presets import load_cluster
 from tests.tuner.cli import complaint, meshtune
 from tests.tuner.schemas import COUNT, FINITE, NUMBER, TEXT, document, many, record
+from tuner import probing
 
 ROOT = Path(__file__).parents[2]
 HAS_TORCH = importlib.util.find_spec("torch") is not None
@@ -284,3 +285,11 @@ def test_ranks_end_with_a_parent_that_is_killed(tmp_path):
     assert len(ranks) == 2
     assert not [each for each in alive if each.status() != psutil.STATUS_ZOMBIE]
     assert probes_of(out)
+
+
+@needs_torch
+@pytest.mark.torch
+def test_more_processes_than_the_memory_carries_are_refused_before_they_start(tmp_path, monkeypatch):
+    monkeypatch.setattr(probing, "MIN_PROCESS_BYTES", 1e15)
+    said = complaint("calibrate", "-o", tmp_path / "many.toml", "--on", "cpu", "--devices", 2)
+    assert "--devices must be at most 1, so that each process has" in said

@@ -6,6 +6,7 @@ from runners.logs import READERS, load_reader
 from runners.logs.account import Account
 from runners.logs.facts import Convention
 from runners.logs.figures import Expected
+from runners.logs.files import trainer_of as told_trainer
 from runners.logs.lines import Line
 from runners.logs.summary import summary_of
 from search_spaces.errors import UnknownName
@@ -210,3 +211,8 @@ def test_a_second_run_in_the_same_log_replaces_the_first():
     summary = read_text("json-lines", text)
     assert summary.window.step_s == 2.0
     assert "the run began again 1 times; the last run counts" in summary.notes
+
+
+@pytest.mark.parametrize("path", sorted(LOGS.glob("*.log")), ids=lambda path: path.stem)
+def test_a_log_tells_whose_it_is(path):
+    assert told_trainer(path) == trainer_of(path)
