@@ -260,3 +260,18 @@ def test_a_context_reads_its_framework_from_the_workload():
     context = SPACES["deepspeed"].context
     assert isinstance(context, Context)
     assert context.framework.name == "deepspeed"
+
+
+def test_nodes_and_micro_batches_make_a_job_smaller_than_its_cluster_and_batch():
+    space = space_of("gpt2", 32, dict(FEW, nodes=[1, 2, 4], n_microbatches=[1, 2, 8], micro_batch=[1, 2],
+                                      cp=1, vpp=1, schedule="1f1b", recompute="none", zero=0))  # fmt: skip
+    plans = Plans.concatenate(list(space.chunks()))
+    assert set(plans.nodes.tolist()) == {1, 2, 4}
+    assert (plans.tp * plans.pp * plans.dp == 8 * plans.nodes).all()
+    assert (plans.micro_batch * plans.n_microbatches * plans.dp <= 8).all()
+    assert len(set(plans.keys())) == len(plans)
+
+
+def test_more_nodes_than_the_cluster_has_are_no_plan():
+    with pytest.raises(NoLegalPlan, match="nodes are at most the cluster's"):
+        list(space_of("gpt2", 32, {"nodes": 5}).chunks())
