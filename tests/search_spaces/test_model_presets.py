@@ -18,7 +18,7 @@ FILES = sorted((Path(model_presets.__file__).parent / "presets" / "models").glob
 
 def test_every_model_of_the_issue_is_there():
     families = {"deepseek": 3, "frontier": 3, "gpt2": 2, "gpt3": 1, "llama": 6, "megatron": 12, "mistral": 1}
-    families |= {"mixtral": 2, "mpt": 6, "nemotron": 1, "phi": 2, "qwen3": 4, "x": 4}
+    families |= {"mixtral": 2, "mpt": 6, "nemotron": 1, "phi": 2, "piper": 3, "qwen3": 4, "x": 4}
     counted = {family: sum(name.split("-")[0] == family for name in model_names()) for family in families}
     assert counted == families
     assert len(model_names()) == sum(families.values())

@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from search_spaces.model import AttentionSpec, EmbeddingSpec, MlpSpec, ModelSpec, MoeSpec
 from search_spaces.model_presets import load_model, model_names
 from search_spaces.parameters import (
     active_parameters,
@@ -99,6 +98,8 @@ PUBLISHED_WITHOUT_EMBEDDINGS = {
     "qwen3-235b-a22b": (234, 0, "model card"),
     "nemotron-4-340b": (331.6, 1, "arXiv:2406.11704 section 2.2"),
 }
+# Attention's projections and experts of two matrices alone, in billions.
+PIPER = {"piper-110b": 110.7, "piper-862b": 862.3, "piper-1.7t": 1721.3}
 
 
 @pytest.mark.parametrize("name", PUBLISHED_INTEGERS)
@@ -124,7 +125,7 @@ def test_count_is_the_published_billions(count, table):
 
 def test_every_preset_has_a_published_count():
     x_moe = {f"x-moe-{size}" for size in X_MOE}
-    tables = (PUBLISHED_INTEGERS, PUBLISHED_TOTALS, PUBLISHED_WITHOUT_EMBEDDINGS, x_moe)
+    tables = (PUBLISHED_INTEGERS, PUBLISHED_TOTALS, PUBLISHED_WITHOUT_EMBEDDINGS, PIPER, x_moe)
     assert set(model_names()) == set().union(*tables)
 
 
@@ -202,20 +203,11 @@ def test_x_moe_counts_projections_and_two_matrix_experts_only(size):
     assert [round(count, 2) for count in counted] == list(X_MOE[size])
 
 
-@pytest.mark.parametrize(("n_experts", "billions"), [(16, 110.7), (128, 862.3), (256, 1721.3)])
-def test_piper_counts_two_matrix_experts(n_experts, billions):
+@pytest.mark.parametrize(("name", "billions"), PIPER.items())
+def test_piper_counts_two_matrix_experts(name, billions):
     """arXiv:2605.05049: d=5120, f=20480, L=32, k=2; the sizes come out with two matrices, no embeddings."""
-    model = ModelSpec(
-        name="piper",
-        source="arXiv:2605.05049",
-        n_layers=32,
-        d_model=5120,
-        attention=AttentionSpec(n_heads=40, n_kv_heads=40, head_dim=128),
-        mlp=MlpSpec(width=20480, n_matrices=2),
-        moe=MoeSpec(n_experts=n_experts, top_k=2, expert_width=20480, n_matrices=2),
-        embedding=EmbeddingSpec(vocab_size=1),
-    )
-    assert round(projections_and_experts(model, n_experts) / BILLION, 1) == billions
+    model = load_model(name)
+    assert round(projections_and_experts(model, model.moe.n_experts) / BILLION, 1) == billions
 
 
 # Sharding
