@@ -11,7 +11,7 @@ from search_spaces.plan import Floats
 
 NEAR = (1, 2, 5)  # per cent above the best
 CHECKPOINTS = (5, 10, 20, 40)
-NEVER = 999_999  # of trials: the search ended before
+NEVER = np.iinfo(np.int64).max
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
