@@ -218,6 +218,7 @@ LOG = document(
     convention=maybe({"enum": ["MFU", "HFU"]}),
     peak_memory_bytes=maybe(FINITE),
     memory_kind=TEXT,
+    energy_j_per_device=maybe(FINITE),
     first_loss=maybe(NUMBER),
     last_loss=maybe(NUMBER),
     n_skipped=COUNT,
