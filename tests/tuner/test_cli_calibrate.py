@@ -9,7 +9,7 @@ import pytest
 from search_spaces.cluster import Origin
 from search_spaces.cluster_presets import load_cluster
 from tests.tuner.cli import JOB, complaint, meshtune
-from tests.tuner.schemas import COUNT, FINITE, NUMBER, TEXT, document, many, record
+from tests.tuner.schemas import COUNT, FINITE, NUMBER, TEXT, document, many, maybe, record
 
 FILE = Path(__file__).parents[2] / "benchmarks" / "data" / "measurements.csv"
 CONSTANT = record(value=FINITE, origin={"enum": list(Origin)}, source=TEXT, spread=FINITE)
@@ -33,6 +33,7 @@ CALIBRATE = document(
     ),
     constants=many(record(name=TEXT, before=CONSTANT, after=CONSTANT, determined={"type": "boolean"}), 1),
     undetermined=many(TEXT),
+    held_up=maybe(record(wait_s=FINITE, lines=many(COUNT))),
     correlated=many(record(first=TEXT, second=TEXT, correlation=NUMBER)),
     outliers=many(record(id=TEXT, line=COUNT, step_time_s=FINITE, predicted_s=FINITE)),
 )
@@ -199,3 +200,19 @@ def test_bad_input_is_one_sentence(rows, tmp_path):
     few = write(tmp_path / "few.csv", rows[:2])
     assert "needs 3 measured steps; got 2" in complaint("calibrate", "--from", few, "-o", out)
     assert not out.exists()
+
+
+def test_runs_that_something_held_up_are_told_apart_and_counted(tmp_path):
+    """Published runs of one cluster, some of which took seconds longer than any constant explains."""
+    with FILE.open(newline="") as file:
+        published = [
+            row for row in csv.DictReader(file) if "Playbook" in row["source"] and row["step_time_s"]
+        ]
+    path = write(tmp_path / "runs.csv", published[::12])
+    words = ("calibrate", "--from", path, "-o", tmp_path / "mine.toml")
+    found = meshtune(*words, "--json").document
+    jsonschema.validate(found, CALIBRATE)
+    assert 0.1 < found["held_up"]["wait_s"] < 1.0
+    waiting = len(found["held_up"]["lines"])
+    assert 3 <= waiting < found["used"] / 2
+    assert f"held up          {waiting} runs, set apart" in meshtune(*words).out

@@ -175,12 +175,22 @@ def calibration_document(report: CalibrationReport, out: Path) -> dict[str, Any]
             {"first": first, "second": second, "correlation": value}
             for first, second, value in calibration.correlated
         ],
+        "held_up": _held_up(report),
         "outliers": [
             {"id": run.id, "line": run.line, "step_time_s": run.step_s, "predicted_s": predicted_s}
             for run, predicted_s in report.outliers
         ],
     }
     return document("calibrate", body)
+
+
+def _held_up(report: CalibrationReport) -> dict[str, Any] | None:
+    """Runs whose messages wait for something, and how long each message does; null: none."""
+    calibration = report.calibration
+    if calibration.hold_ups is None:
+        return None
+    lines = [report.used[i].line for i in calibration.held_up]
+    return {"wait_s": calibration.hold_ups.wait_s, "lines": lines}
 
 
 def _constant(each: CalibratedConstant) -> dict[str, Any]:

@@ -37,7 +37,17 @@ def _summary(report: CalibrationReport) -> list[tuple[str, str]]:
         ("mean error", f"{percent(held.preset_mean_error)} -> {percent(held.fitted_mean_error)}"),
         ("kept of the fit", f"{calibration.shrink:.0%}, the share that predicts runs held back best"),
         ("scatter", f"{percent(calibration.scatter)} of the runs around the formulas"),
+        *_held_up(report),
     ]
+
+
+def _held_up(report: CalibrationReport) -> list[tuple[str, str]]:
+    """Runs set apart because something made their messages wait."""
+    waits = report.calibration.hold_ups
+    if waits is None:
+        return []
+    words = f"{waits.n_runs} runs, set apart: each message between their stages waits {seconds(waits.wait_s)}"
+    return [("held up", words)]
 
 
 def _constant_cells(each: CalibratedConstant) -> list[str]:
