@@ -81,7 +81,7 @@ class SearchSpace:
         off = {name for name, value in OPT_IN.items() if self.choices[name] == (value,)}
         self._rules_at = tuple(
             tuple(rule for rule in rules if not (rule.of_opt_in and set(rule.knobs) & OPT_IN.keys() <= off))
-            for rules in RULES_AT
+            for rules in self._rules_at
         )
         if "dp" not in asked:
             self.choices["dp"] = ()

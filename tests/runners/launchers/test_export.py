@@ -42,7 +42,7 @@ def test_the_manifest_tells_what_the_export_was_made_for(tmp_path):
         "megatron-lm",
     )
     assert Plan.parse(manifest["plan"]["key"]) == PLAN
-    assert manifest["plan"]["n_microbatches"] == 8
+    assert manifest["n_microbatches"] == 8
     assert manifest["model"]["n_layers"] == 32
     assert manifest["cluster"]["device"]["name"] == LLAMA_8B.cluster.device.name
     assert manifest["workload"]["global_batch"] == 256
