@@ -170,7 +170,7 @@ class _Loop:
         return self._n_counted() + n_in_flight < budget.trials
 
     def _spent_device_s(self, *, and_foreseen: bool = False) -> float:
-        """Device-seconds that all trials held, and those foreseen of what runs; 0 without a budget of them."""
+        """Device-seconds that all trials held, and those foreseen of what runs; 0 without such a budget."""
         if self.campaign.lead.budget.device_hours is None:
             return 0.0
         spent_s = 0.0

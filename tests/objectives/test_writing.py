@@ -131,10 +131,10 @@ def test_a_plan_on_some_nodes_reads_back_on_its_own_devices_and_replays_in_the_w
     workload = Workload(seq_len=8192, global_batch=64)
     job = Job(model=load_model("llama-3-8b"), cluster=load_cluster("dgx-h100", 32), workload=workload)
     plan = Plan(tp=2, dp=4, sequence_parallel=True, nodes=1, n_microbatches=4)
-    path = write(tmp_path, job, (plan, measured()), cluster="dgx-h100")
+    path = write(tmp_path, job, (plan, replace(measured(), step_s=2.5)), cluster="dgx-h100")
     found = read_measurements(path)
     assert found.rejected == ()
     (run,) = found.runs
     assert (run.plan, run.job.cluster.n_devices, run.job.workload.global_batch) == (plan, 8, 16)
     (again,) = ReplayRunner(job, path=path).run(Plans.of([plan]))
-    assert (again.step_s, again.peak_memory_bytes) == (STEP_S, 0.4 * GB)
+    assert (again.step_s, again.peak_memory_bytes) == (2.5, 0.4 * GB)
