@@ -50,7 +50,7 @@ def _few_layers(job: Job, plan: Plan, n_layers: int) -> Twin:
 def _few_devices(job: Job, plan: Plan, n_devices: int) -> Twin:
     must = "a proxy must have fewer devices than the job"
     check(n_devices < plan.world_size, must, f"{n_devices} of {plan.world_size}")
-    small = neutral(fewer_ranks(plan, n_devices))
+    small = neutral(fewer_ranks(replace(plan, nodes=0), n_devices))
     if small.pp == plan.pp:
         small = replace(small, first_layers=plan.first_layers, last_layers=plan.last_layers)
     workload = replace(job.workload, global_batch=job.workload.global_batch * small.dp // plan.dp)

@@ -88,6 +88,8 @@ def read_rows(path: Path | str, job: Job) -> list[Row]:
 
 def _is_of_job(cells: Cells, job: Job) -> bool:
     """Whether every shape that the row states is the job's."""
+    plan = stated_plan(cells)
+    job = job.of_plan(plan) if plan else job
     attention, moe, n = job.model.attention, job.model.moe, job.cluster.n_devices
     kind, per_node = cells.text("model_type"), cells.whole("gpus_per_node")
     if kind and (kind == "moe") != (moe is not None):

@@ -27,6 +27,7 @@ from tuner.events import OnEvent, ignore
 from tuner.inputs import StudyInputs
 from tuner.interrupts import interruptible
 from tuner.ledger import n_counted
+from tuner.prices import prices_of, spent_device_s, steps_of, under_way_device_s
 from tuner.samplers.goals import quantity, with_joules
 from tuner.samplers.model_based import MeshtuneSampler
 from tuner.storage import open_storage
@@ -145,6 +146,8 @@ class _Loop:
         if self._n_counted() >= budget.trials:
             return Stop.TRIALS
         busy = any(each.driver.in_flight for each in self.running)
+        if not busy and self._spent_device_s() >= budget.device_s:
+            return Stop.DEVICE_HOURS
         if busy or not all(each.is_over for each in self.running):
             return None
         settled = budget.stop_below is not None and any(each.driver.worth for each in self.running)
@@ -161,7 +164,23 @@ class _Loop:
 
     def _has_budget(self) -> bool:
         n_in_flight = sum(len(each.driver.in_flight) for each in self.running)
-        return self._n_counted() + n_in_flight < self.campaign.lead.budget.trials
+        budget = self.campaign.lead.budget
+        if self._spent_device_s(and_foreseen=True) >= budget.device_s:
+            return False
+        return self._n_counted() + n_in_flight < budget.trials
+
+    def _spent_device_s(self, *, and_foreseen: bool = False) -> float:
+        """Device-seconds that all trials held, and those foreseen of what runs; 0 without such a budget."""
+        if self.campaign.lead.budget.device_hours is None:
+            return 0.0
+        spent_s = 0.0
+        for each in self.running:
+            trials = each.opened.book.trials()
+            spent_s += spent_device_s(trials)
+            if and_foreseen:
+                n_steps = steps_of(each.member.config.inputs.runner.options)
+                spent_s += under_way_device_s(trials, prices_of(trials, n_steps))
+        return spent_s
 
     def _start(self, each: _Running) -> bool:
         n_nodes = each.member.n_nodes

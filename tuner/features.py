@@ -17,7 +17,7 @@ DEGREES = ("tp", "pp", "dp", "cp", "ep", "etp", "vpp", "micro_batch", "recompute
 CAP_STEP_W = 200.0  # watts of a power cap that count like one more of a degree
 STAGE_SIZES = (
     "first_layers", "last_layers", "recompute_stages", "migrate_every", "nodes", "n_microbatches",
-    "coalesced_buckets", "sequence_chunk",
+    "coalesced_buckets", "sequence_chunk", "pipeline_limit", "extra_warmup",
 )  # fmt: skip
 UPDATE_SIZES = ("offload_bucket", "optimizer_tile")
 TIME_PARTS: tuple[str, ...] = tuple(field.name for field in fields(StepTime))

@@ -52,7 +52,7 @@ def foretold(
     steps = [
         step
         for step in evidence_of(views, job.cluster).steps(job.cluster)
-        if most_devices is None or step.job.cluster.n_devices <= most_devices
+        if most_devices is None or step.plan.world_size <= most_devices
     ]
     limit = "" if most_devices is None else f" on at most {most_devices} devices"
     check(len(steps) >= FEWEST, f"the studies must have {FEWEST} measured trials{limit}", len(steps))
@@ -71,5 +71,5 @@ def of_steps(steps: Sequence[TimedStep], job: Job, plan: Plan) -> Foretold:
         calibrated_s=float(np.exp(found.calibrated_log_s[0])),
         trust=float(found.trust[0]),
         n_runs=len(steps),
-        most_devices=max(step.job.cluster.n_devices for step in steps),
+        most_devices=max(step.plan.world_size for step in steps),
     )

@@ -19,6 +19,7 @@ from objectives.cost.states import (
     held_parameters,
     state_bytes,
     state_table,
+    visiting_bucket,
 )
 from objectives.metrics import Job
 from search_spaces.framework import framework_named
@@ -89,7 +90,7 @@ def _priced(job: Job, plans: Plans) -> Estimate:
         memory=memory,
         peak_stage=peak_stage,
         pass_share=passes.all_stages_s / (plans.pp * passes.worst_s),
-        host_s=states.offload_s,
+        host_s=np.where(visiting_bucket(job, plans) > 0, 0.0, states.offload_s),
     )
 
 

@@ -59,8 +59,10 @@ class Provenance:
 def row_of(job: Job, plan: Plan, outcome: Outcome, provenance: Provenance) -> dict[str, str]:
     """One trial as the cells of a row.
 
-    The plan's words stand in `extra` whole, because some knobs have no column.
+    The plan's words stand in `extra` whole, because some knobs have no column.  Devices and sequences are
+    those that the plan uses.
     """
+    job = job.of_plan(plan)
     cells = _model_cells(job.model) | _plan_cells(plan) | _workload_cells(job)
     extra = {"plan": plan.key, "attn": _attention(job), **provenance.facts, **_positions(job.model)}
     told = {name: outcome.effective.get(name) for name in FACTS}

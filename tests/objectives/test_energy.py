@@ -265,3 +265,12 @@ def test_a_device_without_powers_of_its_own_takes_the_assumed_shares():
     assert device.power is None
     assert device.draw_w("compute") == pytest.approx(0.95 * 700)
     assert device.draw_w("compute", 300) == 300
+
+
+def test_hosts_idle_while_the_device_updates_an_offloaded_optimizer_bucket_by_bucket():
+    words = "tp=2 pp=2 dp=4 micro_batch=2 zero=1 sequence_parallel=true offload_optimizer=true"
+    plans = Plans.of([Plan.parse(words), Plan.parse(f"{words} offload_bucket=4000000")])
+    priced = estimate(JOB, plans)
+    assert (priced.time.offload_s > 0).all()
+    assert priced.host_s[0] == priced.time.offload_s[0]
+    assert priced.host_s[1] == 0

@@ -10,8 +10,10 @@ from objectives.metrics import Job
 from objectives.outcome import Cause, Failed, Measured, OutcomeOrigin
 from runners.replay import ReplayRunner
 from search_spaces.cluster_file import cluster_toml
+from search_spaces.cluster_presets import load_cluster
 from search_spaces.local_cluster import local_cluster
 from search_spaces.model import AttentionSpec, EmbeddingSpec, MlpSpec, ModelSpec, MoeSpec
+from search_spaces.model_presets import load_model
 from search_spaces.plan import Plan, Plans
 from search_spaces.units import GB
 from search_spaces.workload import Precision, Workload
@@ -123,3 +125,16 @@ def test_a_row_that_contradicts_itself_is_rejected(tmp_path, column, value, why)
     path = write(tmp_path, job_of(), (Plan.parse(PLANS[0]), measured()), **{column: value})
     (rejected,) = read_measurements(path).rejected
     assert why in rejected.reason
+
+
+def test_a_plan_on_some_nodes_reads_back_on_its_own_devices_and_replays_in_the_whole_job(tmp_path):
+    workload = Workload(seq_len=8192, global_batch=64)
+    job = Job(model=load_model("llama-3-8b"), cluster=load_cluster("dgx-h100", 32), workload=workload)
+    plan = Plan(tp=2, dp=4, sequence_parallel=True, nodes=1, n_microbatches=4)
+    path = write(tmp_path, job, (plan, replace(measured(), step_s=2.5)), cluster="dgx-h100")
+    found = read_measurements(path)
+    assert found.rejected == ()
+    (run,) = found.runs
+    assert (run.plan, run.job.cluster.n_devices, run.job.workload.global_batch) == (plan, 8, 16)
+    (again,) = ReplayRunner(job, path=path).run(Plans.of([plan]))
+    assert (again.step_s, again.peak_memory_bytes) == (2.5, 0.4 * GB)

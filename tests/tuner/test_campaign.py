@@ -230,3 +230,12 @@ def test_an_interrupted_campaign_gives_its_trials_back(campaign_file, monkeypatc
     monkeypatch.chdir(campaign_file.parent)
     done = run_campaign(campaign)
     assert sum(len(view.finished) for view in done.views) == 8
+
+
+def test_device_hours_end_a_campaign(campaign_file):
+    campaign = read_study(campaign_file)
+    budget = Budget(trials=100, device_hours=1.0)
+    members = [replace(each, config=replace(each.config, budget=budget)) for each in campaign.members]
+    result = run_campaign(replace(campaign, members=tuple(members)))
+    assert result.stop is Stop.DEVICE_HOURS
+    assert 3600 <= sum(view.device_s for view in result.views) < 2 * 3600

@@ -339,3 +339,16 @@ def test_device_hours_end_a_study(tmp_path):
     assert result.stop is Stop.DEVICE_HOURS
     assert 1 <= len(result.view.finished) < 10
     assert result.view.device_s >= 2.0 * 3600
+
+
+def test_a_plan_on_some_nodes_has_a_proxy_of_fewer_devices_and_its_own_price():
+    plan = Plan(tp=2, dp=8, pp=2, nodes=4, sequence_parallel=True, n_microbatches=4)
+    twin = proxy(job(), plan, FEW_DEVICES, EVERY)
+    assert (twin.plan.world_size, twin.job.cluster.n_devices, twin.plan.nodes) == (8, 8, 0)
+    plans = Plans.of([plan, replace(plan, nodes=0, dp=16)])
+    priced = estimate(job(), plans)
+    sampler = sampler_of(Candidates(plans=plans, estimate=priced, score=priced.step_s))
+    prices = Prices(start_s={FULL: 0.0})
+    for row, n_devices in ((0, 32), (1, 64)):
+        expected = n_devices * prices.n_steps * priced.step_s[row]
+        assert sampler.price_s(row, FULL, prices) == pytest.approx(expected)

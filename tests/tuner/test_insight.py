@@ -10,7 +10,7 @@ import pytest
 
 from objectives.cost.step import estimate
 from objectives.uncertainty import with_constant
-from search_spaces.plan import Plans
+from search_spaces.plan import KNOB_NAMES, Plans
 from tests.tuner import schemas, studies
 from tests.tuner.cli import complaint, meshtune
 from tuner import study as study_module
@@ -100,6 +100,7 @@ def test_every_column_of_the_features_belongs_to_one_knob(tried):
     plans = stored_posterior(studies.NAME, tried).table.candidates.plans
     features = knob_features(plans)
     assert columns == list(range(features.shape[1]))
+    assert knob_columns().keys() == set(KNOB_NAMES)
     tp = features[:, knob_columns()["tp"][0]]
     np.testing.assert_allclose(tp, np.log2(plans.tp))
 

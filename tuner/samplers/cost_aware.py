@@ -147,14 +147,21 @@ class CostAwareSampler(MeshtuneSampler):
         """Device-seconds of one run as the cost model expects them."""
         if fidelity is Fidelity.FULL:
             step_s = self.table.candidates.estimate.step_s[row]
-            return float(prices.device_s(fidelity, self.job.cluster.n_devices, step_s))
+            return float(prices.device_s(fidelity, self._n_devices[row], step_s))
         proxy = self.proxies.find(row, fidelity)
         assert proxy is not None
         return float(prices.device_s(fidelity, proxy.n_devices, proxy.step_s))
 
+    @property
+    def _n_devices(self) -> Ints:
+        """Devices of each candidate, which may use some of the nodes only."""
+        plans = self.table.candidates.plans
+        devices: Ints = plans.tp * plans.cp * plans.dp * plans.pp
+        return devices
+
     def _price_whole(self, found: Promising, prices: Prices) -> Floats:
         step_s = np.exp(found.every.mean[found.rows, 0])
-        answer: Floats = prices.device_s(Fidelity.FULL, self.job.cluster.n_devices, step_s)
+        answer: Floats = prices.device_s(Fidelity.FULL, self._n_devices[found.rows], step_s)
         return answer
 
     def _may_try_proxies(self, others: Tried, whole_s: float) -> bool:
