@@ -11,12 +11,20 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 
 from objectives.cost import pipeline
+from objectives.cost.migration import migration_share_s
 from objectives.cost.parts import PARTS
 from objectives.cost.passes import PassTable, pass_table
 from objectives.cost.result import Estimate, StageProfile, StepMemory, StepTime
 from objectives.cost.stages import representatives, stages_of
 from objectives.cost.states import StateTable, held_parameters, state_bytes, state_table
-from objectives.cost.step import estimate, idle_s, microbatches, stage_profile, times_shared
+from objectives.cost.step import (
+    estimate,
+    idle_s,
+    microbatches,
+    node_doublings,
+    stage_profile,
+    times_shared,
+)
 from objectives.cost.tokens import tokens_per_device
 from objectives.metrics import Job
 from objectives.uncertainty import TIMELESS, bounds, constants, formula_spread, with_constant
@@ -168,7 +176,7 @@ def part_terms(job: Job, plan: Plan) -> Terms:
         | _pipeline_terms(job, one, passes, m)
         | _sharing_terms(job, plan, states, m, float(time.dp_comm_s[0]))
         | _update_terms(job, plan)
-        | _end_terms(job, time)
+        | _end_terms(job, one, time, m * float(passes.host_s[0]) if passes.host_s is not None else 0.0)
         | _memory_terms(job, plan, profile)
     )
 
@@ -220,15 +228,16 @@ def _update_terms(job: Job, plan: Plan) -> Terms:
     }
 
 
-def _end_terms(job: Job, time: StepTime) -> Terms:
-    """What a step costs beside its passes."""
+def _end_terms(job: Job, one: Plans, time: StepTime, waits_s: float) -> Terms:
+    """What a step costs beside its passes, which hold the waits for what lies on the host."""
     cluster = job.cluster
     beside = time.dp_comm_s + time.optimizer_s + time.offload_s + time.fixed_s
     return {
         "step_fixed_s": cluster.step_fixed_s.value,
         "straggler_per_log2": cluster.straggler_per_log2.value,
-        "doublings": float(np.log2(max(cluster.n_nodes, 1))),
-        "busy_s": float(time.total_s[0] - beside[0]),
+        "doublings": float(np.ravel(node_doublings(job, one))[0]),
+        "busy_s": float(time.total_s[0] - beside[0]) + waits_s,
+        "migration_s": float(np.ravel(migration_share_s(job, one))[0]),
     }
 
 

@@ -150,7 +150,9 @@ class _Loop:
             return Stop.DEVICE_HOURS
         if busy or not all(each.is_over for each in self.running):
             return None
-        settled = budget.stop_below is not None and any(each.driver.worth for each in self.running)
+        worths = [each.driver.worth for each in self.running]
+        below = budget.stop_below
+        settled = below is not None and any(each and each.probability < below for each in worths)
         return Stop.SETTLED if settled else Stop.EXHAUSTED
 
     def _n_counted(self) -> int:

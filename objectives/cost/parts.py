@@ -98,8 +98,9 @@ PARTS: Mapping[str, PartFormula] = MappingProxyType({
         source="arXiv:2101.06840, section 4; arXiv:2408.16978, section 4",
     ),
     "fixed_s": PartFormula(
-        formula="fixed seconds of a step + straggler share x log2(n) x everything that passes take",
-        worked="{step_fixed_s} + {straggler_per_log2} × {doublings} × {busy_s}",
+        formula="fixed seconds of a step + straggler share x log2(n) x all that passes take + a step's "
+        "share of moving experts",
+        worked="{step_fixed_s} + {straggler_per_log2} × {doublings} × {busy_s} + {migration_s}",
         source="the cluster's file",
     ),
     "weights_bytes": PartFormula(

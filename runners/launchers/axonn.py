@@ -149,6 +149,9 @@ def _state_lacks(job: Job, plan: Plan) -> list[str]:
         found.append(f"{words}: a program on AxoNN redoes whole layers or none")
     if plan.recompute_every > 1:
         found.append(f"recompute_every={plan.recompute_every}: a program on AxoNN redoes every layer or none")
+    if plan.first_layers or plan.last_layers:
+        words = f"first_layers={plan.first_layers}, last_layers={plan.last_layers}"
+        found.append(f"{words}: AxoNN's stages are what the program gives each rank, here equal shares")
     if plan.overlap_dp and plan.zero == 0:
         found.append(
             "overlap_dp=true: AxoNN reduces after the batch, beside the offloaded optimizer's buckets"

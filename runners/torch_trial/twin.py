@@ -129,15 +129,27 @@ def neutral(plan: Plan) -> Plan:
     default = Plan()
     plan = replace(plan, overlap_pp=default.overlap_pp)
     if plan.pp == 1:
-        plan = replace(plan, schedule=default.schedule, vpp=1, extra_warmup=0, pipeline_limit=0)
+        plan = replace(
+            plan,
+            schedule=default.schedule,
+            vpp=1,
+            extra_warmup=0,
+            pipeline_limit=0,
+            recompute_stages=0,
+            optimizer_sync=default.optimizer_sync,
+        )
     if plan.pp == 1 or plan.dp == 1:
         plan = replace(plan, rank_order=default.rank_order)
     if plan.tp == 1:
-        plan = replace(plan, sequence_parallel=False)
+        plan = replace(plan, sequence_parallel=False, overlap_tp=False, expert_tokens=default.expert_tokens)
+    if plan.ep == 1:
+        plan = replace(plan, overlap_ep=False, deduplicate_ep=False, hierarchical_ep=False, migrate_every=0)
     if plan.cp == 1:
         plan = replace(plan, cp_kind=default.cp_kind)
     if plan.dp * plan.cp == 1:
-        plan = replace(plan, zero=0, overlap_dp=False)
+        plan = replace(plan, zero=0, overlap_dp=False, coalesced_buckets=0)
+    if plan.zero < 3:
+        plan = replace(plan, hpz=1, quantized_weights=False, quantized_gradients=False)
     return plan
 
 

@@ -12,7 +12,7 @@ from objectives.cost.step import estimate
 from objectives.explain import FORMULAS, explain, part_terms, worked
 from objectives.uncertainty import Z_SCORE, step_interval_s, with_constant
 from search_spaces.cluster import Origin
-from search_spaces.plan import Plan, Plans
+from search_spaces.plan import Plan, Plans, Recompute
 from tests.objectives.jobs import JOBS, legal_plans
 
 every_job = pytest.mark.parametrize("name", JOBS)
@@ -37,17 +37,42 @@ def test_every_part_has_a_formula_and_a_source():
 
 @every_job
 def test_a_worked_formula_makes_its_part(name):
-    job, plans = JOBS[name], legal_plans(name, 12)
-    for plan in plans:
-        priced, terms = estimate(job, Plans.of([plan])), part_terms(job, plan)
-        for part, entry in PARTS.items():
-            whole = priced.time if part.endswith("_s") else priced.memory
-            value, expression = (
-                float(getattr(whole, part)[0]),
-                worked(entry.worked, terms, lambda _, x: repr(x)),
-            )
-            if expression and value > 1e-6:
-                assert value_of(expression) == pytest.approx(value, rel=1e-6), (part, plan.key, expression)
+    for plan in legal_plans(name, 12):
+        check_worked(JOBS[name], plan)
+
+
+@pytest.mark.parametrize(
+    ("name", "knobs"),
+    [
+        ("grouped", dict(tp=2, dp=16, recompute=Recompute.FULL, offload_checkpoints=True)),
+        ("grouped", dict(tp=2, dp=16, zero=3, hpz=2, quantized_weights=True, quantized_gradients=True)),
+        ("grouped", dict(tp=2, dp=8, nodes=2)),
+        ("grouped", dict(tp=2, dp=16, offload_optimizer=True, zero=1, overlap_offload=True)),
+        ("grouped", dict(tp=2, dp=16, n_microbatches=1, power_cap_w=500)),
+    ],
+)
+def test_a_worked_formula_makes_its_part_with_knobs_that_a_user_turns_on(name, knobs):
+    check_worked(JOBS[name], Plan(**knobs))
+
+
+def test_a_worked_step_has_its_share_of_moving_experts():
+    job = JOBS["experts"]
+    job = replace(job, workload=replace(job.workload, expert_imbalance=1.5))
+    plan = replace(next(plan for plan in legal_plans("experts", 12) if plan.ep > 1), migrate_every=10)
+    check_worked(job, plan)
+
+
+def check_worked(job, plan):
+    """Every part that has a worked formula is what it comes to."""
+    priced, terms = estimate(job, Plans.of([plan])), part_terms(job, plan)
+    for part, entry in PARTS.items():
+        whole = priced.time if part.endswith("_s") else priced.memory
+        value, expression = (
+            float(getattr(whole, part)[0]),
+            worked(entry.worked, terms, lambda _, x: repr(x)),
+        )
+        if expression and value > 1e-6:
+            assert value_of(expression) == pytest.approx(value, rel=1e-6), (part, plan.key, expression)
 
 
 def test_few_parts_go_without_a_worked_formula():
