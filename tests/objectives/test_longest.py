@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from objectives.cost.step import estimate
-from objectives.longest import MAX_SEQ_LEN, longest_sequence, metric_values
+from objectives.longest import MAX_SEQ_LEN, longest_sequence
 from objectives.metrics import METRICS, Goal
 from objectives.ranking import memory_limit_bytes, rank
+from objectives.valuing import metric_values
 from search_spaces.errors import InvalidSpec
 from search_spaces.plan import Plan, Plans
 from search_spaces.space import SpaceSpec
@@ -98,9 +99,14 @@ def test_a_ranking_by_it_puts_the_longest_first():
     assert ranking.candidates.plans.offload_checkpoints[0]
 
 
-def test_other_metrics_need_no_plans():
-    job, plans = llama(), plans_of("tp=8")
-    step_s, peak_bytes = np.array([2.0]), np.array([1e9])
-    assert metric_values(job, "step_time", plans, step_s=step_s, peak_bytes=peak_bytes) == step_s
+def test_every_metric_has_its_value_by_name_and_this_one_only_with_its_plans():
+    job, plans = llama(), plans_of("tp=8", "tp=8 recompute=full")
+    priced = estimate(job, plans)
+    assert metric_values(job, "step_time", plans, priced).tolist() == priced.step_s.tolist()
+    lengths = metric_values(job, MAX_SEQ_LEN, plans, priced)
+    assert lengths.tolist() == longest_sequence(job, plans, peak_bytes=priced.peak_memory_bytes).tolist()
+    among = metric_values(job, MAX_SEQ_LEN, plans, priced, among=np.array([False, True]))
+    assert np.isnan(among[0])
+    assert among[1] == lengths[1]
     with pytest.raises(InvalidSpec, match="max_seq_len must be asked of plans"):
-        job.values(MAX_SEQ_LEN, step_s, peak_bytes)
+        job.values(MAX_SEQ_LEN, priced.step_s, priced.peak_memory_bytes, plans)

@@ -114,15 +114,15 @@ def test_outcomes_of_a_campaign_keep_failures_and_energy(campaign_file):
 
 
 def test_hopeful_members_get_more_trials(campaign_file):
-    """Of equal turns each member gets its share; by hope the family of the highest MFU gets most."""
+    """Of equal turns each member gets its share; by hope that of the lowest MFU gets less, but never none."""
     campaign_file.write_text(FILE.replace("SHARE", "hope").replace("trials = 8", "trials = 12"))
     campaign = read_study(campaign_file)
     assert campaign.share is Share.HOPE
     views = run_campaign(campaign).views
     counts = [len(view.finished) for view in views]
-    best = [view.name for view in views].index(best_of(views)[0].name)
-    assert counts[best] == max(counts)
-    assert min(counts) >= 1
+    reached = [view.best.values["mfu"] for view in views]
+    worst = reached.index(min(reached))
+    assert 1 <= counts[worst] == min(counts) < 12 / len(views)
 
 
 def test_a_start_from_another_familys_table_needs_fewer_trials():

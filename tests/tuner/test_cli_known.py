@@ -57,7 +57,7 @@ def test_version():
 
 VERBS = {
     "rank": "job set space top metric simulate json",
-    "estimate": "job set space plan explain json",
+    "estimate": "job set space plan explain from-study most-devices storage json",
     "simulate": "job set space plan schedule-file synthesize detail jitter straggler slow-link expert-load"
     " seeds trace html json",
     "validate": "cluster all html json",
@@ -68,7 +68,7 @@ VERBS = {
     "resume": "trials hours stop-below better-by parallel storage json",
     "studies": "storage json",
     "show": "storage json",
-    "report": "html storage json",
+    "report": "html csv storage json",
     "explain": "html storage json",
     "export": "job set space to plan trial scheduler out option storage json",
     "read-log": "trainer global-batch seq-len devices cluster precision warmup status json",

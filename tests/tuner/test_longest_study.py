@@ -50,7 +50,7 @@ def test_a_trial_is_told_the_length_that_its_peak_leaves(tmp_path):
     assert told == sorted(told, reverse=True)
     expected = longest_sequence(job, Plans.of([plan]), peak_bytes=np.array([10e9]))
     assert told[1] == expected[0]
-    assert sound(measured(10e9), job, [MAX_SEQ_LEN]) == measured(10e9)
+    assert sound(measured(10e9), job, [MAX_SEQ_LEN], plan) == measured(10e9)
 
 
 def test_fewer_bytes_by_the_metric_are_a_longer_sequence(tmp_path):

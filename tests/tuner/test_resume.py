@@ -97,6 +97,7 @@ def test_a_driver_takes_over_what_another_one_left_when_it_was_killed(tmp_path):
     storage = studies.storage_url(tmp_path, "sqlite")
     first, second = (start_driver(tmp_path, storage, runner=SLOW, budget={"trials": 12}) for _ in range(2))
     wait_for(first, "finished", 2)
+    wait_for(first, "started", 1)  # so that it has a trial under way
     kill(first)
     out, err = second.communicate(timeout=60)
     after = view(storage)
