@@ -111,12 +111,6 @@ def draws_w(job: Job, plans: Plans, state: str) -> Floats:
     return np.where(plans.power_cap_w > 0, np.minimum(watts, plans.power_cap_w), watts)
 
 
-def mean_power_w(job: Job, plans: Plans) -> Floats:
-    """Watts of the whole job while it trains: E / t."""
-    priced = estimate(job, plans)
-    return step_energy(job, plans, priced).total_j / priced.step_s
-
-
 def _clocks(job: Job, plans: Plans) -> Floats:
     clocks = np.ones(len(plans))
     device = job.cluster.device

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from types import MappingProxyType
+from typing import Any
 
 from search_spaces.errors import check
 
@@ -63,6 +64,16 @@ class Figure:
         """Whether ours is as near as its kind asks."""
         within = WITHIN[self.kind] if self.within is None else self.within
         return abs(self.ratio - 1.0) <= within + 1e-12
+
+
+def figure_of(system: str, source: str, provenance: Provenance, kind: Kind) -> Callable[..., Figure]:
+    """A maker of one system's figures of a kind: `make(what, unit, published, ours, **others)`."""
+
+    def make(what: str, unit: str, published: float, ours: float, **others: Any) -> Figure:
+        given: dict[str, Any] = {"provenance": provenance, "source": source, "kind": kind}
+        return Figure(system=system, what=what, unit=unit, published=published, ours=ours, **(given | others))
+
+    return make
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

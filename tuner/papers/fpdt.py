@@ -19,10 +19,11 @@ from search_spaces.model_presets import load_model
 from search_spaces.plan import Plan, Plans
 from search_spaces.units import gib
 from search_spaces.workload import AttentionFlops, Workload
-from tuner.papers.figure import Figure, Kind, Paper, Provenance
+from tuner.papers.figure import Figure, Kind, Paper, Provenance, figure_of
 
 NAME = "fpdt"
 SOURCE = "arXiv:2408.16978"
+_nearly = figure_of(NAME, SOURCE, Provenance.SOURCE, Kind.RATIO)
 LADDER_SOURCE = f"{SOURCE}, table of strategies, Llama-3 8B on 8 devices"
 K = 1024
 CHUNK = 65_536
@@ -193,15 +194,12 @@ def _order() -> Figure:
 
 
 def _on_four() -> Figure:
-    return Figure(
-        system=NAME,
+    return _nearly(
         what="longest sequence on 4 devices, FPDT",
         unit="K tokens",
         published=2048,
         ours=longest_k("FPDT", 4),
-        kind=Kind.RATIO,
         provenance=Provenance.ABSTRACT,
-        source=SOURCE,
     )
 
 

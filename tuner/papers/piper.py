@@ -6,9 +6,8 @@ on how many devices the full models ran, nor with which batch: what is assumed s
 Source: Piper (2026), arXiv:2605.05049; review: zzz0906.github.io/2026/05/07.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from functools import partial
 from itertools import combinations
 from types import MappingProxyType
 from typing import Any
@@ -28,7 +27,7 @@ from search_spaces.parameters import layer_parameters
 from search_spaces.plan import Plan, Plans
 from search_spaces.state import TrainingState
 from search_spaces.units import BILLION, GB, GIB
-from tuner.papers.figure import Figure, Kind, Paper, Provenance
+from tuner.papers.figure import Figure, Kind, Paper, Provenance, figure_of
 from tuner.papers.pricing import best_tflops, job_on, tflops
 from tuner.papers.xmoe import RUNS, paper_job
 
@@ -115,14 +114,9 @@ def figures() -> tuple[Figure, ...]:
     return (*_sizes(), *_migration(), *_halo(), *_models(), *_against_x_moe())
 
 
-def _figure(what: str, unit: str, published: float, ours: float, **other: Any) -> Figure:
-    given: dict[str, Any] = {"provenance": Provenance.SECOND_HAND, "source": SOURCE}
-    return Figure(system=NAME, what=what, unit=unit, published=published, ours=ours, **(given | other))
-
-
-_exactly: Callable[..., Figure] = partial(_figure, kind=Kind.EXACT)
-_nearly: Callable[..., Figure] = partial(_figure, kind=Kind.RATIO)
-_in_order: Callable[..., Figure] = partial(_figure, kind=Kind.ORDER)
+_exactly, _nearly, _in_order = (
+    figure_of(NAME, SOURCE, Provenance.SECOND_HAND, kind) for kind in (Kind.EXACT, Kind.RATIO, Kind.ORDER)
+)
 
 
 def _sizes() -> Iterator[Figure]:

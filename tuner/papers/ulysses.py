@@ -24,10 +24,11 @@ from search_spaces.plan import Plan, Plans
 from search_spaces.space import SpaceSpec
 from search_spaces.units import TFLOPS
 from search_spaces.workload import AttentionFlops, Workload
-from tuner.papers.figure import Figure, Kind, Paper, Provenance
+from tuner.papers.figure import Figure, Kind, Paper, Provenance, figure_of
 
 NAME = "ulysses"
 SOURCE = "arXiv:2309.14509"
+_in_order = figure_of(NAME, SOURCE, Provenance.SOURCE, Kind.ORDER)
 N_DEVICES, K = 32, 1024
 BATCH_TOKENS = 4096 * K
 # TFLOP/s a device of Ulysses and of Megatron-LM by length in K; None: out of memory.
@@ -196,37 +197,25 @@ def _order() -> list[Figure]:
     ahead = [rate("Ulysses", k) > rate("Megatron-LM", k) for k, (_, theirs) in MEASURED.items() if theirs]
     held = [longest(name) for name in ("Ulysses", "Megatron-LM", "Colossal-AI")]
     return [
-        Figure(
-            system=NAME,
+        _in_order(
             what="Ulysses is ahead of Megatron-LM",
             unit="lengths",
             published=len(ahead),
             ours=sum(ahead),
-            kind=Kind.ORDER,
-            provenance=Provenance.SOURCE,
-            source=SOURCE,
         ),
-        Figure(
-            system=NAME,
+        _in_order(
             what="Colossal-AI runs out of memory first, then Megatron-LM, then Ulysses",
             unit="comparisons",
             published=2,
             ours=int(np.sum(np.diff(held) < 0)),
-            kind=Kind.ORDER,
-            provenance=Provenance.SOURCE,
-            source=SOURCE,
         ),
-        Figure(
-            system=NAME,
+        _in_order(
             what="its advantage at 8K is larger than at 128K",
             unit="comparisons",
             published=1,
             ours=int(
                 rate("Ulysses", 8) / rate("Megatron-LM", 8) > rate("Ulysses", 128) / rate("Megatron-LM", 128)
             ),
-            kind=Kind.ORDER,
-            provenance=Provenance.SOURCE,
-            source=SOURCE,
         ),
     ]
 

@@ -7,9 +7,9 @@ Source: X-MoE (2025), arXiv:2508.13337; github.com/yueming-yuan/Megatron-DeepSpe
 examples_xmoe.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from functools import cache, partial
+from functools import cache
 from itertools import combinations
 from types import MappingProxyType
 from typing import Any
@@ -27,7 +27,7 @@ from search_spaces.parameters import layer_parameters
 from search_spaces.plan import Plan, Plans
 from search_spaces.units import GIB, MS
 from search_spaces.workload import Precision
-from tuner.papers.figure import Figure, Kind, Paper, Provenance
+from tuner.papers.figure import Figure, Kind, Paper, Provenance, figure_of
 from tuner.papers.pricing import best_tflops, job_on, peak_bytes, tflops
 
 NAME = "x-moe"
@@ -196,14 +196,9 @@ def figures() -> tuple[Figure, ...]:
     return (*_exact(), *_dispatch(), *_runs(), *_orders())
 
 
-def _figure(what: str, unit: str, published: float, ours: float, **other: Any) -> Figure:
-    given: dict[str, Any] = {"provenance": Provenance.SOURCE, "source": SOURCE}
-    return Figure(system=NAME, what=what, unit=unit, published=published, ours=ours, **(given | other))
-
-
-_exactly: Callable[..., Figure] = partial(_figure, kind=Kind.EXACT)
-_nearly: Callable[..., Figure] = partial(_figure, kind=Kind.RATIO)
-_in_order: Callable[..., Figure] = partial(_figure, kind=Kind.ORDER)
+_exactly, _nearly, _in_order = (
+    figure_of(NAME, SOURCE, Provenance.SOURCE, kind) for kind in (Kind.EXACT, Kind.RATIO, Kind.ORDER)
+)
 
 
 def _exact() -> Iterator[Figure]:

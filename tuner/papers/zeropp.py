@@ -25,7 +25,7 @@ from search_spaces.parameters import total_parameters
 from search_spaces.plan import Plan, Plans
 from search_spaces.units import GB, TFLOPS
 from search_spaces.workload import Precision, Workload
-from tuner.papers.figure import Figure, Kind, Paper, Provenance
+from tuner.papers.figure import Figure, Kind, Paper, Provenance, figure_of
 
 NAME = "zeropp"
 N_DEVICES, PER_NODE, TOKENS = 384, 16, 1024
@@ -60,6 +60,7 @@ RATES: Mapping[tuple[str, int], tuple[float, float]] = MappingProxyType(
     }
 )
 SOURCE = "arXiv:2306.10209"
+_nearly, _in_order = (figure_of(NAME, SOURCE, Provenance.SOURCE, kind) for kind in (Kind.RATIO, Kind.ORDER))
 SLOWER = "the V100s of the source reach less at 1,024 tokens, also where communication is a small part"
 
 
@@ -184,15 +185,11 @@ def _rates() -> list[Figure]:
     for n_links in (1, 4):
         pairs = zip(("ZeRO-3", "ZeRO++"), RATES["18B", n_links], rates("18B", n_links), strict=True)
         found += [
-            Figure(
-                system=NAME,
+            _nearly(
                 what=f"{who}, 18B, {n_links} x 100 Gb/s",
                 unit="TFLOP/s a device",
                 published=published,
                 ours=ours,
-                kind=Kind.RATIO,
-                provenance=Provenance.SOURCE,
-                source=SOURCE,
                 note=SLOWER if n_links > 1 else "",
             )
             for who, published, ours in pairs
@@ -202,15 +199,11 @@ def _rates() -> list[Figure]:
 
 def _same_with_a_quarter() -> list[Figure]:
     return [
-        Figure(
-            system=NAME,
+        _nearly(
             what=f"ZeRO++ at 200 Gb/s over ZeRO-3 at 800 Gb/s, {name}",
             unit="times",
             published=1.0,
             ours=rates(name, 2)[1] / rates(name, 8)[0],
-            kind=Kind.RATIO,
-            provenance=Provenance.SOURCE,
-            source=SOURCE,
         )
         for name in ("18B", "138B")
     ]
@@ -222,40 +215,29 @@ def _order() -> list[Figure]:
     falls = [by_links[i] > by_links[i + 1] for i in range(len(by_links) - 1) if (i + 1) % len(links)]
     fewer_tokens = [gain(name, n) > gain(name, n, 2) for name in SHAPES for n in links]
     return [
-        Figure(
-            system=NAME,
+        _in_order(
             what="gain falls as the links grow",
             unit="comparisons",
             published=len(falls),
             ours=sum(falls),
-            kind=Kind.ORDER,
-            provenance=Provenance.SOURCE,
-            source=SOURCE,
         ),
-        Figure(
-            system=NAME,
+        _in_order(
             what="gain falls as tokens a device grow",
             unit="comparisons",
             published=len(fewer_tokens),
             ours=sum(fewer_tokens),
-            kind=Kind.ORDER,
-            provenance=Provenance.SOURCE,
-            source=SOURCE,
         ),
     ]
 
 
 def _limit() -> Figure:
     comm_s = _priced("18B", 1).time.dp_comm_s
-    return Figure(
-        system=NAME,
+    return _nearly(
         what="gain of the communication alone, 18B, 100 Gb/s",
         unit="times",
         published=4.0,
         ours=float(comm_s[0] / comm_s[1]),
-        kind=Kind.RATIO,
         provenance=Provenance.ABSTRACT,
-        source=SOURCE,
         note="inside the node the second hop and the nearer gathers take their time",
     )
 
