@@ -6,6 +6,7 @@ Its output goes to a file in the trial's folder.
 """
 
 import contextlib
+import errno
 import faulthandler
 import os
 import signal
@@ -23,6 +24,8 @@ from runners.trial_server import die_with_parent
 
 _LAST_WORDS_S = 0.5  # after a first death, for the others to tell theirs
 _MOST_LOG_BYTES = 64 * 1024
+_RESERVE_BYTES = 4 * 1024 * 1024  # let go of by a rank that breaks, so that it can say why
+NO_MEMORY_STATUS = errno.ENOMEM  # of a rank that had no memory left to say even that
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,6 +126,7 @@ def _be_rank(
     number: int, body: Body, explain: Explain, link: Connection, log: Path, silence_s: float
 ) -> NoReturn:
     status = 1
+    reserve = bytearray(_RESERVE_BYTES)
     try:
         die_with_parent()
         descriptor = os.open(log, os.O_WRONLY | os.O_APPEND)
@@ -141,12 +145,22 @@ def _be_rank(
         link.send(Done(value=body(number, tell)))
         status = 0
     except BaseException as error:  # noqa: BLE001 - a process border: whatever happened is told and logged
-        with contextlib.suppress(OSError, MemoryError):  # the log tells it too
-            link.send(explain(error))
-        with contextlib.suppress(OSError):  # unless the disk is full
-            traceback.print_exc()
+        reserve.clear()
+        if not any([_could(lambda: link.send(explain(error))), _could(traceback.print_exc)]):
+            status = NO_MEMORY_STATUS
     finally:
         os._exit(status)
+
+
+def _could(say: Callable[[], None]) -> bool:
+    """Whether there was memory to say it; a broken link or a full disk is another matter."""
+    try:
+        say()
+    except MemoryError:
+        return False
+    except OSError as error:
+        return error.errno != errno.ENOMEM
+    return True
 
 
 def _watch(ranks: Sequence[Rank], silence_s: float) -> Fate:

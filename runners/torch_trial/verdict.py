@@ -4,7 +4,7 @@ import signal
 
 from objectives.outcome import Cause, Failed, OutcomeOrigin
 from runners.torch_trial.mesh import place_of
-from runners.torch_trial.ranks import Fate, Rank
+from runners.torch_trial.ranks import NO_MEMORY_STATUS, Fate, Rank
 from search_spaces.plan import Plan
 
 # What allocators say, on the host and on devices, and threads that found no room for their stack.
@@ -50,6 +50,8 @@ def _what(culprit: Rank, fate: Fate, limit_s: float, memory_ran_out: bool) -> tu
     said = [line for line in culprit.last_lines.splitlines() if _says_so(line)]
     if said:  # it died before it could tell
         return Cause.OUT_OF_MEMORY, f"at {place}: {said[-1].strip()[:300]}"
+    if status == NO_MEMORY_STATUS:
+        return Cause.OUT_OF_MEMORY, f"had no memory left at {place}, not even to say more"
     if status == -signal.SIGKILL and memory_ran_out:
         return Cause.OUT_OF_MEMORY, f"was killed by the kernel at {place}: the machine's memory ran out"
     if status < 0:
