@@ -146,10 +146,16 @@ def _be_rank(
         status = 0
     except BaseException as error:  # noqa: BLE001 - a process border: whatever happened is told and logged
         reserve.clear()
-        if not any([_could(lambda: link.send(explain(error))), _could(traceback.print_exc)]):
+        if not _says_why(error, link, explain):
             status = NO_MEMORY_STATUS
     finally:
         os._exit(status)
+
+
+def _says_why(error: BaseException, link: Connection, explain: Explain) -> bool:
+    """Over the link and into the log; whether there was memory for either."""
+    told = _could(lambda: link.send(explain(error)))
+    return _could(lambda: traceback.print_exception(error)) or told
 
 
 def _could(say: Callable[[], None]) -> bool:

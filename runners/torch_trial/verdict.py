@@ -54,9 +54,10 @@ def _what(culprit: Rank, fate: Fate, limit_s: float, memory_ran_out: bool) -> tu
         return Cause.OUT_OF_MEMORY, f"had no memory left at {place}, not even to say more"
     if status == -signal.SIGKILL and memory_ran_out:
         return Cause.OUT_OF_MEMORY, f"was killed by the kernel at {place}: the machine's memory ran out"
-    if status < 0:
-        return Cause.CRASH, f"was killed by {signal.Signals(-status).name} at {place}"
-    return Cause.CRASH, f"ended with exit status {status} at {place}"
+    how = (
+        f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with exit status {status}"
+    )
+    return Cause.CRASH, f"{how} at {place}"
 
 
 def _says_so(line: str) -> bool:
