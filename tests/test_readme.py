@@ -52,7 +52,7 @@ def answer(command, folder):
     environment = {**os.environ, "COLUMNS": WIDTH, "PYTHONPATH": str(ROOT)}
     run = subprocess.run(
         [sys.executable, "-m", "tuner", *words[1:]],
-        cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=280,
+        cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=800,
     )  # fmt: skip
     assert run.returncode == 0, f"{command}\n{run.stderr}"
     return [line.rstrip() for line in run.stdout.splitlines()]

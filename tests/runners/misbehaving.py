@@ -101,7 +101,7 @@ def collect(executor, n_outcomes, timeout_s=90.0):
     return arrived
 
 
-def gone(pids, timeout_s=15.0):
+def gone(pids, timeout_s=60.0):
     """Whether none of the processes is left (a zombie is gone: it only waits to be read)."""
     deadline = time.monotonic() + timeout_s
     while any(alive(pid) for pid in pids):

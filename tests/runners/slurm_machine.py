@@ -98,7 +98,7 @@ class SlurmMachine:
             env=self.environment,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=240,
             check=False,
         )
         assert done.returncode == 0, done.stderr
@@ -177,7 +177,7 @@ class SlurmMachine:
         """What it says, or nothing while the controller does not answer yet."""
         asked = [*words, "--noheader"]
         done = subprocess.run(
-            asked, env=self.environment, capture_output=True, text=True, timeout=60, check=False
+            asked, env=self.environment, capture_output=True, text=True, timeout=240, check=False
         )
         return done.stdout.strip()
 

@@ -17,7 +17,7 @@ from search_spaces.errors import RunnerError
 from tests.runners.faked_cluster import faked_cluster
 from tests.runners.misbehaving import GOOD, SLEEP, Misbehaving, Seeing, collect, gone
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 ROOT = Path(__file__).parents[2]
 GROUPS = """
 import sys, ray

@@ -48,7 +48,7 @@ def test_a_large_try_is_not_passed_over_by_smaller_ones(queue):
             time.sleep(0.1)
         assert served == []
     for thread in threads:
-        thread.join(timeout=10)
+        thread.join(timeout=60)
     assert served == [4, 1]
 
 

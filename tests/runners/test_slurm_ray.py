@@ -28,7 +28,7 @@ trials = 2
 
 def test_shellcheck_has_nothing_to_say():
     command = [Path(sys.executable).with_name("shellcheck"), "--shell=bash", SCRIPT]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
     assert done.stdout == ""
 
 

@@ -33,7 +33,7 @@ from tuner.events import TrialFinished, TrialStarted
 from tuner.study import tune
 from tuner.view import State
 
-pytestmark = [pytest.mark.torch, pytest.mark.timeout(280)]
+pytestmark = [pytest.mark.torch, pytest.mark.timeout(900)]
 ROOT = Path(__file__).parents[2]
 GROUPS = Path("/sys/fs/cgroup/memory")
 
@@ -215,7 +215,7 @@ def test_an_ended_driver_leaves_nothing(sent, traces, tmp_path):
             os.killpg(driver.pid, sent)  # a terminal sends it to everybody of the session that it knows
         else:
             driver.send_signal(sent)
-        out, _ = driver.communicate(timeout=60)
+        out, _ = driver.communicate(timeout=240)
     assert ("interrupted" in out) is (sent is not signal.SIGKILL)
     assert gone([*below, *(rank.pid for rank in ranks)])
     assert listening(below) == []

@@ -14,7 +14,7 @@ from search_spaces.plan import Plan, Schedule
 from tests.runners.jobs import tiny_job
 from tests.runners.torch_cases import MODELS, Case, work_for
 
-pytestmark = [pytest.mark.torch, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.torch, pytest.mark.timeout(900)]
 # A tensor on its way to another stage lies in memory until it is sent; with fake tensors it is gone at once.
 # The same of tokens that do not go evenly to experts, and of exchanges under way: where ranks wait for the
 # processor, a gathered layer or a message lives on beside the next one.

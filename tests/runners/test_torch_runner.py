@@ -19,7 +19,7 @@ from search_spaces.plan import Plan, Plans, Schedule
 from tests.runners.jobs import llama_job, tiny_job
 from tests.runners.misbehaving import below, gone
 
-pytestmark = [pytest.mark.torch, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.torch, pytest.mark.timeout(900)]
 QUICK = {"n_steps": 2, "n_warmup": 1, "device": "cpu"}
 LONG = {**QUICK, "n_steps": 100_000}
 
@@ -56,7 +56,7 @@ class Running:
             self.outcome = lost
 
     def _wait_for_ranks(self, n_ranks):
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 240
         while time.monotonic() < deadline:
             pids = below(self.server.pid) if self.server.pid else []
             if len(pids) > n_ranks:  # the trial, and below it its ranks
@@ -65,7 +65,7 @@ class Running:
         raise AssertionError("no ranks were started")
 
     def end(self):
-        self.thread.join(timeout=100)
+        self.thread.join(timeout=400)
         assert not self.thread.is_alive()
         return self.outcome
 

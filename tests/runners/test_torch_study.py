@@ -7,7 +7,7 @@ import pytest
 from tests.runners.torch_study import CONFIG
 from tests.tuner.cli import meshtune
 
-pytestmark = [pytest.mark.torch, pytest.mark.timeout(280)]
+pytestmark = [pytest.mark.torch, pytest.mark.timeout(900)]
 
 
 def test_a_study_of_real_trials_on_this_machine(tmp_path):

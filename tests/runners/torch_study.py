@@ -111,7 +111,7 @@ class Strike:
 
     def done(self):
         """Whether it struck."""
-        self.thread.join(timeout=100)
+        self.thread.join(timeout=400)
         if self.trouble:
             raise self.trouble
         return not self.thread.is_alive()

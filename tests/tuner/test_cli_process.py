@@ -21,7 +21,7 @@ def command(*arguments):
 
 def run(*arguments, **options):
     return subprocess.run(
-        command(*arguments), cwd=ROOT, capture_output=True, text=True, timeout=60, check=False, **options
+        command(*arguments), cwd=ROOT, capture_output=True, text=True, timeout=240, check=False, **options
     )
 
 
@@ -34,7 +34,7 @@ code = run({[str(each) for each in arguments]})
 print(json.dumps([code, sorted({{name.partition(".")[0] for name in sys.modules}})]), file=sys.stderr)
 """
     answer = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=240, check=False
     )
     code, names = json.loads(answer.stderr.splitlines()[-1])
     assert code == 0
@@ -105,7 +105,7 @@ def test_ctrl_c_ends_a_study_cleanly_and_it_can_be_resumed(tmp_path):
     )
     story = driver.stderr.readline() + driver.stderr.readline()
     driver.send_signal(signal.SIGINT)
-    rest = driver.communicate(timeout=30)[1]
+    rest = driver.communicate(timeout=120)[1]
     assert "trial " in story
     assert driver.returncode == 130
     assert f"go on with: meshtune resume x --storage {storage}" in rest
@@ -123,7 +123,7 @@ def test_a_full_disk_under_the_output_is_a_sentence():
             stdout=full,
             stderr=subprocess.PIPE,
             text=True,
-            timeout=60,
+            timeout=240,
             check=False,
         )
     assert answer.returncode == 2

@@ -10,7 +10,7 @@ from tuner.config import config_from_tables
 from tuner.samplers.cost_aware import CostAwareSampler
 from tuner.view import State
 
-pytestmark = [pytest.mark.torch, pytest.mark.timeout(280)]
+pytestmark = [pytest.mark.torch, pytest.mark.timeout(900)]
 
 
 @pytest.fixture

@@ -87,7 +87,7 @@ def run(tmp_path):
 
 @pytest.mark.ray
 @pytest.mark.torch
-@pytest.mark.timeout(280)
+@pytest.mark.timeout(900)
 def test_every_plan_is_trained_once_and_the_command_goes_on_where_it_was(folder, run, tmp_path, capfd):
     studies = folder(REAL, "tiny")
     code, begun = run(studies, "--trials", "1")

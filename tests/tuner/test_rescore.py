@@ -141,5 +141,5 @@ def test_no_simulate_loads_no_compiler():
         " sys.exit(code or 'numba' in sys.modules)"
     )
     command = [sys.executable, "-c", code, "rank", *JOB, *NARROW, "--no-simulate"]
-    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
     assert run.returncode == 0, run.stderr

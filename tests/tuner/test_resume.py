@@ -75,7 +75,7 @@ def test_an_interrupted_driver_hands_its_plans_over_at_once(number, tmp_path):
     driver = start_driver(tmp_path, storage, runner=slower, budget={"trials": 5})
     wait_for(driver, "started", 3)
     driver.send_signal(number)
-    driver.communicate(timeout=20)
+    driver.communicate(timeout=120)
     stopped = view(storage)
     assert driver.returncode == 130
     assert (stopped.counts[State.RUNNING], stopped.waiting) == (0, stopped.counts[State.LOST])
@@ -85,7 +85,7 @@ def test_an_interrupted_driver_hands_its_plans_over_at_once(number, tmp_path):
 
 def test_two_drivers_share_a_study_and_never_try_one_plan_twice(storage, tmp_path):
     drivers = [start_driver(tmp_path, storage, runner=SLOW, budget={"trials": 12}) for _ in range(2)]
-    outputs = [driver.communicate(timeout=60) for driver in drivers]
+    outputs = [driver.communicate(timeout=240) for driver in drivers]
     assert [driver.returncode for driver in drivers] == [0, 0], outputs
     after = view(storage)
     assert len(after.finished) == 12
@@ -99,7 +99,7 @@ def test_a_driver_takes_over_what_another_one_left_when_it_was_killed(tmp_path):
     wait_for(first, "finished", 2)
     wait_for(first, "started", 1)  # so that it has a trial under way
     kill(first)
-    out, err = second.communicate(timeout=60)
+    out, err = second.communicate(timeout=240)
     after = view(storage)
     assert second.returncode == 0, err
     assert "reaped" in out

@@ -159,7 +159,7 @@ def ask(python: str, check: str, questions: list[dict]) -> list[dict]:
     """Answers of a launcher's own parser, all in one process: its import costs seconds."""
     done = subprocess.run(
         [python, CHECKS / f"ask_{check}.py"],
-        input=json.dumps(questions), capture_output=True, text=True, timeout=240, check=False,
+        input=json.dumps(questions), capture_output=True, text=True, timeout=800, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])

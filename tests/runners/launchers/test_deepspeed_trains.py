@@ -12,7 +12,7 @@ from tests.runners.launchers.cases import CHECKS, job
 
 JOB = job("gpt2", "dgx-a100", 2, 16, 1024)
 
-pytestmark = [pytest.mark.launcher, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.launcher, pytest.mark.timeout(900)]
 
 
 @pytest.mark.parametrize("zero", [0, 1, 2, 3])

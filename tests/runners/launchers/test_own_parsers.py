@@ -18,7 +18,7 @@ from search_spaces.parameters import total_parameters, trained_parameters
 from search_spaces.space import SearchSpace, SpaceSpec
 from tests.runners.launchers.cases import DEEPSPEED, LLAMA_8B, MEGATRON, MIXTRAL, TORCHTITAN, Case, ask
 
-pytestmark = [pytest.mark.launcher, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.launcher, pytest.mark.timeout(900)]
 N_DRAWN = 40
 PYTHON = os.environ.get("MESHTUNE_LAUNCHER_PYTHON", "")
 

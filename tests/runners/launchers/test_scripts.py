@@ -53,7 +53,7 @@ class Machine:
         }
         done = subprocess.run(
             ["bash", script], env=base | environment, cwd=script.parent, capture_output=True, text=True,
-            timeout=30, check=False,
+            timeout=120, check=False,
         )  # fmt: skip
         return done, self.called.read_bytes().decode().split("\0")[:-1] if self.called.exists() else []
 
@@ -70,7 +70,7 @@ def machine(tmp_path):
 def test_every_script_is_bash(launcher, case, tmp_path):
     export(case.job, case.plan, launcher, "both", tmp_path / "out", Options())
     for script in ("train.sh", "run.sh", "job.sbatch"):
-        subprocess.run(["bash", "-n", tmp_path / "out" / script], check=True, timeout=30)
+        subprocess.run(["bash", "-n", tmp_path / "out" / script], check=True, timeout=120)
 
 
 @pytest.mark.parametrize("launcher", CASES)
@@ -79,7 +79,7 @@ def test_shellcheck_has_nothing_to_say(launcher, tmp_path):
     export(case.job, case.plan, launcher, "both", tmp_path / "out", Options(setup_script="/etc/profile"))
     scripts = [tmp_path / "out" / name for name in ("run.sh", "job.sbatch")]
     command = [SHELLCHECK, "--external-sources", "--exclude=SC1090,SC1091,SC2154", "--shell=bash", *scripts]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
     assert done.stdout == ""
 
 
@@ -205,6 +205,6 @@ def test_slurm_itself_takes_the_directives(tmp_path):
     export(NODE, Plan(dp=8), "megatron-lm", "slurm", tmp_path / "out", Options())
     command = ["sbatch", "--test-only", "job.sbatch"]
     done = subprocess.run(
-        command, cwd=tmp_path / "out", capture_output=True, text=True, timeout=60, check=False
+        command, cwd=tmp_path / "out", capture_output=True, text=True, timeout=240, check=False
     )
     assert not re.search("unrecognized option|invalid|Invalid", done.stderr), done.stderr
