@@ -16,16 +16,15 @@ from objectives.cost.parts import PARTS
 from objectives.cost.passes import PassTable, pass_table
 from objectives.cost.result import Estimate, StageProfile, StepMemory, StepTime
 from objectives.cost.stages import representatives, stages_of
-from objectives.cost.states import StateTable, held_parameters, state_bytes, state_table
+from objectives.cost.states import StateTimes, held_parameters, state_bytes, state_times
 from objectives.cost.step import (
     estimate,
     idle_s,
-    microbatches,
     node_doublings,
     stage_profile,
     times_shared,
 )
-from objectives.cost.tokens import tokens_per_device
+from objectives.cost.tokens import microbatches, tokens_per_device
 from objectives.metrics import Job
 from objectives.uncertainty import TIMELESS, bounds, constants, formula_spread, with_constant
 from search_spaces.cluster import Constant
@@ -167,7 +166,7 @@ def _variance(job: Job, one: Plans, name: str, constant: Constant) -> float:
 def part_terms(job: Job, plan: Plan) -> Terms:
     """The numbers of every worked formula, by the names that `objectives.cost.parts` gives them."""
     one, capped = Plans.of([plan]), job.under_cap(plan.power_cap_w)
-    passes, states, profile = pass_table(capped, one), state_table(capped, one), stage_profile(job, plan)
+    passes, states, profile = pass_table(capped, one), state_times(capped, one), stage_profile(job, plan)
     time = estimate(job, one).time
     m = int(microbatches(job, one)[0])
     return (
@@ -200,7 +199,7 @@ def _pipeline_terms(job: Job, one: Plans, passes: PassTable, m: int) -> Terms:
     }
 
 
-def _sharing_terms(job: Job, plan: Plan, states: StateTable, m: int, exposed_s: float) -> Terms:
+def _sharing_terms(job: Job, plan: Plan, states: StateTimes, m: int, exposed_s: float) -> Terms:
     """Reductions and gathers of a step by ZeRO stage (Rajbhandari et al., arXiv:1910.02054, section 7)."""
     n_reductions, n_gathers = times_shared(job, Plans.of([plan]), np.array([m]))
     reductions, gathers = int(n_reductions[0]), int(n_gathers[0])

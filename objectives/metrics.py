@@ -62,6 +62,8 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
 
 # Metrics of a step's joules; every other one but the peak memory follows from its seconds.
 ENERGY_METRICS = ("energy_per_token", "tflop_per_kj", "energy_per_step")
+# Metrics that a shorter step of the same plan always improves.
+TIME_METRICS = ("step_time", "tokens_per_s_per_device", "mfu", "hfu", "cost")
 
 
 def metric_named(name: str) -> Metric:

@@ -4,12 +4,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from objectives.cost.memory import peak_memory
 from objectives.cost.result import Estimate
-from objectives.cost.step import CHUNK_PLANS, estimate_chunk, join_estimates
-from objectives.metrics import Goal, Job, metric_named
+from objectives.cost.step import estimate_chunk, join_estimates, least_step_s
+from objectives.metrics import TIME_METRICS, Goal, Job, metric_named
 from objectives.valuing import metric_values
 from search_spaces.errors import NothingFits, check
-from search_spaces.plan import Floats, Ints, Plans
+from search_spaces.plan import Bools, Floats, Ints, Plans
 from search_spaces.space import SearchSpace, SpaceSpec, Tally
 from search_spaces.units import gib
 
@@ -41,13 +42,16 @@ class Candidates:
 class Ledger:
     """Where the plans went: enumerated = sum(removed) + too_large + feasible.
 
-    `smallest_shortfall_bytes` is what the leanest of the plans that are too large lacks (None: all fit).
+    Of those that are too large only the bytes were priced; of the feasible ones `priced` in full, the others
+    by a bound that keeps them from being among the best.  `smallest_shortfall_bytes` is what the leanest of
+    the plans that are too large lacks (None: all fit).
     """
 
     enumerated: int
     removed: dict[str, int]
     too_large: int
     feasible: int
+    priced: int
     smallest_shortfall_bytes: float | None = None
 
 
@@ -92,8 +96,9 @@ class Ranking:
 
 
 def rank(job: Job, space: SpaceSpec, *, metric: str = "step_time", keep: int = DEFAULT_KEEP) -> Ranking:
-    """Price every legal plan, drop what does not fit, keep the best `keep`.
+    """Price the bytes of every legal plan, the seconds of those that fit, and keep the best `keep`.
 
+    Plans whose passes alone take longer than the whole step of `keep` others are not priced any further.
     Ties go to the plan enumerated first, so the answer does not depend on chunk sizes.
 
     Raises
@@ -106,17 +111,19 @@ def rank(job: Job, space: SpaceSpec, *, metric: str = "step_time", keep: int = D
     check(keep >= 1, "rank must keep at least one plan", keep)
     sign = 1.0 if metric_named(metric).goal is Goal.MINIMIZE else -1.0
     tally, best = Tally(), _Best(keep)
-    limit, too_large, shortfall = memory_limit_bytes(job), 0, np.inf
-    for plans in SearchSpace(job.model, job.cluster, job.workload, space).chunks(tally):
-        priced = estimate_chunk(job, plans)
-        memory = priced.peak_memory_bytes
-        fits = memory <= limit
-        too_large += int(len(plans) - fits.sum())
-        shortfall = min(shortfall, float(np.min(memory - limit, initial=np.inf, where=~fits)))
-        score = np.full(len(plans), np.inf)
-        if fits.any():
-            score[fits] = sign * metric_values(job, metric, plans, priced, among=fits)[fits]
-        best.offer(plans, priced, score)
+    limit, too_large, n_priced, shortfall = memory_limit_bytes(job), 0, 0, np.inf
+    for legal in SearchSpace(job.model, job.cluster, job.workload, space).chunks(tally):
+        held = peak_memory(job, legal)
+        beyond = held.total_bytes - limit
+        fits = np.flatnonzero(beyond <= 0)
+        too_large += len(legal) - len(fits)
+        shortfall = min(shortfall, float(np.min(beyond, initial=np.inf, where=beyond > 0)))
+        rows = fits[_may_be_kept(job, metric, legal.take(fits), best.worst_kept)]
+        n_priced += len(rows)
+        if len(rows):
+            plans = legal.take(rows)
+            priced = estimate_chunk(job, plans, held.take(rows))
+            best.offer(plans, priced, sign * metric_values(job, metric, plans, priced))
     feasible = tally.enumerated - sum(tally.removed.values()) - too_large
     if not feasible:
         raise NothingFits(
@@ -130,9 +137,19 @@ def rank(job: Job, space: SpaceSpec, *, metric: str = "step_time", keep: int = D
         removed=tally.removed,
         too_large=too_large,
         feasible=feasible,
+        priced=n_priced,
         smallest_shortfall_bytes=shortfall if too_large else None,
     )
     return Ranking(ledger=ledger, candidates=best.candidates(), metric=metric)
+
+
+def _may_be_kept(job: Job, metric: str, plans: Plans, worst_kept: float) -> Bools:
+    """Where a plan's least step is better than the worst step that is kept."""
+    if metric not in TIME_METRICS or not np.isfinite(worst_kept) or not len(plans):
+        return np.ones(len(plans), dtype=np.bool_)
+    values = job.values(metric, least_step_s(job, plans), np.zeros(len(plans)), plans)
+    better: Bools = (values if metric_named(metric).goal is Goal.MINIMIZE else -values) < worst_kept
+    return better
 
 
 class _Best:
@@ -155,7 +172,7 @@ class _Best:
             Candidates(plans=plans.take(chosen), estimate=priced.take(chosen), score=score[chosen])
         )
         self.n_held += len(chosen)
-        if self.n_held > 2 * self.keep + CHUNK_PLANS:
+        if self.n_held >= 2 * self.keep:
             self.parts = [self.candidates()]
             self.n_held = len(self.parts[0])
             if self.n_held == self.keep:

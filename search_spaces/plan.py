@@ -406,7 +406,10 @@ class Plans:
 
     def take(self, index: NDArray[Any] | slice) -> "Plans":
         """Plans at the given positions (or where a mask is true)."""
-        return Plans(**{name: getattr(self, name)[index] for name in KNOB_NAMES})
+        if isinstance(index, slice):
+            return Plans(**{name: getattr(self, name)[index] for name in KNOB_NAMES})
+        rows = np.flatnonzero(index) if index.dtype == np.bool_ else index
+        return Plans(**{name: taken(getattr(self, name), rows) for name in KNOB_NAMES})
 
     def keys(self) -> list[str]:
         """Key of every plan."""
@@ -473,6 +476,26 @@ class Plans:
 
 
 KNOB_NAMES: tuple[str, ...] = tuple(field.name for field in fields(Plan))
+
+
+def constant(value: Any, n_rows: int) -> NDArray[Any]:
+    """A column of one value, held once."""
+    return np.broadcast_to(value, (n_rows,))
+
+
+def is_constant(values: NDArray[Any]) -> bool:
+    """Whether a column holds its one value once."""
+    return values.strides == (0,)
+
+
+def taken(values: NDArray[Any], rows: NDArray[Any]) -> NDArray[Any]:
+    """A column at the given positions."""
+    return constant(values[0], len(rows)) if is_constant(values) and len(values) else values.take(rows)
+
+
+def repeated(values: NDArray[Any], times: NDArray[Any] | int, n_rows: int) -> NDArray[Any]:
+    """A column with every row so many times, `n_rows` in all."""
+    return constant(values[0], n_rows) if is_constant(values) else np.repeat(values, times)
 
 
 def column(values: Sequence[Any], name: str) -> NDArray[Any]:

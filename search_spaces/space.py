@@ -17,14 +17,14 @@ from search_spaces.cluster import ClusterSpec
 from search_spaces.errors import InvalidSpec, NoLegalPlan
 from search_spaces.knobs import OPT_IN, ORDER, asked_choices, default_choices, default_splits
 from search_spaces.model import ModelSpec
-from search_spaces.plan import KNOB_NAMES, Plan, Plans, column
+from search_spaces.plan import KNOB_NAMES, Plan, Plans, column, constant, is_constant, repeated, taken
 from search_spaces.relations import parse_relations
 from search_spaces.rule import Context, Rule, devices_asked
 from search_spaces.rules import RULES, broken_rules
 from search_spaces.workload import Workload
 
 Columns = dict[str, NDArray[Any]]
-CHUNK_ROWS = 32_768
+CHUNK_ROWS = 131_072  # enough that what a piece costs whatever its length does not count
 WHERE = "where"
 
 
@@ -153,15 +153,16 @@ class SearchSpace:
             return {**columns, "dp": rest}, n_rows
         values = column(self.choices[knob], knob)
         if len(values) == 1:  # nothing grows
-            return {**columns, knob: np.full(n_rows, values[0])}, n_rows
-        grown = {name: np.repeat(values_, len(values)) for name, values_ in columns.items()}
+            return {**columns, knob: constant(values[0], n_rows)}, n_rows
+        n_grown = n_rows * len(values)
+        grown = {name: repeated(each, len(values), n_grown) for name, each in columns.items()}
         grown[knob] = np.tile(values, n_rows)
-        return grown, n_rows * len(values)
+        return grown, n_grown
 
     def _set_split(self, columns: Columns) -> tuple[Columns, int]:
         splits = {int(pp): self.splits(int(pp)) for pp in np.unique(columns["pp"])}
         counts = np.array([len(splits[int(pp)]) for pp in columns["pp"]])
-        grown = {name: np.repeat(values, counts) for name, values in columns.items()}
+        grown = {name: repeated(values, counts, int(counts.sum())) for name, values in columns.items()}
         pairs = np.array([pair for pp in columns["pp"] for pair in splits[int(pp)]], dtype=np.int64).reshape(
             -1, 2
         )
@@ -173,12 +174,13 @@ class SearchSpace:
             held = np.broadcast_to(np.asarray(rule.holds(self.context, columns), dtype=bool), (n_rows,))
             if held.all():
                 continue
-            dead = {name: values[~held] for name, values in columns.items() if name == "pp"}
-            lost = self._completions(dead.get("pp"), int((~held).sum()), depth)
+            dead_pp = columns["pp"][~held] if "pp" in columns else None
+            rows = np.flatnonzero(held)
+            lost = self._completions(dead_pp, n_rows - len(rows), depth)
             tally.remove(rule.name, lost)
             tally.enumerated += lost
-            columns = {name: values[held] for name, values in columns.items()}
-            n_rows = int(held.sum())
+            columns = {name: taken(values, rows) for name, values in columns.items()}
+            n_rows = len(rows)
         return columns, n_rows
 
     def _completions(self, dead_pp: NDArray[Any] | None, n_dead: int, depth: int) -> int:
@@ -224,7 +226,16 @@ class _Held:
     def release(self) -> Plans:
         """All pieces as one, and none held any more."""
         pieces, self.pieces, self.n_rows = self.pieces, [], 0
-        return Plans(**{name: np.concatenate([piece[name] for piece in pieces]) for name in KNOB_NAMES})
+        if len(pieces) == 1:
+            return Plans(**pieces[0])
+        n_rows = sum(len(piece["tp"]) for piece in pieces)
+        return Plans(**{name: _joined([piece[name] for piece in pieces], n_rows) for name in KNOB_NAMES})
+
+
+def _joined(parts: list[NDArray[Any]], n_rows: int) -> NDArray[Any]:
+    """One column of all parts; a knob that has one value in all of them keeps it once."""
+    same = all(is_constant(part) and part[0] == parts[0][0] for part in parts)
+    return constant(parts[0][0], n_rows) if same else np.concatenate(parts)
 
 
 def _knobs_set(depth: int) -> set[str]:

@@ -15,7 +15,7 @@ from types import MappingProxyType
 
 import numpy as np
 
-from objectives.cost.step import microbatches
+from objectives.cost.tokens import microbatches
 from objectives.metrics import Job
 from objectives.ranking import Candidates, Ranking, SecondOpinion
 from objectives.simulator.agreement import AGREES_TO, assumptions

@@ -57,7 +57,7 @@ def recorded(inputs: StudyInputs) -> Ranking:
     candidates = Candidates(plans=kept, estimate=priced, score=score).take(order)
     outside = {"the space holds the recorded plan": len(plans) - len(kept)}
     removed = {rule: n for rule, n in outside.items() if n}
-    ledger = Ledger(enumerated=len(plans), removed=removed, too_large=0, feasible=len(kept))
+    ledger = Ledger(enumerated=len(plans), removed=removed, too_large=0, feasible=len(kept), priced=len(kept))
     return Ranking(ledger=ledger, candidates=candidates)
 
 

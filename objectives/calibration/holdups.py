@@ -24,7 +24,7 @@ from scipy.special import expit
 from scipy.stats import norm, t
 
 from objectives.calibration.parameters import TimedStep, together
-from objectives.cost.step import microbatches
+from objectives.cost.tokens import microbatches
 from objectives.metrics import Job
 from search_spaces.plan import Bools, Floats, Plans
 

@@ -35,6 +35,10 @@ LAYER_KNOBS = (
     "tp", "cp", "ep", "etp", "micro_batch", "sequence_parallel", "recompute_modules", "dispatch",
     "migrate_every", "expert_tokens", "keep_received",
 )  # fmt: skip
+ACTIVATION_KNOBS = (
+    *LAYER_KNOBS, "pp", "vpp", "folds", "first_layers", "last_layers", "recompute", "recompute_every",
+    "recompute_stages", "sequence_chunk", "offload_sequence", "offload_checkpoints",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from search_spaces.plan import Ints, Plans
+from search_spaces.plan import Ints, Plans, is_constant
 
 Table = TypeVar("Table")
 
@@ -22,7 +22,7 @@ def setting_codes(plans: Plans, knobs: Sequence[str]) -> Ints:
     radix = 1
     for name in knobs:
         values = getattr(plans, name)
-        top = int(values.max(initial=0)) + 1
+        top = 1 if is_constant(values) else int(values.max(initial=0)) + 1
         if top == 1:  # nothing to tell apart
             continue
         if radix > np.iinfo(np.int64).max // top:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 from objectives.cost import chunks, mesh, zero_plus
-from objectives.cost.activations import boundary_bytes, stage_activations
+from objectives.cost.activations import boundary_bytes
 from objectives.cost.collectives import all_gather_s, send_s
 from objectives.cost.dispatch import routing_operations
 from objectives.cost.factored import factored
@@ -18,7 +18,6 @@ from objectives.cost.kernels import BLOCK_SCALED, activation_precision, entry_by
 from objectives.cost.layers import LayerCost, layer_cost
 from objectives.cost.stages import (
     Stages,
-    held_stages,
     mirrored,
     rank_parameters,
     recomputes,
@@ -322,7 +321,7 @@ def _recomputation_s(plans: Plans, total: LayerCost, layers: Ints) -> Floats:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class PassTable:
-    """What a pipeline needs of its passes; times are (n_plans,), bytes (n_representatives, n_plans).
+    """What a pipeline needs of its passes; every array has shape (n_plans,).
 
     The worst stage is the one with the longest F + B; its parts are those a step is made of, or, where
     devices take turns on a core, so that one uses what another leaves, the mean over the stages.
@@ -347,10 +346,6 @@ class PassTable:
     fillable_s: Floats
     fillable_h2_s: Floats
     send_s: Floats
-    kept_bytes: Floats
-    transient_bytes: Floats
-    logits_bytes: Floats
-    boundary_bytes: Floats
     host_s: Floats | None = None
 
 
@@ -376,7 +371,6 @@ def pass_table(job: Job, plans: Plans) -> PassTable:
         summed: Floats = np.sum(bounds.weight * part, axis=0) - of_worst(part)
         return summed
 
-    activations = stage_activations(job, plans, held_stages(job, plans, bounds.index))
     weight_pass, forward = passes.full_backward_weight_s, passes.full_forward_s
     fillable = weight_pass + np.minimum(weight_pass, forward)
     fillable_h2 = np.minimum(weight_pass + 2 * np.minimum(weight_pass, forward), total)
@@ -396,10 +390,6 @@ def pass_table(job: Job, plans: Plans) -> PassTable:
         fillable_s=of_others(fillable),
         fillable_h2_s=of_others(fillable_h2),
         send_s=send_message_s(job, plans),
-        kept_bytes=activations.kept_bytes,
-        transient_bytes=activations.transient_bytes,
-        logits_bytes=activations.logits_bytes,
-        boundary_bytes=boundary_bytes(job, plans),
         host_s=of_step(passes.host_forward_s + passes.host_backward_s)
         if chunks.waits_for_host(plans)
         else None,

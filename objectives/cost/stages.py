@@ -210,7 +210,8 @@ def _moe_layers(model: ModelSpec, plans: Plans, before: Ints, n_layers: Ints) ->
     for chunk in range(int(plans.vpp.max(initial=1))):
         start = (chunk * model.n_layers + before) // plans.vpp
         up_again = model.n_layers - (before + n_layers) // plans.vpp
-        start = np.minimum(np.where(plans.folds & (chunk == 1), up_again, start), model.n_layers)
+        # Stages that only other plans of the batch have lie outside the model.
+        start = np.clip(np.where(plans.folds & (chunk == 1), up_again, start), 0, model.n_layers)
         end = np.minimum(start + n_layers // plans.vpp, model.n_layers)
         total += np.where(chunk < plans.vpp, so_far[end] - so_far[start], 0)
     return total

@@ -42,6 +42,10 @@ STATE_KNOBS = (
     "zero", "offload_optimizer", "rank_order", "folds", "mirrors", "quantized_weights", "hpz",
     "quantized_gradients", "offload_bucket", "coalesced_buckets", "optimizer_tile",
 )  # fmt: skip
+STATE_BYTES_KNOBS = (
+    "tp", "pp", "dp", "cp", "ep", "etp", "vpp", "first_layers", "last_layers", "recompute_stages", "zero",
+    "offload_optimizer", "folds", "mirrors", "quantized_weights", "hpz", "offload_bucket", "optimizer_tile",
+)  # fmt: skip
 
 HOST_OPTIMIZER_BYTES_PER_S = assumed(
     25 * GB, "one device's share of a server's memory bandwidth while its cores run Adam", spread=0.5
@@ -63,8 +67,8 @@ class StateBytes:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class StateTable:
-    """Bytes per representative stage (n_representatives, n_plans), and seconds on the fullest, (n_plans,).
+class StateTimes:
+    """Seconds of sharing and updating the state of the fullest stage; every array has shape (n_plans,).
 
     `reduce_s` and `gather_s` are one reduction of all gradients and one gather of all weights, the mean of
     both passes' where they differ (`objectives.cost.zero_plus`); `tie_s` adds the gradients of tied
@@ -72,12 +76,6 @@ class StateTable:
     gradients arrive where each is updated as it does; 1: the update waits for all.
     """
 
-    weights_bytes: Floats
-    gradients_bytes: Floats
-    optimizer_bytes: Floats
-    whole_bytes: Floats
-    bucket_bytes: Floats
-    update_bytes: Floats
     reduce_s: Floats
     gather_s: Floats
     tie_s: Floats
@@ -180,26 +178,24 @@ def held_parameters(job: Job, plans: Plans, stages: Stages) -> RankParameters:
     )
 
 
-def state_table(job: Job, plans: Plans) -> StateTable:
-    """State of the representative stages and the seconds of moving and updating it."""
+def held_states(job: Job, plans: Plans) -> StateBytes:
+    """State of the representative stages; arrays of shape (n_representatives, n_plans)."""
+    stages = held_stages(job, plans, representatives(job, plans).index)
+    return state_bytes(job, plans, held_parameters(job, plans, stages), stages)
+
+
+def state_times(job: Job, plans: Plans) -> StateTimes:
+    """Seconds of moving and updating the state of the stage that holds the most parameters."""
     stages = stages_of(job, plans, representatives(job, plans).index)
     parameters = held_parameters(job, plans, stages)
-    held = held_stages(job, plans, stages.index)
-    table = state_bytes(job, plans, held_parameters(job, plans, held), held)
     fullest = np.argmax(parameters.total, axis=0)[None]
     dense = np.take_along_axis(parameters.dense, fullest, axis=0)[0]
     expert = np.take_along_axis(parameters.expert, fullest, axis=0)[0]
     one = RankParameters(dense=dense, expert=expert)
-    sharing = _sharing_s(job, plans, one, np.max(stages.n_layers, axis=0))
+    sharing = _slowest_sharing_s(job, plans, parameters, one, np.max(stages.n_layers, axis=0))
     owned = np.where(plans.zero >= 1, _sharded(plans, parameters), parameters.total)
     optimizer_s, offload_s = _update_s(job, plans, np.max(owned, axis=0), np.max(stages.n_layers, axis=0))
-    return StateTable(
-        weights_bytes=table.weights_bytes,
-        gradients_bytes=table.gradients_bytes,
-        optimizer_bytes=table.optimizer_bytes,
-        whole_bytes=table.whole_bytes,
-        bucket_bytes=table.bucket_bytes,
-        update_bytes=table.update_bytes,
+    return StateTimes(
         reduce_s=sharing.reduce_s,
         gather_s=(sharing.gather_s + sharing.gather_again_s) / 2,
         tie_s=tie_s(job, plans) + _copies_s(job, plans, one),
@@ -252,6 +248,27 @@ def stage_sharing(job: Job, plans: Plans, parameters: RankParameters, n_layers: 
         optimizer_s=optimizer_s, offload_s=offload_s,
         copies_s=_copies_s(job, plans, parameters),
     )  # fmt: skip
+
+
+def _slowest_sharing_s(
+    job: Job, plans: Plans, parameters: RankParameters, fullest: RankParameters, n_layers: Ints
+) -> zero_plus.SharingTimes:
+    """The longest reduction and gathers of all stages.
+
+    The fullest stage's, unless stages differ in their share of experts: those travel over fewer devices, so
+    one with fewer parameters may take longer.
+    """
+    if job.model.n_moe_layers in (0, job.model.n_layers):
+        return _sharing_s(job, plans, fullest, n_layers)
+    of_stages = [
+        _sharing_s(job, plans, RankParameters(dense=dense, expert=expert), n_layers)
+        for dense, expert in zip(parameters.dense, parameters.expert, strict=True)
+    ]
+    return zero_plus.SharingTimes(
+        reduce_s=np.max([each.reduce_s for each in of_stages], axis=0),
+        gather_s=np.max([each.gather_s for each in of_stages], axis=0),
+        gather_again_s=np.max([each.gather_again_s for each in of_stages], axis=0),
+    )
 
 
 def _sharing_s(job: Job, plans: Plans, parameters: RankParameters, n_layers: Ints) -> zero_plus.SharingTimes:

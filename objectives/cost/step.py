@@ -6,27 +6,21 @@ from dataclasses import replace
 import numpy as np
 
 from objectives.cost import pipeline
-from objectives.cost.activations import StageActivations, boundary_bytes, stage_activations
-from objectives.cost.factored import factored
+from objectives.cost.activations import stage_activations
+from objectives.cost.factored import distinct_settings, factored, setting_codes
+from objectives.cost.memory import PeakMemory, peak_memory, release_of, stage_memory
 from objectives.cost.migration import migration_share_s
 from objectives.cost.passes import PASS_KNOBS, PassTable, pass_table, stage_pass
 from objectives.cost.result import Estimate, StageProfile, StepMemory, StepTime
-from objectives.cost.stages import Stages, held_stages, representatives, stages_of
-from objectives.cost.states import (
-    STATE_KNOBS,
-    StateBytes,
-    StateTable,
-    held_parameters,
-    state_bytes,
-    state_table,
-    visiting_bucket,
-)
+from objectives.cost.stages import held_stages, stages_of
+from objectives.cost.states import STATE_KNOBS, StateTimes, state_times, visiting_bucket
+from objectives.cost.tokens import microbatches
 from objectives.metrics import Job
 from search_spaces.framework import framework_named
-from search_spaces.memory_habits import Release
 from search_spaces.plan import Floats, Ints, Plan, Plans
 
 CHUNK_PLANS = 32_768  # a chunk's columns stay in the processor's cache
+ROUNDING = 1e-9  # of a sum of parts, relative
 
 
 def estimate(job: Job, plans: Plans) -> Estimate:
@@ -68,38 +62,46 @@ def _joined(parts: list[StepTime] | list[StepMemory], kind: type[StepTime | Step
     }
 
 
-def estimate_chunk(job: Job, plans: Plans) -> Estimate:
-    """One piece of `estimate`: plans under a power cap are priced with the clocks that it leaves them."""
+def estimate_chunk(job: Job, plans: Plans, held: PeakMemory | None = None) -> Estimate:
+    """One piece of `estimate`: plans under a power cap are priced with the clocks that it leaves them.
+
+    `held` is the plans' peak memory where it is known already.
+    """
+    held = peak_memory(job, plans) if held is None else held
     if not plans.power_cap_w.any():
-        return _priced(job, plans)
+        return _priced(job, plans, held)
     order, parts = [], []
     for cap_w in np.unique(plans.power_cap_w).tolist():
         rows = np.flatnonzero(plans.power_cap_w == cap_w)
         order.append(rows)
-        parts.append(_priced(job.under_cap(cap_w), plans.take(rows)))
+        parts.append(_priced(job.under_cap(cap_w), plans.take(rows), held.take(rows)))
     return join_estimates(parts).take(np.argsort(np.concatenate(order)))
 
 
-def _priced(job: Job, plans: Plans) -> Estimate:
+def least_step_s(job: Job, plans: Plans) -> Floats:
+    """Seconds below which no plan's step ends: m (F + B) of the worst stage; shape (n_plans,).
+
+    All else that a step takes only adds, and a power cap makes nothing faster.  Where devices take turns on
+    a core, so that one uses what another leaves, the stages' mean counts.
+    """
+    first, setting = distinct_settings(setting_codes(plans, PASS_KNOBS))
+    some = plans.take(first)
+    passes = pass_table(job, some)
+    one_s = passes.worst_s if job.cluster.turns == 1 else passes.all_stages_s / some.pp
+    return microbatches(job, plans) * one_s[setting] * (1 - ROUNDING)
+
+
+def _priced(job: Job, plans: Plans, held: PeakMemory) -> Estimate:
     passes = factored(plans, PASS_KNOBS, lambda rows: pass_table(job, rows))
-    states = factored(plans, STATE_KNOBS, lambda rows: state_table(job, rows))
-    n_microbatches = microbatches(job, plans)
-    memory, peak_stage = _memory(job, plans, passes, states, n_microbatches)
+    states = factored(plans, STATE_KNOBS, lambda rows: state_times(job, rows))
+    memory, peak_stage = held.by_plan()
     return Estimate(
-        time=_time(job, plans, passes, states, n_microbatches),
+        time=_time(job, plans, passes, states, microbatches(job, plans)),
         memory=memory,
         peak_stage=peak_stage,
         pass_share=passes.all_stages_s / (plans.pp * passes.worst_s),
         host_s=np.where(visiting_bucket(job, plans) > 0, 0.0, states.offload_s),
     )
-
-
-def microbatches(job: Job, plans: Plans) -> Ints:
-    """Micro-batches of a step on one data-parallel replica: as many as a plan says, else B / (b D)."""
-    asked: Ints = job.workload.global_batch // (plans.micro_batch * plans.dp)
-    if not plans.n_microbatches.any():
-        return asked
-    return np.where(plans.n_microbatches > 0, plans.n_microbatches, asked)
 
 
 def node_doublings(job: Job, plans: Plans) -> Floats | float:
@@ -112,7 +114,7 @@ def node_doublings(job: Job, plans: Plans) -> Floats | float:
     )
 
 
-def _time(job: Job, plans: Plans, passes: PassTable, states: StateTable, m: Ints) -> StepTime:
+def _time(job: Job, plans: Plans, passes: PassTable, states: StateTimes, m: Ints) -> StepTime:
     """M micro-batches on the worst stage, the bubble around them, and what follows them.
 
     Stragglers stretch all of it: the slowest of n nodes sets the pace, a little more with every doubling.
@@ -162,7 +164,7 @@ def idle_s(job: Job, plans: Plans, m: Ints, passes: PassTable) -> Floats:
     return idle
 
 
-def exposed_dp_comm_s(job: Job, plans: Plans, passes: PassTable, states: StateTable, m: Ints) -> Floats:
+def exposed_dp_comm_s(job: Job, plans: Plans, passes: PassTable, states: StateTimes, m: Ints) -> Floats:
     """Exposed seconds of gradient reduction and parameter gather.
 
         stage 0    one all-reduce                     stage 2    m reduce-scatters, one gather
@@ -189,7 +191,7 @@ def exposed_dp_comm_s(job: Job, plans: Plans, passes: PassTable, states: StateTa
     return picked - _hidden_by_update_s(plans, reductions, states)
 
 
-def _hidden_by_update_s(plans: Plans, reductions: Floats, states: StateTable) -> Floats | float:
+def _hidden_by_update_s(plans: Plans, reductions: Floats, states: StateTimes) -> Floats | float:
     """Seconds of a reduction in n pieces that run beside the update of earlier ones.
 
         (1 - 1/n) min(reduction, update)        two stages in a row, n equal pieces
@@ -228,72 +230,6 @@ def times_shared(job: Job, plans: Plans, m: Ints) -> tuple[Ints, Ints]:
     return reductions, np.where(zero >= 3, 2 * m, before_forward)
 
 
-def _memory(
-    job: Job, plans: Plans, passes: PassTable, states: StateTable, m: Ints
-) -> tuple[StepMemory, Ints]:
-    """Bytes of the fullest of the representative stages, by part."""
-    index = representatives(job, plans).index
-    activations = pipeline.in_flight(plans, m, index, release_of(job)) * passes.kept_bytes
-    buffers = buffer_bytes(plans, passes.boundary_bytes, passes.transient_bytes, states)
-    gradients = _beside_activations(
-        job, m, states.gradients_bytes, activations + passes.logits_bytes + passes.transient_bytes
-    )
-    total = states.weights_bytes + gradients
-    total += states.optimizer_bytes
-    total += activations
-    total += passes.logits_bytes
-    buffers = _through_update(buffers, states.update_bytes, activations + passes.logits_bytes)
-    total += buffers
-    fullest = np.argmax(total, axis=0)
-    flat = fullest * len(plans) + np.arange(len(plans))
-
-    def at_peak(part: Floats) -> Floats:
-        picked: Floats = part.ravel()[flat]
-        return picked
-
-    memory = StepMemory(
-        weights_bytes=at_peak(states.weights_bytes),
-        gradients_bytes=at_peak(gradients),
-        optimizer_bytes=at_peak(states.optimizer_bytes),
-        activations_bytes=at_peak(activations),
-        logits_bytes=at_peak(passes.logits_bytes),
-        buffers_bytes=at_peak(buffers),
-        reserve_bytes=np.full(len(plans), job.cluster.memory_reserve_bytes.value),
-    )
-    return memory, index.ravel()[flat]
-
-
-def release_of(job: Job) -> Release:
-    """When the trainer gives back activations where it splits the backward pass."""
-    return framework_named(job.workload.framework).memory.release
-
-
-def buffer_bytes(plans: Plans, boundary: Floats, transient: Floats, held: StateTable | StateBytes) -> Floats:
-    """What lives for a moment only, per stage.
-
-    Two messages each way between stages, the sequence that sp gathers whole, a layer being recomputed, the
-    layers that ZeRO holds whole, and the buckets of an overlapped reduction.
-    """
-    between = np.where(plans.pp > 1, 4 * boundary, 0.0)
-    messages = between + np.where(plans.sequence_parallel, boundary * plans.tp, 0.0)
-    return messages + transient + held.whole_bytes + plans.overlap_dp * held.bucket_bytes
-
-
-def _beside_activations(job: Job, m: Ints, gradients: Floats, freed: Floats) -> Floats:
-    """Gradients at the peak: all, or with one micro-batch in a step what they need beyond all that it frees.
-
-    Where a trainer makes gradients as they come, there are none when activations are most.
-    """
-    if not framework_named(job.workload.framework).memory.gradients_on_demand:
-        return gradients
-    return np.where(m == 1, np.maximum(gradients - freed, 0.0), gradients)
-
-
-def _through_update(buffers: Floats, update: Floats, freed: Floats) -> Floats:
-    """Buffers at the peak: those of the passes, or what the update needs beyond all that the passes free."""
-    return np.maximum(buffers, update - freed)
-
-
 def stage_profile(job: Job, plan: Plan) -> StageProfile:
     """One plan, every stage, under its power cap: pass times, message time, the step's end, memory.
 
@@ -320,30 +256,7 @@ def stage_profile(job: Job, plan: Plan) -> StageProfile:
         backward_weight_s=passes.full_backward_weight_s[:, 0],
         send_s=np.where(plan.pp > 1, table.send_s[0], 0.0) * ones,
         step_end_s=step_end[0] * ones,
-        memory=_stage_memory(job, one, in_memory, held, flights),
+        memory=stage_memory(job, one, in_memory, held, flights),
         activation_bytes=held.kept_bytes[:, 0],
         in_flight=flights[:, 0],
-    )
-
-
-def _stage_memory(
-    job: Job, one: Plans, stages: Stages, activations: StageActivations, flights: Floats
-) -> StepMemory:
-    """Bytes of every stage of one plan, by part."""
-    index = stages.index
-    held = state_bytes(job, one, held_parameters(job, one, stages), stages)
-    kept = flights * activations.kept_bytes
-    buffers = buffer_bytes(one, boundary_bytes(job, one), activations.transient_bytes, held)
-    buffers = _through_update(buffers, held.update_bytes, kept + activations.logits_bytes)
-    reserve = np.full(len(index), job.cluster.memory_reserve_bytes.value)
-    freed = kept + activations.logits_bytes + activations.transient_bytes
-    gradients = _beside_activations(job, microbatches(job, one), held.gradients_bytes, freed)
-    return StepMemory(
-        weights_bytes=held.weights_bytes[:, 0],
-        gradients_bytes=np.broadcast_to(gradients, index.shape)[:, 0],
-        optimizer_bytes=held.optimizer_bytes[:, 0],
-        activations_bytes=kept[:, 0],
-        logits_bytes=np.broadcast_to(activations.logits_bytes, index.shape)[:, 0],
-        buffers_bytes=np.broadcast_to(buffers, index.shape)[:, 0],
-        reserve_bytes=reserve,
     )

@@ -9,11 +9,12 @@ from enum import StrEnum
 
 import numpy as np
 
+from objectives.cost.memory import release_of
 from objectives.cost.migration import migration_share_s
 from objectives.cost.pipeline import warmups_beyond
 from objectives.cost.result import StepMemory
 from objectives.cost.stage_parts import stage_parts
-from objectives.cost.step import release_of, stage_profile
+from objectives.cost.step import stage_profile
 from objectives.metrics import Job
 from objectives.simulator.engine import Run, execute
 from objectives.simulator.memory import RankMemory, rank_memory

@@ -7,7 +7,7 @@ import pytest
 
 from objectives.cost.reserve import device_bytes, memory_bounds_bytes, reserved_bytes
 from objectives.cost.stages import leaves_a_stage_empty, stages_of
-from objectives.cost.states import deepspeed_bytes_after_step, state_table
+from objectives.cost.states import deepspeed_bytes_after_step, held_states
 from objectives.cost.step import estimate, stage_profile
 from search_spaces.model_presets import load_model
 from search_spaces.plan import Plan, Plans
@@ -103,7 +103,7 @@ def test_zero_divides_one_more_part_of_the_state_with_every_stage():
 def test_a_higher_zero_stage_never_holds_more_state(name):
     job, plans = JOBS[name], legal_plans(name)
     lower = plans.take(plans.zero < 3)
-    tables = [state_table(job, each) for each in (lower, replace(lower, zero=lower.zero + 1))]
+    tables = [held_states(job, each) for each in (lower, replace(lower, zero=lower.zero + 1))]
     held = [table.weights_bytes + table.gradients_bytes + table.optimizer_bytes for table in tables]
     assert (held[1] <= held[0]).all()
 

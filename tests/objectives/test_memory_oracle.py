@@ -7,7 +7,7 @@ import pytest
 
 from objectives.cost.activations import boundary_bytes, layer_bytes, stage_activations
 from objectives.cost.stages import rank_parameters, stages_of
-from objectives.cost.states import state_table
+from objectives.cost.states import held_states
 from search_spaces.framework import FRAMEWORKS
 from search_spaces.model import AttentionSpec, EmbeddingSpec, MlpSpec, ModelSpec, MoeSpec
 from search_spaces.parameters import layer_rank_parameters, norm_parameters
@@ -144,7 +144,7 @@ def test_states_in_fp32_are_sixteen_bytes_a_parameter(tp):
     layers = torch_layers.state_bytes(N_LAYERS, lambda: torch_layers.Layer(LLAMA, tp))
     priced = job_of(LLAMA, "dgx-h100", 8, seq_len=SEQ_LEN, global_batch=8, precision=Precision.FP32)
     one = Plans.of([Plan(tp=tp)])
-    held = state_table(priced, one)
+    held = held_states(priced, one)
     # The modules have neither embedding, head nor norms with weights.
     share = N_LAYERS * (layer_rank_parameters(LLAMA, tp) - norm_parameters(LLAMA))
     share /= rank_parameters(priced, one, stages_of(priced, one, np.zeros((1, 1), np.int64))).total[0, 0]
@@ -158,7 +158,7 @@ def whole_layers_bytes(n_devices):
     """Layers' worth of fp32 that the formula holds whole: two of weights, one of gradients."""
     priced = job_of(LLAMA, "dgx-h100", 8, seq_len=SEQ_LEN, global_batch=8, precision=Precision.FP32)
     one = Plans.of([Plan(dp=n_devices, zero=3)])
-    table = state_table(priced, one)
+    table = held_states(priced, one)
     a_layer = table.weights_bytes[0, 0] * n_devices / N_LAYERS
     return table.whole_bytes[0, 0] / a_layer
 

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from objectives.cost.passes import pass_table
+from objectives.cost.memory import kept_activations
 from objectives.cost.result import StepTime
-from objectives.cost.states import state_table
+from objectives.cost.states import held_states
 from objectives.cost.step import estimate
 from objectives.uncertainty import bounds, constants, step_interval_s, with_constant
 from search_spaces.plan import CpKind, Recompute, Schedule, code
@@ -315,7 +315,7 @@ def test_zero_never_holds_more_state_than_the_stage_before(name):
     job, plans = JOBS[name], on_device(sample(name))
     held = []
     for stage in range(4):
-        table = state_table(job, replace(plans, zero=np.full(len(plans), stage)))
+        table = held_states(job, replace(plans, zero=np.full(len(plans), stage)))
         held.append(table.weights_bytes + table.gradients_bytes + table.optimizer_bytes)
     for more, less in pairwise(held):
         assert no_slower(more, less)
@@ -327,7 +327,7 @@ def test_splitting_never_keeps_more_of_a_micro_batch(name):
     job, plans = JOBS[name], sample(name)
     plans = plans.take((plans.tp > 1) & (plans.cp_kind == code(CpKind.RING)))
     whole, split = (
-        pass_table(job, replace(plans, sequence_parallel=np.full(len(plans), value))).kept_bytes
+        kept_activations(job, replace(plans, sequence_parallel=np.full(len(plans), value))).kept_bytes
         for value in (False, True)
     )
     assert no_slower(whole, split)

@@ -9,7 +9,8 @@ import pytest
 from objectives.cost.passes import PassTable
 from objectives.cost.pipeline import bubble_s, in_flight, send_s
 from objectives.cost.stages import stages_of
-from objectives.cost.step import estimate, microbatches, stage_profile
+from objectives.cost.step import estimate, stage_profile
+from objectives.cost.tokens import microbatches
 from search_spaces.cluster import assumed
 from search_spaces.model import AttentionSpec, EmbeddingSpec, MlpSpec
 from search_spaces.model_presets import load_model

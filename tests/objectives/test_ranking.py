@@ -58,14 +58,12 @@ def test_the_answer_does_not_depend_on_chunks(monkeypatch, chunk_rows):
     """Ties (plans that differ where it costs nothing) stay in the order of enumeration."""
     whole = rank(JOB, SPACE, keep=50).candidates.plans.keys()
     monkeypatch.setattr("search_spaces.space.CHUNK_ROWS", chunk_rows)
-    monkeypatch.setattr(ranking, "CHUNK_PLANS", 10)
     assert rank(JOB, SPACE, keep=50).candidates.plans.keys() == whole
 
 
 def test_what_is_held_is_bounded_whatever_the_number_of_plans(monkeypatch):
     held = []
     offer = ranking._Best.offer
-    monkeypatch.setattr(ranking, "CHUNK_PLANS", 0)
     monkeypatch.setattr("search_spaces.space.CHUNK_ROWS", 256)
     monkeypatch.setattr(
         ranking._Best, "offer", lambda self, *rows: (offer(self, *rows), held.append(self.n_held))

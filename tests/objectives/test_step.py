@@ -6,16 +6,26 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from objectives.cost.activations import ACTIVATION_KNOBS
 from objectives.cost.factored import distinct_settings, factored, setting_codes
+from objectives.cost.memory import fullest_stage, kept_activations, peak_memory
 from objectives.cost.passes import PASS_KNOBS, pass_table
-from objectives.cost.states import STATE_KNOBS, state_table
-from objectives.cost.step import CHUNK_PLANS, chunks, estimate, microbatches, stage_profile
+from objectives.cost.states import STATE_BYTES_KNOBS, STATE_KNOBS, held_states, state_times
+from objectives.cost.step import CHUNK_PLANS, chunks, estimate, estimate_chunk, least_step_s, stage_profile
+from objectives.cost.tokens import microbatches
 from search_spaces.cluster import assumed
 from search_spaces.plan import CpKind, Plan, Plans, RankOrder, Recompute, code
+from search_spaces.space import SearchSpace, SpaceSpec
 from search_spaces.units import GB
-from tests.objectives.jobs import JOBS, job_of, legal_plans, with_links
+from tests.objectives.jobs import JOBS, UNUSUAL_JOBS, job_of, legal_plans, unusual_plans, with_links
 
 COMM_PARTS = ("tp_comm_s", "cp_comm_s", "ep_comm_s", "pp_comm_s", "dp_comm_s")
+TABLES = (
+    (PASS_KNOBS, pass_table),
+    (STATE_KNOBS, state_times),
+    (STATE_BYTES_KNOBS, held_states),
+    (ACTIVATION_KNOBS, kept_activations),
+)
 every_job = pytest.mark.parametrize("name", JOBS)
 
 
@@ -57,12 +67,63 @@ def test_no_plan_and_many_plans_are_both_answered(name):
 
 
 @every_job
-@pytest.mark.parametrize(("knobs", "function"), [(PASS_KNOBS, pass_table), (STATE_KNOBS, state_table)])
+@pytest.mark.parametrize(("knobs", "function"), TABLES)
 def test_factored_tables_are_the_direct_ones(name, knobs, function):
     job, plans = JOBS[name], legal_plans(name)
     direct, shared = function(job, plans), factored(plans, knobs, lambda rows: function(job, rows))
     for field in fields(direct):
         np.testing.assert_array_equal(getattr(shared, field.name), getattr(direct, field.name), field.name)
+
+
+@pytest.mark.parametrize("name", UNUSUAL_JOBS)
+@pytest.mark.parametrize(("knobs", "function"), TABLES)
+def test_factored_tables_are_the_direct_ones_with_every_knob(name, knobs, function):
+    job, plans = UNUSUAL_JOBS[name], unusual_plans(name)
+    direct, shared = function(job, plans), factored(plans, knobs, lambda rows: function(job, rows))
+    for field in fields(direct):
+        assert same(getattr(shared, field.name), getattr(direct, field.name)), field.name
+
+
+def same(a, b):
+    return (a is None and b is None) or np.array_equal(a, b)
+
+
+@pytest.mark.parametrize("name", UNUSUAL_JOBS)
+def test_memory_priced_by_setting_is_that_of_each_plan(name):
+    job, plans = UNUSUAL_JOBS[name], unusual_plans(name)
+    held = peak_memory(job, plans)
+    assert len(held.stage) < len(plans)
+    memory, stage = held.by_plan()
+    for i in range(0, len(plans), 7):
+        alone, alone_stage = fullest_stage(job, plans.take(slice(i, i + 1)))
+        assert (alone.total_bytes[0], alone_stage[0]) == (memory.total_bytes[i], stage[i]), plans.row(i).key
+        assert held.total_bytes[i] == alone.total_bytes[0]
+
+
+@pytest.mark.parametrize("name", UNUSUAL_JOBS)
+def test_an_estimate_with_known_memory_is_the_same(name):
+    job, plans = UNUSUAL_JOBS[name], unusual_plans(name)
+    rows = np.random.default_rng(1).permutation(len(plans))[:100]
+    known = estimate_chunk(job, plans.take(rows), peak_memory(job, plans).take(rows))
+    direct = estimate_chunk(job, plans.take(rows))
+    assert known.step_s.tolist() == direct.step_s.tolist()
+    assert known.peak_memory_bytes.tolist() == direct.peak_memory_bytes.tolist()
+
+
+@pytest.mark.parametrize("name", UNUSUAL_JOBS)
+def test_no_step_is_shorter_than_its_bound(name):
+    job, plans = UNUSUAL_JOBS[name], unusual_plans(name)
+    least, step_s = least_step_s(job, plans), estimate(job, plans).step_s
+    assert (least <= step_s).all()
+    assert (least / step_s).max() > 0.5  # and it says something
+
+
+def test_devices_that_share_a_core_have_a_bound_too():
+    job = job_of("gpt2-xl", "dgx-a100", 8, seq_len=1024, global_batch=64)
+    plans = next(SearchSpace(job.model, job.cluster, job.workload, SpaceSpec()).chunks())
+    job = with_device(job, processes_per_core=4.0)
+    assert job.cluster.turns == 4
+    assert (least_step_s(job, plans) <= estimate(job, plans).step_s).all()
 
 
 @every_job
@@ -122,12 +183,10 @@ def test_ten_times_all_speeds_is_a_tenth_of_the_time(name):
 def test_recomputation_never_saves_time_and_never_keeps_more(name):
     job, plans = JOBS[name], legal_plans(name)
     plans = replace(plans, recompute_every=np.ones_like(plans.recompute_every))
-    tables = [
-        pass_table(job, replace(plans, recompute=np.full_like(plans.recompute, code(kind))))
-        for kind in Recompute
-    ]
-    for less, more in pairwise(tables):
+    kinds = [replace(plans, recompute=np.full_like(plans.recompute, code(kind))) for kind in Recompute]
+    for less, more in pairwise([kept_activations(job, each) for each in kinds]):
         assert (more.kept_bytes <= less.kept_bytes).all()
+    for less, more in pairwise([pass_table(job, each) for each in kinds]):
         assert (more.worst_s >= less.worst_s * (1 - 1e-12)).all()  # a host-bound sum may round differently
 
 
@@ -198,7 +257,7 @@ def test_an_all_to_all_carries_k_copies_of_every_token():
 def test_gradients_of_tied_embeddings_travel_between_the_ends():
     plans = Plans.of([Plan(tp=4, pp=16, micro_batch=1), Plan(tp=4, pp=1, dp=1)])
     job = job_of("frontier-175b", "frontier", 64, seq_len=2048, global_batch=16)
-    tables = [state_table(replace(job, model=model), plans) for model in (job.model, untied(job.model))]
+    tables = [state_times(replace(job, model=model), plans) for model in (job.model, untied(job.model))]
     assert tables[0].tie_s[0] > 0 == tables[1].tie_s[0]
     assert tables[0].tie_s[1] == 0
 

@@ -37,6 +37,7 @@ LEDGER = record(
     enumerated=COUNT,
     removed={"type": "object", "additionalProperties": COUNT},
     too_large=COUNT,
+    priced=COUNT,
     feasible=COUNT,
 )
 PRICED = dict(

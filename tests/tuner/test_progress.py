@@ -15,6 +15,7 @@ from tuner.view import Predicted, State, TrialRecord
 
 SIMULATED = OutcomeOrigin.SIMULATED
 MEASURED = Measured(step_s=10.0, step_spread_s=0.1, peak_memory_bytes=2**30, origin=SIMULATED)
+LEDGER = Ledger(enumerated=1000, removed={}, too_large=0, feasible=100, priced=100)
 OUT_OF_MEMORY = Failed(cause=Cause.OUT_OF_MEMORY, message="rank 3: 2.1 GiB short\nmore", origin=SIMULATED)
 
 
@@ -66,7 +67,7 @@ def test_a_metric_other_than_time_is_shown_with_its_unit():
          "trial 7: out of memory (rank 3: 2.1 GiB short): tp8 pp1 dp2 mb1\n"),
         (TrialsReaped(numbers=(1, 2)), "took over from a driver that is gone: trial 1, 2\n"),
         (Stopped(why=Stop.INTERRUPTED), "stopped: interrupted\n"),
-        (Ranked(ledger=Ledger(enumerated=1000, removed={}, too_large=0, feasible=100), n_candidates=50),
+        (Ranked(ledger=LEDGER, n_candidates=50),
          "100 of 1 k plans are legal and fit; the best 50 are candidates\n"),
         (progress(), ""),
     ],

@@ -48,6 +48,7 @@ def ledger_document(ledger: Ledger) -> dict[str, Any]:
         "removed": dict(ledger.removed),
         "too_large": ledger.too_large,
         "feasible": ledger.feasible,
+        "priced": ledger.priced,
     }
 
 

@@ -58,10 +58,12 @@ def job_lines(job: Job) -> list[tuple[str, str]]:
 
 
 def ledger_table(ledger: Ledger) -> RenderableType:
-    """Where the plans went; the lines between the first and the last add up."""
+    """Where the plans went; the lines between those enumerated and those feasible add up."""
     rows = [["enumerated", f"{ledger.enumerated:,}"]]
     rows += [[f"  removed: {rule}", f"-{n:,}"] for rule, n in ledger.removed.items() if n]
     rows += [["  too large for the memory", f"-{ledger.too_large:,}"], ["feasible", f"{ledger.feasible:,}"]]
+    if ledger.priced < ledger.feasible:
+        rows += [["  priced in full; the passes of the others alone take too long", f"{ledger.priced:,}"]]
     return table(["~plans", ">count"], rows)
 
 

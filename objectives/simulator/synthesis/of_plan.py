@@ -2,8 +2,9 @@
 
 import numpy as np
 
+from objectives.cost.memory import release_of
 from objectives.cost.stage_parts import stage_parts
-from objectives.cost.step import release_of, stage_profile
+from objectives.cost.step import stage_profile
 from objectives.metrics import Job
 from objectives.ranking import memory_limit_bytes
 from objectives.simulator.step import program_of_plan

@@ -1,0 +1,162 @@
+"""Peak bytes of a step: states, activations in flight and what lives for a moment, on the fullest stage.
+
+Many plans share one setting of the knobs that bytes depend on, so a setting is priced once.  It is also what
+tells first whether a plan fits: seconds need asking of those alone that do.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from objectives.cost import pipeline
+from objectives.cost.activations import (
+    ACTIVATION_KNOBS,
+    StageActivations,
+    boundary_bytes,
+    stage_activations,
+)
+from objectives.cost.factored import distinct_settings, factored, setting_codes, spread
+from objectives.cost.result import StepMemory
+from objectives.cost.stages import Stages, held_stages, representatives
+from objectives.cost.states import STATE_BYTES_KNOBS, StateBytes, held_parameters, held_states, state_bytes
+from objectives.cost.tokens import microbatches
+from objectives.metrics import Job
+from search_spaces.framework import framework_named
+from search_spaces.memory_habits import Release
+from search_spaces.plan import Floats, Ints, Plans
+
+MEMORY_KNOBS = tuple(
+    dict.fromkeys(
+        (
+            *STATE_BYTES_KNOBS, *ACTIVATION_KNOBS, "schedule", "n_microbatches", "pipeline_limit",
+            "extra_warmup", "overlap_dp",
+        )
+    )
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class PeakMemory:
+    """Bytes of the fullest representative stage, and which it is: of every setting, (n_settings,).
+
+    `setting` says which of them a plan has; shape (n_plans,).
+    """
+
+    memory: StepMemory
+    stage: Ints
+    setting: Ints
+
+    @property
+    def total_bytes(self) -> Floats:
+        """Peak bytes of every plan; shape (n_plans,)."""
+        total: Floats = self.memory.total_bytes[self.setting]
+        return total
+
+    def take(self, index: Ints) -> "PeakMemory":
+        """That of the plans at the given positions."""
+        return PeakMemory(memory=self.memory, stage=self.stage, setting=self.setting[index])
+
+    def by_plan(self) -> tuple[StepMemory, Ints]:
+        """Parts and stage of every plan; shape (n_plans,)."""
+        return spread(self.memory, self.setting), self.stage[self.setting]
+
+
+def peak_memory(job: Job, plans: Plans) -> PeakMemory:
+    """Peak bytes of every plan; of many with one setting of `MEMORY_KNOBS` only the first is looked at."""
+    first, setting = distinct_settings(setting_codes(plans, MEMORY_KNOBS))
+    memory, stage = fullest_stage(job, plans.take(first))
+    return PeakMemory(memory=memory, stage=stage, setting=setting)
+
+
+def fullest_stage(job: Job, plans: Plans) -> tuple[StepMemory, Ints]:
+    """Bytes of the fullest of the representative stages, by part; each of shape (n_plans,)."""
+    index, m = representatives(job, plans).index, microbatches(job, plans)
+    states = factored(plans, STATE_BYTES_KNOBS, lambda rows: held_states(job, rows))
+    kept = factored(plans, ACTIVATION_KNOBS, lambda rows: kept_activations(job, rows))
+    activations = pipeline.in_flight(plans, m, index, release_of(job)) * kept.kept_bytes
+    buffers = buffer_bytes(plans, boundary_bytes(job, plans), kept.transient_bytes, states)
+    gradients = _beside_activations(
+        job, m, states.gradients_bytes, activations + kept.logits_bytes + kept.transient_bytes
+    )
+    total = states.weights_bytes + gradients
+    total += states.optimizer_bytes
+    total += activations
+    total += kept.logits_bytes
+    buffers = _through_update(buffers, states.update_bytes, activations + kept.logits_bytes)
+    total += buffers
+    fullest = np.argmax(total, axis=0)
+    flat = fullest * len(plans) + np.arange(len(plans))
+
+    def at_peak(part: Floats) -> Floats:
+        picked: Floats = part.ravel()[flat]
+        return picked
+
+    memory = StepMemory(
+        weights_bytes=at_peak(states.weights_bytes),
+        gradients_bytes=at_peak(gradients),
+        optimizer_bytes=at_peak(states.optimizer_bytes),
+        activations_bytes=at_peak(activations),
+        logits_bytes=at_peak(kept.logits_bytes),
+        buffers_bytes=at_peak(buffers),
+        reserve_bytes=np.full(len(plans), job.cluster.memory_reserve_bytes.value),
+    )
+    return memory, index.ravel()[flat]
+
+
+def kept_activations(job: Job, plans: Plans) -> StageActivations:
+    """Activations of the representative stages; arrays of shape (n_representatives, n_plans)."""
+    return stage_activations(job, plans, held_stages(job, plans, representatives(job, plans).index))
+
+
+def release_of(job: Job) -> Release:
+    """When the trainer gives back activations where it splits the backward pass."""
+    return framework_named(job.workload.framework).memory.release
+
+
+def buffer_bytes(plans: Plans, boundary: Floats, transient: Floats, held: StateBytes) -> Floats:
+    """What lives for a moment only, per stage.
+
+    Two messages each way between stages, the sequence that sp gathers whole, a layer being recomputed, the
+    layers that ZeRO holds whole, and the buckets of an overlapped reduction.
+    """
+    between = np.where(plans.pp > 1, 4 * boundary, 0.0)
+    messages = between + np.where(plans.sequence_parallel, boundary * plans.tp, 0.0)
+    return messages + transient + held.whole_bytes + plans.overlap_dp * held.bucket_bytes
+
+
+def _beside_activations(job: Job, m: Ints, gradients: Floats, freed: Floats) -> Floats:
+    """Gradients at the peak: all, or with one micro-batch in a step what they need beyond all that it frees.
+
+    Where a trainer makes gradients as they come, there are none when activations are most.
+    """
+    if not framework_named(job.workload.framework).memory.gradients_on_demand:
+        return gradients
+    return np.where(m == 1, np.maximum(gradients - freed, 0.0), gradients)
+
+
+def _through_update(buffers: Floats, update: Floats, freed: Floats) -> Floats:
+    """Buffers at the peak: those of the passes, or what the update needs beyond all that the passes free."""
+    return np.maximum(buffers, update - freed)
+
+
+def stage_memory(
+    job: Job, one: Plans, stages: Stages, activations: StageActivations, flights: Floats
+) -> StepMemory:
+    """Bytes of every stage of one plan, by part."""
+    index = stages.index
+    held = state_bytes(job, one, held_parameters(job, one, stages), stages)
+    kept = flights * activations.kept_bytes
+    buffers = buffer_bytes(one, boundary_bytes(job, one), activations.transient_bytes, held)
+    buffers = _through_update(buffers, held.update_bytes, kept + activations.logits_bytes)
+    reserve = np.full(len(index), job.cluster.memory_reserve_bytes.value)
+    freed = kept + activations.logits_bytes + activations.transient_bytes
+    gradients = _beside_activations(job, microbatches(job, one), held.gradients_bytes, freed)
+    return StepMemory(
+        weights_bytes=held.weights_bytes[:, 0],
+        gradients_bytes=np.broadcast_to(gradients, index.shape)[:, 0],
+        optimizer_bytes=held.optimizer_bytes[:, 0],
+        activations_bytes=kept[:, 0],
+        logits_bytes=np.broadcast_to(activations.logits_bytes, index.shape)[:, 0],
+        buffers_bytes=np.broadcast_to(buffers, index.shape)[:, 0],
+        reserve_bytes=reserve,
+    )
