@@ -3,17 +3,19 @@
     constants   the value at which an effect is gone: no launch cost, no latency, links at their full rate
     parts       a part of the step left out, though nothing else moves
     formulas    a formula replaced by the simplest one: flat collectives, equal stages, one product of experts
+    memory      a trainer's habit of holding more than the arithmetic's least taken away
 
 An effect is worth its place where the error rises without it.  `rescaled` is the error after one factor for
 each accelerator and trainer took up what one number can: what is left is the shape that only the effect
-explains.  Every source counts the same, so that the largest table does not decide.
+explains.  Every source counts the same, so that the largest table does not decide.  Memory is judged by the
+median error of printed peaks, and by how well failed runs are told from those that ran.
 
     python benchmarks/ablation.py
 """
 
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -25,9 +27,13 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.rows import Key, Rows, trusted_runs
-from objectives.cost import collectives, kernels, layers, pipeline
+from objectives.cost import activations, collectives, kernels, layers, pipeline, states, step
 from objectives.cost.result import StepTime
-from objectives.validation import jobs_of, ordered_pairs, regret
+from objectives.measurements import MeasuredRun
+from objectives.measurements.tables import MemoryStage
+from objectives.validation import Accuracy, accuracy, jobs_of, ordered_pairs, predict, regret
+from search_spaces.framework import FrameworkProfile
+from search_spaces.memory_habits import FRUGAL, MemoryHabits
 from search_spaces.plan import Floats, Plan
 from search_spaces.units import HOUR_S
 
@@ -260,8 +266,57 @@ def _line(
     return error, line
 
 
+def memory_accuracies(runs: Sequence[MeasuredRun], without: str = "") -> dict[str, Accuracy]:
+    """Figures by source that states memory, one of `MemoryHabits`' fields as if no trainer had it."""
+
+    def frugal(old: Callable[[str], FrameworkProfile], name: str) -> FrameworkProfile:
+        profile = old(name)
+        return replace(profile, memory=replace(profile.memory, **{without: getattr(FRUGAL, without)}))
+
+    with ExitStack() as stack:
+        for module in (activations, states, step) if without else ():
+            stack.enter_context(replaced(module, "framework_named", frugal))
+        predictions = predict(runs)
+    names = sorted({run.labels["source"] for run in runs if run.peak_memory_bytes})
+    by_source = {
+        name: accuracy("source", name, [each for each in predictions if each.run.labels["source"] == name])
+        for name in names
+    }
+    return {name: found for name, found in by_source.items() if found.n_memory}
+
+
+def memory_table(runs: Sequence[MeasuredRun]) -> Table:
+    """Every habit with the change of each source's median error of memory, and of its failures' area."""
+    stating = {run.labels["source"] for run in runs if run.peak_memory_bytes}
+    runs = [run for run in runs if run.labels["source"] in stating]
+    whole = memory_accuracies(runs)
+    table = Table(title="median error of memory; change of it, and of the area of failures, without a habit")
+    for heading in ("without", *whole):
+        table.add_column(heading, justify="left" if heading == "without" else "right")
+    table.add_row("nothing", *(_memory_cell(found, None) for found in whole.values()))
+    of_fullest = [replace(run, memory_stage=MemoryStage.FULLEST) for run in runs]
+    effects = [("the printing device's own stage", memory_accuracies(of_fullest))]
+    effects += [(field.name, memory_accuracies(runs, field.name)) for field in fields(MemoryHabits)]
+    for words, off in effects:
+        table.add_row(words, *(_memory_cell(off[name], found) for name, found in whole.items()))
+    return table
+
+
+def _memory_cell(found: Accuracy, whole: Accuracy | None) -> str:
+    """An error and an area, or what they have changed by."""
+    figures = [(found.memory_median_ape, whole and whole.memory_median_ape)]
+    figures += [(found.failed_auc, whole and whole.failed_auc)]
+    return ", ".join(
+        f"{now:.3f}" if before is None else f"{now - before:+.4f}"
+        for now, before in figures
+        if now is not None
+    )
+
+
 def main() -> None:
-    Console(width=140).print(table_of(Rows(trusted_runs())))
+    runs, console = trusted_runs(), Console(width=140)
+    console.print(table_of(Rows(runs)))
+    console.print(memory_table(runs))
 
 
 if __name__ == "__main__":

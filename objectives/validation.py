@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from objectives.cost.reserve import FRAGMENTATION, device_bytes
-from objectives.cost.step import estimate
+from objectives.cost.step import estimate, stage_profile
 from objectives.measurements import MeasuredRun
-from objectives.measurements.tables import MemoryKind
+from objectives.measurements.tables import MemoryKind, MemoryStage
 from objectives.metrics import Job
 from objectives.ranking import memory_limit_bytes
 from objectives.uncertainty import step_sigma
@@ -21,7 +21,8 @@ INTERVAL_COVERAGE, INTERVAL_Z = 0.8, 1.2816
 class Prediction:
     """What the model says of one run; the interval should hold with 80 %.
 
-    `printed_bytes` is the peak as the run's trainer counts it: live tensors, blocks, or the whole device.
+    `printed_bytes` is the peak as the run's trainer counts it: live tensors, blocks, or the whole device, of
+    the fullest device or of the first stage's.
     """
 
     run: MeasuredRun
@@ -91,7 +92,8 @@ def predict(runs: Sequence[MeasuredRun]) -> list[Prediction]:
     that of the one taken; where nothing makes it the likelier, the geometric mean of the extremes.
     """
     readings = [[(run.job, run.plan), *run.alternatives] for run in runs]
-    priced = _price([reading for each in readings for reading in each])
+    stages = [run.memory_stage for run, each in zip(runs, readings, strict=True) for _ in each]
+    priced = _price([reading for each in readings for reading in each], stages)
     starts = np.cumsum([0, *(len(each) for each in readings)])
     return [
         _prediction(run, priced[:, start:end])
@@ -99,8 +101,11 @@ def predict(runs: Sequence[MeasuredRun]) -> list[Prediction]:
     ]
 
 
-def _price(readings: Sequence[tuple[Job, Plan]]) -> Floats:
-    """Step seconds, a factor for their interval, peak, live and device bytes; shape (5, n_readings)."""
+def _price(readings: Sequence[tuple[Job, Plan]], stages: Sequence[MemoryStage]) -> Floats:
+    """Step seconds, a factor for their interval, peak, live and device bytes; shape (5, n_readings).
+
+    The peak is the fullest device's; live and device bytes are those of the device that is printed.
+    """
     priced = np.zeros((5, len(readings)))
     for places in _by_job([job for job, _ in readings]):
         job, plans = readings[places[0]][0], Plans.of(readings[i][1] for i in places)
@@ -110,6 +115,10 @@ def _price(readings: Sequence[tuple[Job, Plan]]) -> Floats:
         memory = found.memory
         priced[:3, places] = step_s, factor, memory.total_bytes
         priced[3:, places] = memory.allocated_bytes, device_bytes(job, memory)
+        for place, peak_stage in zip(places, found.peak_stage, strict=True):
+            if peak_stage and stages[place] is MemoryStage.FIRST:
+                memory = stage_profile(job, readings[place][1]).memory
+                priced[3:, place] = memory.allocated_bytes[0], device_bytes(job, memory)[0]
     return priced
 
 

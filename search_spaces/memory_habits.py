@@ -27,6 +27,8 @@ class MemoryHabits:
     gathers again.  `passing_gradient_bytes` a parameter hold 16-bit gradients beside those accumulated in
     fp32 until a backward pass ends; `layer_gradient_bytes` only those of the layer that runs, and of the
     output layer.  `step_bytes` a parameter, sharded as the optimizer's state is, live during the update.
+    `whole_sequences`: with sequence parallelism, so many sequences of h entries a token lie whole on every
+    rank: what products gather, and what a reduce-scatter reads.
     `kept_share` is what autograd keeps of a layer over the operands of its products and kernels.
     `keeps_cast_operands`: with fp8, a product keeps the cast copy of its input and not the 16-bit one.
     `release`: when activations go where the backward pass is split; of a layer's 34 bytes an entry the
@@ -38,6 +40,7 @@ class MemoryHabits:
 
     keeps_gate: bool = False
     keeps_gathered: bool = False
+    whole_sequences: float = 1.0
     kept_share: float = 1.0
     passing_gradient_bytes: float = 0.0
     layer_gradient_bytes: float = 0.0
@@ -48,7 +51,10 @@ class MemoryHabits:
     release: Release = Release.AT_WEIGHT
 
     def __post_init__(self) -> None:
-        for name in ("kept_share", "passing_gradient_bytes", "layer_gradient_bytes", "step_bytes"):
+        names = (
+            "kept_share", "whole_sequences", "passing_gradient_bytes", "layer_gradient_bytes", "step_bytes",
+        )  # fmt: skip
+        for name in names:
             value = getattr(self, name)
             check(0 <= value < float("inf"), f"MemoryHabits.{name} must be finite and not negative", value)
 

@@ -74,7 +74,7 @@ def fullest_stage(job: Job, plans: Plans) -> tuple[StepMemory, Ints]:
     states = factored(plans, STATE_BYTES_KNOBS, lambda rows: held_states(job, rows))
     kept = factored(plans, ACTIVATION_KNOBS, lambda rows: kept_activations(job, rows))
     activations = pipeline.in_flight(plans, m, index, release_of(job)) * kept.kept_bytes
-    buffers = buffer_bytes(plans, boundary_bytes(job, plans), kept.transient_bytes, states)
+    buffers = buffer_bytes(job, plans, boundary_bytes(job, plans), kept.transient_bytes, states)
     gradients = _beside_activations(
         job, m, states.gradients_bytes, activations + kept.logits_bytes + kept.transient_bytes
     )
@@ -113,14 +113,15 @@ def release_of(job: Job) -> Release:
     return framework_named(job.workload.framework).memory.release
 
 
-def buffer_bytes(plans: Plans, boundary: Floats, transient: Floats, held: StateBytes) -> Floats:
+def buffer_bytes(job: Job, plans: Plans, boundary: Floats, transient: Floats, held: StateBytes) -> Floats:
     """What lives for a moment only, per stage.
 
-    Two messages each way between stages, the sequence that sp gathers whole, a layer being recomputed, the
-    layers that ZeRO holds whole, and the buckets of an overlapped reduction.
+    Two messages each way between stages, the sequences that lie whole beside sp, a layer being recomputed,
+    the layers that ZeRO holds whole, and the buckets of an overlapped reduction.
     """
     between = np.where(plans.pp > 1, 4 * boundary, 0.0)
-    messages = between + np.where(plans.sequence_parallel, boundary * plans.tp, 0.0)
+    n_whole = framework_named(job.workload.framework).memory.whole_sequences
+    messages = between + np.where(plans.sequence_parallel, n_whole * boundary * plans.tp, 0.0)
     return messages + transient + held.whole_bytes + plans.overlap_dp * held.bucket_bytes
 
 
@@ -146,7 +147,7 @@ def stage_memory(
     index = stages.index
     held = state_bytes(job, one, held_parameters(job, one, stages), stages)
     kept = flights * activations.kept_bytes
-    buffers = buffer_bytes(one, boundary_bytes(job, one), activations.transient_bytes, held)
+    buffers = buffer_bytes(job, one, boundary_bytes(job, one), activations.transient_bytes, held)
     buffers = _through_update(buffers, held.update_bytes, kept + activations.logits_bytes)
     reserve = np.full(len(index), job.cluster.memory_reserve_bytes.value)
     freed = kept + activations.logits_bytes + activations.transient_bytes

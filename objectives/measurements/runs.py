@@ -19,7 +19,7 @@ from objectives.measurements.clusters import Described, cluster_of
 from objectives.measurements.layouts import as_overlapped, plan_of, unfillable, unrunnable
 from objectives.measurements.models import model_of
 from objectives.measurements.openings import openings_of
-from objectives.measurements.tables import MemoryKind, TrainerWords, WordTables, word_tables
+from objectives.measurements.tables import MemoryKind, MemoryStage, TrainerWords, WordTables, word_tables
 from objectives.metrics import Job
 from search_spaces.cluster_presets import load_cluster
 from search_spaces.errors import InvalidSpec, MeshtuneError
@@ -66,8 +66,8 @@ class MeasuredRun:
 
     `notes` say what the row leaves open and what was taken instead; a run is `trusted` where every field that
     sets its step time is known and its figures do not contradict themselves or their neighbours.
-    `memory_kind` says what the memory figure counts; `impossible` why a failed row's trainer cannot run its
-    plan at all (empty: it could).  `alternatives` are the other jobs and
+    `memory_kind` says what the memory figure counts, `memory_stage` on which device; `impossible` why a
+    failed row's trainer cannot run its plan at all (empty: it could).  `alternatives` are the other jobs and
     plans that the row may mean; `undecided` says that nothing makes `job` and `plan` likelier.
     """
 
@@ -81,6 +81,7 @@ class MeasuredRun:
     labels: Mapping[str, str]
     trusted: bool
     memory_kind: MemoryKind = MemoryKind.DEVICE
+    memory_stage: MemoryStage = MemoryStage.FULLEST
     notes: tuple[str, ...] = ()
     impossible: str = ""
     alternatives: tuple[tuple[Job, Plan], ...] = ()
@@ -202,6 +203,7 @@ class _Reader:
             step_s=step_s,
             peak_memory_bytes=peak_bytes,
             memory_kind=memory_kind(cells, trainer),
+            memory_stage=trainer.memory_stage,
             labels=_labels(cells, plan, trainer),
             trusted=_is_trusted(cells),
             notes=(*job_notes, *plan_notes),

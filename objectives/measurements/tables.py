@@ -27,12 +27,19 @@ class MemoryKind(StrEnum):
     DEVICE = "device"
 
 
+class MemoryStage(StrEnum):
+    """Whose memory a trainer prints: the fullest device's, or rank 0's, which is of the first stage."""
+
+    FULLEST = "fullest"
+    FIRST = "first"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainerWords:
     """A trainer by words in its name.
 
     `flash_since` (YYYY-MM) says since when fused attention is its default; `memory` what its printed memory
-    counts, in units of `memory_unit_bytes`.
+    counts, on the device that `memory_stage` says, in units of `memory_unit_bytes`.
     """
 
     match: tuple[str, ...]
@@ -40,6 +47,7 @@ class TrainerWords:
     vocab: int | None = None
     flash_since: str = ""
     memory: MemoryKind = MemoryKind.DEVICE
+    memory_stage: MemoryStage = MemoryStage.FULLEST
     memory_unit_bytes: float = GB
 
     @property

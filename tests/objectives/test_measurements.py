@@ -346,6 +346,11 @@ def test_a_memory_figure_is_what_its_trainer_prints_unless_the_row_says(
     assert (run.memory_kind, run.peak_memory_bytes) == (kind, peak_bytes)
 
 
+@pytest.mark.parametrize(("framework", "stage"), [("nanotron", "first"), ("Megatron-LM", "fullest")])
+def test_a_memory_figure_is_of_the_device_that_its_trainer_prints(read, framework, stage):
+    assert read({"framework": framework}).runs[0].memory_stage == stage
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [

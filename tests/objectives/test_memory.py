@@ -9,6 +9,7 @@ from objectives.cost.reserve import device_bytes, memory_bounds_bytes, reserved_
 from objectives.cost.stages import leaves_a_stage_empty, stages_of
 from objectives.cost.states import deepspeed_bytes_after_step, held_states
 from objectives.cost.step import estimate, stage_profile
+from search_spaces.framework import FRAMEWORKS
 from search_spaces.model_presets import load_model
 from search_spaces.plan import Plan, Plans
 from search_spaces.units import MIB
@@ -186,3 +187,13 @@ def test_a_trainer_that_keeps_cast_operands_keeps_fewer_bytes_in_fp8():
     tokens, width, h, value = 4096, 14336 / 4, 4096, 4096 / 4
     assert wide - narrow == pytest.approx(32 * tokens * (2 * h / 4 + width - value))
     assert activations("torchtitan", Precision.FP8) == activations("torchtitan", Precision.BF16)
+
+
+@pytest.mark.parametrize("micro_batch", [1, 4])
+def test_gathered_sequences_lie_whole_beside_sequence_parallelism(micro_batch):
+    text = f"tp=8 dp=8 zero=1 micro_batch={micro_batch}"
+    split, whole = priced(
+        JOBS["balanced"], f"{text} sequence_parallel=true", f"{text} sequence_parallel=false"
+    ).memory.buffers_bytes
+    one_sequence = 2 * micro_batch * JOBS["balanced"].workload.seq_len * JOBS["balanced"].model.d_model
+    assert split - whole == FRAMEWORKS["nanotron"].memory.whole_sequences * one_sequence

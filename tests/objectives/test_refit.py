@@ -5,7 +5,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from benchmarks.ablation import Judge, constant_effects, formula_effects, part_effects, replaced
+from benchmarks.ablation import (
+    Judge,
+    constant_effects,
+    formula_effects,
+    memory_accuracies,
+    part_effects,
+    replaced,
+)
 from benchmarks.fit_constants import Intervals, priors_of
 from benchmarks.fitting import fit, prior
 from benchmarks.rows import Key, Rows, thinned, trusted_runs
@@ -126,3 +133,10 @@ def test_a_replaced_formula_comes_back():
 def test_flat_collectives_are_never_faster(rows):
     flat = dict(formula_effects(rows))["hierarchy of collectives (flat instead)"]()
     assert np.all(flat >= rows.step_s({}) * (1 - 1e-9))
+
+
+def test_a_memory_habit_taken_away_moves_its_trainers_rows_alone(rows):
+    whole, off = memory_accuracies(rows.runs), memory_accuracies(rows.runs, "layer_gradient_bytes")
+    assert set(whole) == {"simumax-b200", "zero-bubble"}
+    assert off["simumax-b200"].memory_median_ape > whole["simumax-b200"].memory_median_ape
+    assert memory_accuracies(rows.runs, "whole_sequences") == whole

@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from objectives.cost.step import estimate
+from objectives.cost.step import estimate, stage_profile
 from objectives.measurements import RunOutcome, read_measurements
+from objectives.measurements.tables import MemoryStage
 from objectives.validation import (
     Prediction,
     accuracies,
@@ -88,6 +89,18 @@ def test_a_plan_run_twice_is_compared_by_its_median(runs):
     again = [made_up(runs[0], seconds, 1.0) for seconds in (1.0, 1.2, 9.0)]
     figures = accuracy("all", "all", [*again, made_up(runs[1], 2.0, 3.0)])
     assert (figures.pair_order, figures.n) == (1.0, 4)
+
+
+def test_memory_of_rank_0_is_compared_with_the_first_stage(runs):
+    # With one micro-batch a step no stage holds two, and the last of them has the loss.
+    run = next(run for run in runs if run.plan.pp == 2 and run.plan.tp == 1)
+    whole = run.job.workload.global_batch // run.plan.dp
+    run = replace(run, plan=replace(run.plan, micro_batch=whole))
+    memory = stage_profile(run.job, run.plan).memory
+    assert memory.allocated_bytes[1] > memory.allocated_bytes[0]
+    first, fullest = predict([run, replace(run, memory_stage=MemoryStage.FULLEST)])
+    assert (first.printed_bytes, fullest.printed_bytes) == pytest.approx(memory.allocated_bytes)
+    assert first.peak_memory_bytes == fullest.peak_memory_bytes == pytest.approx(memory.total_bytes[1])
 
 
 def test_failed_runs_are_told_by_memory(runs):
