@@ -64,8 +64,8 @@ class StepMemory:
 class Estimate:
     """Time and memory of many plans; `peak_stage` is the stage whose memory is the largest.
 
-    `pass_share` is the mean over the stages of what passes take, by the worst stage's; `host_s` the seconds
-    in which hosts move and update an offloaded optimizer, those beside passes included.
+    `pass_share` is the mean over the stages of what passes take, by what `time` says of them; `host_s` the
+    seconds in which hosts move and update an offloaded optimizer, those beside passes included.
     """
 
     time: StepTime

@@ -89,9 +89,16 @@ def _priced(job: Job, plans: Plans) -> Estimate:
         time=_time(job, plans, passes, states, n_microbatches),
         memory=memory,
         peak_stage=peak_stage,
-        pass_share=passes.all_stages_s / (plans.pp * passes.worst_s),
+        pass_share=_pass_share(job, plans, passes),
         host_s=np.where(visiting_bucket(job, plans) > 0, 0.0, states.offload_s),
     )
+
+
+def _pass_share(job: Job, plans: Plans, passes: PassTable) -> Floats:
+    """Mean over the stages of what passes take, by the parts of a step; those are the mean with turns."""
+    if job.cluster.turns > 1:
+        return np.ones(len(plans))
+    return passes.all_stages_s / (plans.pp * passes.worst_s)
 
 
 def microbatches(job: Job, plans: Plans) -> Ints:

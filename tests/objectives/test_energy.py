@@ -22,6 +22,7 @@ from search_spaces.rules import broken_rules
 from search_spaces.space import SearchSpace, SpaceSpec
 from search_spaces.units import KWH_J, TFLOPS
 from tests.objectives.jobs import job_of
+from tests.objectives.test_processes import job_on, machine
 from tests.search_spaces.test_rules import columns_of
 
 JOB = job_of("qwen3-8b", "alps", 16, global_batch=128)
@@ -274,3 +275,15 @@ def test_hosts_idle_while_the_device_updates_an_offloaded_optimizer_bucket_by_bu
     assert (priced.time.offload_s > 0).all()
     assert priced.host_s[0] == priced.time.offload_s[0]
     assert priced.host_s[1] == 0
+
+
+def test_devices_that_share_a_core_compute_as_long_as_their_step_says():
+    """Where products and memory draw alike: those watts times the step's own seconds, by hand."""
+    job = job_on(machine(2.0))
+    power = replace(DevicePower(), memory_share=DevicePower().compute_share)
+    device = replace(job.cluster.device, power=power)
+    job, plans = replace(job, cluster=replace(job.cluster, device=device)), Plans.of([Plan(pp=4)])
+    priced = estimate(job, plans)
+    by_hand = 4 * device.draw_w("compute") * (priced.time.compute_s + priced.time.optimizer_s)[0]
+    energy = step_energy(job, plans, priced)
+    assert (energy.compute_j + energy.memory_j)[0] == pytest.approx(by_hand)
