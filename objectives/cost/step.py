@@ -57,7 +57,7 @@ def join_estimates(parts: list[Estimate]) -> Estimate:
         memory=StepMemory(**_joined([part.memory for part in parts], StepMemory)),
         **{
             name: np.concatenate([getattr(part, name) for part in parts])
-            for name in ("peak_stage", "pass_share", "host_s")
+            for name in ("peak_stage", "pass_share", "host_s", "visited_s")
         },
     )
 
@@ -91,7 +91,17 @@ def _priced(job: Job, plans: Plans) -> Estimate:
         peak_stage=peak_stage,
         pass_share=_pass_share(job, plans, passes),
         host_s=np.where(visiting_bucket(job, plans) > 0, 0.0, states.offload_s),
+        visited_s=_exposed_visits_s(plans, states, passes),
     )
+
+
+def _exposed_visits_s(plans: Plans, states: StateTable, passes: PassTable) -> Floats:
+    """Exposed seconds of the device's own update of a visiting state: its share of the offload's."""
+    if not states.visited_s.any():
+        return states.visited_s
+    exposed_s = exposed_offload_s(plans, states.offload_s, passes.worst_s)
+    shown: Floats = states.visited_s * exposed_s / np.maximum(states.offload_s, np.finfo(np.float64).tiny)
+    return shown
 
 
 def _pass_share(job: Job, plans: Plans, passes: PassTable) -> Floats:

@@ -45,7 +45,9 @@ def test_states_fill_the_step_of_every_device():
     plans = legal_plans()
     priced = estimate(JOB, plans)
     parts = {name: getattr(priced.time, name) for name in priced.time.__dataclass_fields__}
-    seconds = state_seconds(parts, product_share(JOB, plans, priced.time.compute_s), priced.step_s)
+    seconds = state_seconds(
+        parts, product_share(JOB, plans, priced.time.compute_s), priced.step_s, visited_s=priced.visited_s
+    )
     np.testing.assert_allclose(sum(seconds[state] for state in STATES), priced.step_s)
     assert all((seconds[state] >= 0).all() for state in STATES)
 
@@ -205,6 +207,7 @@ def test_metrics_of_energy_are_one_figure_in_three_units():
         f"{PLAN.key} power_cap_w=450",
         "dp=16 micro_batch=2 zero=1 overlap_dp=true",
         "pp=4 dp=4 vpp=3 micro_batch=2 schedule=interleaved",
+        "dp=16 micro_batch=2 zero=1 recompute=full offload_optimizer=true offload_bucket=4000000",
     ],
 )
 def test_the_timeline_draws_what_the_closed_form_says(words):
@@ -287,3 +290,19 @@ def test_devices_that_share_a_core_compute_as_long_as_their_step_says():
     by_hand = 4 * device.draw_w("compute") * (priced.time.compute_s + priced.time.optimizer_s)[0]
     energy = step_energy(job, plans, priced)
     assert (energy.compute_j + energy.memory_j)[0] == pytest.approx(by_hand)
+
+
+VISITED = "dp=16 micro_batch=2 zero=1 recompute=full offload_optimizer=true offload_bucket=4000000"
+
+
+def test_a_device_that_updates_what_visits_it_draws_as_its_memory_does_and_idles_while_it_moves():
+    at_home = VISITED.replace(" offload_optimizer=true offload_bucket=4000000", "")
+    here, plans = estimate(JOB, Plans.of([Plan.parse(at_home)])), Plans.of([Plan.parse(VISITED)])
+    priced = estimate(JOB, plans)
+    assert priced.visited_s[0] == pytest.approx(here.time.optimizer_s[0])  # the same update, elsewhere kept
+    assert priced.time.offload_s[0] > priced.visited_s[0]
+    update_j = 16 * JOB.cluster.device.draw_w("memory") * priced.visited_s[0]
+    without = step_energy(JOB, plans, replace(priced, visited_s=np.zeros(1)))
+    with_it = step_energy(JOB, plans, priced)
+    assert with_it.memory_j[0] - without.memory_j[0] == pytest.approx(update_j)
+    assert with_it.idle_j[0] < without.idle_j[0]
