@@ -377,14 +377,20 @@ def _update_s(job: Job, plans: Plans, owned: Floats, n_layers: Ints) -> _Update:
         there_and_back = owned * 2 * state.kept_bytes / job.cluster.device.host_bandwidth_bytes_per_s
         on_host = np.where(visiting > 0, there_and_back + on_device, on_host)
     if plans.optimizer_tile.any():
-        tiles = np.ceil(owned / np.maximum(plans.optimizer_tile, 1)) * (plans.optimizer_tile > 0)
-        on_device = np.maximum(on_device, tiles * TILE_OPERATIONS * job.cluster.device.kernel_launch_s.value)
+        on_device = np.maximum(on_device, tiles_issue_s(job, plans, owned))
     copies = _shard_s(job, plans, n_layers)
     return _Update(
         on_device_s=np.where(plans.offload_optimizer, 0.0, on_device + copies),
         offloaded_s=np.where(plans.offload_optimizer, on_host + copies, 0.0),
         visited_s=visited,
     )
+
+
+def tiles_issue_s(job: Job, plans: Plans, owned: Floats) -> Floats:
+    """Host seconds of issuing an update's operations tile by tile; 0 where all parameters are one."""
+    tiles = np.ceil(owned / np.maximum(plans.optimizer_tile, 1)) * (plans.optimizer_tile > 0)
+    issue_s: Floats = tiles * TILE_OPERATIONS * job.cluster.device.kernel_launch_s.value
+    return issue_s
 
 
 def _shard_s(job: Job, plans: Plans, n_layers: Ints) -> Floats:
