@@ -52,8 +52,8 @@ class ExpertAbilities:
     may have another number of them than the rest of the model.  `overlaps`: it can hide the exchange of
     tokens behind computation.  `deduplicates`: it can send a token once to a node; `copies_afterwards`:
     inside the node it is copied once all have come, not as they come.  `hierarchical`: one message to a node.
-    `migrates`: experts change places while it trains.  `dispatches`: how it sends tokens; `tokens`: which
-    ones its tensor-parallel ranks send.
+    `migrates`: experts change places while it trains.  `dispatches`: how it sends tokens where experts have
+    a capacity; `tokens`: which ones its tensor-parallel ranks send.
     """
 
     in_pipeline: bool = True
@@ -174,7 +174,7 @@ MEGATRON_LM = FrameworkProfile(
     experts=ExpertAbilities(
         split_beside_biases=False,
         own_replicas_in_any_order=False,
-        dispatches=(Dispatch.PLAIN, Dispatch.PADDED, Dispatch.PADDING_FREE),
+        dispatches=(Dispatch.PLAIN, Dispatch.PADDING_FREE),  # combined in 16 bits, padded or not
     ),
 )
 MEGATRON_DEEPSPEED = FrameworkProfile(
@@ -239,7 +239,7 @@ FRAMEWORKS: Mapping[str, FrameworkProfile] = MappingProxyType(
                     ranks=ExpertRanks.DP,
                     overlaps=False,
                     deduplicates=False,
-                    dispatches=(Dispatch.PLAIN, Dispatch.EINSUM, Dispatch.PADDED),
+                    dispatches=(Dispatch.EINSUM, Dispatch.PADDED),
                     tokens=(ExpertTokens.SHARDED, ExpertTokens.DROPPED),
                 ),
                 overlaps_tp=False,
@@ -272,7 +272,7 @@ FRAMEWORKS: Mapping[str, FrameworkProfile] = MappingProxyType(
                     tensor=ExpertTensor.TP_OR_WHOLE,
                     overlaps=False,
                     copies_afterwards=True,
-                    dispatches=tuple(Dispatch),
+                    dispatches=(Dispatch.EINSUM, Dispatch.PADDED, Dispatch.PADDING_FREE),
                     tokens=tuple(ExpertTokens),
                 ),
                 overlaps_tp=False,

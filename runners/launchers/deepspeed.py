@@ -73,7 +73,7 @@ class DeepSpeed:
             *_state_lacks(job, plan),
             *_sharding_lacks(plan),
             *_chunk_lacks(job, plan),
-            *_overlap_lacks(plan),
+            *_overlap_lacks(job, plan),
         ]
 
     def launch(self, job: Job, plan: Plan, options: Options) -> Launch:
@@ -225,12 +225,17 @@ def _state_lacks(job: Job, plan: Plan) -> list[str]:
     return found
 
 
-def _overlap_lacks(plan: Plan) -> list[str]:
+def _overlap_lacks(job: Job, plan: Plan) -> list[str]:
     found = []
     if plan.overlap_tp:
         found.append("overlap_tp=true: Megatron-DeepSpeed does not overlap tensor parallelism")
     if plan.overlap_pp and plan.pp > 1:
         found.append("overlap_pp=true: DeepSpeed's pipeline engine does not overlap its transfers")
+    limited = job.model.moe is not None and job.model.moe.capacity_factor is not None
+    if limited and plan.dispatch is Dispatch.PLAIN:
+        found.append(
+            "dispatch=plain: DeepSpeed pads by products with masks (einsum), or as Tutel does (padded)"
+        )
     if asked := expert_exchange(plan, Dispatch.PLAIN, Dispatch.EINSUM, Dispatch.PADDED):
         found.append(f"{asked}: DeepSpeed exchanges tokens plainly, and waits for them")
     if plan.overlap_dp and plan.zero == 0:

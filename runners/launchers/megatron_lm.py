@@ -128,6 +128,8 @@ def _exchange_lacks(plan: Plan) -> list[str]:
         found.append("hierarchical_ep=true: Megatron-LM's dispatchers send to every rank, or once to a node")
     if plan.migrate_every:
         found.append(f"migrate_every={plan.migrate_every}: Megatron-LM leaves experts where they are")
+    if plan.dispatch is Dispatch.PADDED:
+        found.append("dispatch=padded: Megatron-LM pads without Tutel's combining in fp32 (dispatch=plain)")
     if plan.dispatch is Dispatch.EINSUM:
         found.append("dispatch=einsum: Megatron-LM moves tokens by index, without masks over slots")
     return found

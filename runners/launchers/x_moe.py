@@ -49,8 +49,8 @@ class XMoE:
 
 
 def _for_deepspeed(plan: Plan) -> Plan:
-    """The plan without what only X-MoE knows."""
-    known = Dispatch.PLAIN if plan.dispatch is Dispatch.PADDING_FREE else plan.dispatch
+    """The plan without what only X-MoE knows: its buffers take the place of DeepSpeed's masks."""
+    known = Dispatch.EINSUM if plan.dispatch is Dispatch.PADDING_FREE else plan.dispatch
     return replace(plan, dispatch=known, deduplicate_ep=False)
 
 

@@ -305,3 +305,21 @@ def test_a_plan_is_in_a_space_under_either_of_its_names():
     assert len(all_names(space.context, plan)) == 4
     assert not space.holds(Plan(dp=32, n_microbatches=2))
     assert not space.holds(Plan(dp=8, nodes=1, n_microbatches=1))
+
+
+@pytest.mark.parametrize(
+    ("framework", "ways"),
+    [
+        ("any", {"plain"}),
+        ("megatron-lm", {"plain"}),
+        ("deepspeed", {"einsum", "padded"}),
+        ("x-moe", {"einsum", "padded", "padding-free"}),
+    ],
+)
+def test_tokens_are_sent_to_experts_of_limited_capacity_as_the_trainer_can(framework, ways):
+    limited = replace(SMALL_MOE, moe=replace(SMALL_MOE.moe, capacity_factor=1.25))
+    asked = FEW | dict(tp=1, pp=1, cp=1, ep=[2, 4], zero=1, recompute="none", micro_batch=1)
+    plans = Plans.concatenate(list(space_of(limited, 8, asked, framework=framework).chunks()))
+    assert {plan.dispatch for plan in plans} == ways
+    dropless = Plans.concatenate(list(space_of(SMALL_MOE, 8, asked, framework=framework).chunks()))
+    assert {plan.dispatch for plan in dropless} == {"plain"}

@@ -7,7 +7,7 @@ from runners.launchers.base import Options
 from runners.launchers.export import export_files
 from search_spaces.errors import CannotExport
 from search_spaces.knobs import OPT_IN
-from search_spaces.plan import Plan
+from search_spaces.plan import Dispatch, Plan
 from tests.runners.launchers.cases import LLAMA_8B, XMOE_LARGE, job
 
 GPT_HALF = job("gpt3-175b", "dgx-a100", 64, 256, 2048, "fp16")
@@ -51,6 +51,15 @@ def written(of, launcher, plan):
         return None, str(error)
     files.pop("plan.json")
     return {name: text.replace(plan.key, "") for name, text in files.items()}, ""
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_no_two_ways_of_sending_tokens_are_written_alike(launcher):
+    tried = [written(XMOE_LARGE, launcher, Plan.parse(f"{EXPERTS} dispatch={each}")) for each in Dispatch]
+    texts = [str(sorted(files.items())) for files, _ in tried if files is not None]
+    assert len(set(texts)) == len(texts)
+    for way, (files, refusal) in zip(Dispatch, tried, strict=True):
+        assert files is not None or f"dispatch={way}" in refusal or not texts
 
 
 def test_every_knob_that_is_off_by_default_is_tried():

@@ -68,6 +68,7 @@ REFUSED = {
         (MIXTRAL, "dp=64 ep=8 overlap_ep=true recompute=full", "overlap_ep=true"),
         (XMOE_LARGE, "dp=256 ep=64 hierarchical_ep=true", "hierarchical_ep=true"),
         (XMOE_LARGE, "dp=256 ep=64 dispatch=einsum", "dispatch=einsum"),
+        (XMOE_LARGE, "dp=256 ep=64 dispatch=padded", "dispatch=padded"),
         (LLAMA_8B, "pp=4 dp=16 recompute=full recompute_stages=2", "recompute_stages=2"),
     ],
     "deepspeed": [
@@ -107,10 +108,12 @@ REFUSED = {
         (MIXTRAL, "tp=16 dp=4 ep=8", "ep=8"),
         (DEEPSEEK_V3, "tp=2 dp=1024", "attention.latent"),
         (XMOE_LARGE, "dp=256 ep=64 zero=1 dispatch=padding-free", "dispatch=padding-free"),
+        (XMOE_LARGE, "dp=256 ep=64 zero=1", "dispatch=plain"),
         (XMOE_LARGE, "dp=256 ep=64 zero=1 hierarchical_ep=true", "hierarchical_ep=true"),
         (GPT_FRONTIER, "tp=4 pp=16 dp=16 recompute=full recompute_stages=3", "recompute_stages=3"),
     ],
     "x-moe": [
+        (XMOE_LARGE, "dp=256 ep=64 zero=1 deduplicate_ep=true", "dispatch=plain"),
         (XMOE_LARGE, "dp=256 ep=64 zero=1 dispatch=padded deduplicate_ep=true", "deduplicate_ep=true"),
         (XMOE_LARGE, "dp=256 ep=64 zero=1 hierarchical_ep=true", "hierarchical_ep=true"),
         (XMOE_LARGE, "pp=2 dp=128 ep=64 zero=1", "pp=2"),
@@ -376,7 +379,7 @@ def test_x_moe_says_that_attention_keeps_whole_sequences():
     assert any("attention keeps more" in note for note in launch.notes)
 
 
-@pytest.mark.parametrize(("dispatch", "pads"), [("plain", True), ("padded", True), ("padding-free", False)])
+@pytest.mark.parametrize(("dispatch", "pads"), [("plain", True), ("padding-free", False)])
 def test_megatron_lm_pads_experts_unless_told_otherwise(dispatch, pads):
     plan = Plan.parse(f"dp=256 ep=64 zero=1 dispatch={dispatch}")
     said = words(load_launcher("megatron-lm").launch(XMOE_LARGE, plan, Options()).arguments)
