@@ -96,12 +96,12 @@ class FrameworkProfile:
     `zero_stages_with_pipeline`, `zero_stages_with_offload` and `zero_stages_with_overlap` are the ZeRO stages
     that it runs beside pp > 1, an offloaded optimizer, and overlapped gradients;
     `zero_stages_with_overlapped_offload` those beside which it updates an offloaded optimizer while passes
-    run.  `cp_alone`: it splits
-    sequences only without a pipeline and without sequence parallelism.  `waits_from_pp`: the shortest
-    interleaved pipeline whose transfers it can leave unoverlapped.  `ties_over_stages`: tied embeddings may
-    lie on two stages.  `keeps_stage_input`: a stage's input travels and is kept split over tp, beside the
-    first layer's own (DeepSpeed's pipeline engine).  `splits_messages`: each tensor-parallel rank sends its
-    part of a message between stages, and the receivers gather them (Megatron-LM's scatter/gather).
+    run.  `always_overlaps_dp`: it cannot leave gradients unoverlapped.  `cp_alone`: it splits sequences only
+    without a pipeline and without sequence parallelism.  `waits_from_pp`: the shortest interleaved pipeline
+    whose transfers it can leave unoverlapped.  `ties_over_stages`: tied embeddings may lie on two stages.
+    `keeps_stage_input`: a stage's input travels and is kept split over tp, beside the first layer's own
+    (DeepSpeed's pipeline engine).  `splits_messages`: each tensor-parallel rank sends its part of a message
+    between stages, and the receivers gather them (Megatron-LM's scatter/gather).
     `state_in_fp16`: its state where it trains in fp16, if another (Megatron-LM sums gradients in fp32 for
     bf16 alone, unless told).
     `recompute_modules`: it redoes modules by name; `recompute_stages`: on some pipeline stages only.
@@ -125,6 +125,7 @@ class FrameworkProfile:
     zero_stages_with_offload: tuple[int, ...] = ALL_ZERO_STAGES
     zero_stages_with_overlap: tuple[int, ...] = ALL_ZERO_STAGES
     zero_stages_with_overlapped_offload: tuple[int, ...] = ()
+    always_overlaps_dp: bool = False
     cp_kinds: tuple[CpKind, ...] = tuple(CpKind)
     cp_alone: bool = False
     rank_orders: tuple[RankOrder, ...] = tuple(RankOrder)
@@ -303,6 +304,7 @@ FRAMEWORKS: Mapping[str, FrameworkProfile] = MappingProxyType(
                 ),
                 zero_stages=(0, 2, 3),
                 zero_stages_with_pipeline=(0, 2, 3),
+                always_overlaps_dp=True,
                 zero_stages_with_offload=(),
                 cp_kinds=(CpKind.ALL_GATHER,),
                 rank_orders=(RankOrder.TP_CP_DP_PP,),
@@ -443,6 +445,7 @@ FRAMEWORKS: Mapping[str, FrameworkProfile] = MappingProxyType(
                 splits_layers=False,
                 zero_stages=(0, 2, 3),
                 zero_stages_with_pipeline=(),
+                always_overlaps_dp=True,
                 zero_stages_with_offload=(),
                 cp_kinds=(),
                 rank_orders=(RankOrder.TP_CP_DP_PP,),

@@ -226,6 +226,12 @@ def zero_plus_lacks(plan: Plan, program: str) -> list[str]:
     ]
 
 
+def waiting_lacks(plan: Plan, program: str) -> list[str]:
+    """What a program cannot do that overlaps the reduction of gradients wherever there is one."""
+    waits = plan.dp * plan.cp > 1 and not plan.overlap_dp
+    return [f"overlap_dp=false: {program} always overlaps the reduction of gradients"] if waits else []
+
+
 def offload_lacks(plan: Plan, program: str) -> list[str]:
     """What a program without an update beside the passes cannot do."""
     lacks = f"overlap_offload=true: {program} waits for the update of an offloaded optimizer"

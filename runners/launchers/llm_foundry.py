@@ -26,6 +26,7 @@ from runners.launchers.base import (
     order_lacks,
     sent_tokens,
     update_lacks,
+    waiting_lacks,
     zero_plus_lacks,
 )
 from search_spaces.model import ModelSpec, NormKind, QkNorm
@@ -56,6 +57,7 @@ class LLMFoundry:
             *order_lacks(plan, "llm-foundry"),
             *zero_plus_lacks(plan, "llm-foundry"),
             *offload_lacks(plan, "llm-foundry"),
+            *waiting_lacks(plan, "llm-foundry"),
             *update_lacks(plan, "llm-foundry"),
             *sent_tokens(plan, "llm-foundry"),
             *_group_lacks(plan),
@@ -240,8 +242,6 @@ def _fill_in(options: Options) -> list[str]:
 
 def _notes(plan: Plan) -> list[str]:
     found = ["OmegaConf reads the YAML: a ${...} in a path or a name would be replaced."]
-    if plan.dp > 1 and not plan.overlap_dp:
-        found.append("FSDP and DistributedDataParallel always overlap the reduction of gradients.")
     if plan.zero == 0:
         found.append("Without sharding Composer wraps the whole model in DistributedDataParallel.")
     return found

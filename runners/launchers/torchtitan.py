@@ -26,6 +26,7 @@ from runners.launchers.base import (
     sent_tokens,
     stage_layers,
     update_lacks,
+    waiting_lacks,
     zero_plus_lacks,
 )
 from runners.launchers.torchtitan_model import CONFIG_FILE, config_module, config_name, model_lacks
@@ -76,6 +77,7 @@ class Torchtitan:
             *order_lacks(plan, "torchtitan", longer_warmup=True),
             *zero_plus_lacks(plan, "torchtitan"),
             *offload_lacks(plan, "torchtitan"),
+            *waiting_lacks(plan, "torchtitan"),
             *update_lacks(plan, "torchtitan"),
             *sent_tokens(plan, "torchtitan"),
             *_schedule_lacks(job.model, plan),
@@ -270,8 +272,6 @@ def _fill_in(options: Options) -> list[str]:
 
 def _notes(plan: Plan) -> list[str]:
     found = []
-    if plan.zero >= 2 and plan.dp > 1 and not plan.overlap_dp:
-        found.append("torchtitan always overlaps the gathering of weights and the reduction of gradients.")
     if plan.recompute is Recompute.SELECTIVE:
         found.append(
             "torchtitan's selective policy saves matrix products and attention, and recomputes the rest."

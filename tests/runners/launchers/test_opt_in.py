@@ -13,6 +13,9 @@ from tests.runners.launchers.cases import LLAMA_8B, XMOE_LARGE, job
 GPT_HALF = job("gpt3-175b", "dgx-a100", 64, 256, 2048, "fp16")
 DENSE, EXPERTS = "dp=64", "dp=256 ep=64 zero=1"
 PIPELINE = "pp=4 dp=16 recompute=full"
+# What else a plan must say for a launcher that has no neutral value of it.
+SAID = {"torchtitan": "overlap_dp=true", "llm-foundry": "overlap_dp=true"}
+WAYS = {"deepspeed": "dispatch=einsum", "x-moe": "dispatch=einsum"}
 # A value that is not the neutral one, and a plan in which it has something to do.
 ON = {
     "overlap_ep": ("true", EXPERTS),
@@ -71,6 +74,8 @@ def test_every_knob_that_is_off_by_default_is_tried():
 def test_a_knob_that_is_on_changes_what_is_written_or_is_refused_by_name(launcher, knob):
     value, off = ON[knob]
     jobs = [XMOE_LARGE] if "ep=" in off else [LLAMA_8B, GPT_HALF]
+    ways = WAYS if "ep=" in off and knob != "dispatch" else {}
+    off = " ".join([off, SAID.get(launcher, ""), ways.get(launcher, "")])
     n_written = 0
     for of in jobs:
         files, refusal = written(of, launcher, Plan.parse(f"{off} {knob}={value}"))

@@ -120,6 +120,8 @@ REFUSED = {
         (XMOE_LARGE, "tp=4 dp=64 ep=128 etp=4 zero=1", "ep=128"),
     ],
     "torchtitan": [
+        (LLAMA_8B, "dp=64 zero=3", "overlap_dp=false"),
+        (LLAMA_8B, "tp=8 cp=8 cp_kind=all-gather", "overlap_dp=false"),
         (MIXTRAL, "dp=64 ep=8 zero=3 dispatch=padding-free", "dispatch=padding-free"),
         (LLAMA_8B, "dp=64 zero=3 quantized_weights=true", "quantized_weights=true"),
         (LLAMA_8B, "dp=64 zero=3 hpz=8", "hpz=8"),
@@ -176,6 +178,8 @@ REFUSED = {
         (LLAMA_8B, f"tp=2 dp=32 {SP}", "sequence_parallel=true"),
     ],
     "llm-foundry": [
+        (LLAMA_8B, "dp=64 zero=3", "overlap_dp=false"),
+        (LLAMA_8B, "dp=64", "overlap_dp=false"),
         (LLAMA_8B, "dp=64 zero=3 quantized_weights=true", "quantized_weights=true"),
         (LLAMA_8B, "dp=64 zero=3 hpz=8", "hpz=8"),
         (LLAMA_8B, "dp=64 zero=3 quantized_gradients=true", "quantized_gradients=true"),

@@ -83,10 +83,14 @@ def test_shellcheck_has_nothing_to_say(launcher, tmp_path):
     assert done.stdout == ""
 
 
+def node_plan(launcher):
+    return Plan(dp=8, overlap_dp=launcher in ("torchtitan", "llm-foundry"))  # which always overlap
+
+
 @pytest.mark.parametrize("launcher", CASES)
 def test_hostile_text_reaches_the_program_as_it_was_given(launcher, tmp_path, machine):
     options = Options(program=HOSTILE, data_path=HOSTILE, tokenizer=HOSTILE, extra=(HOSTILE,))
-    plan = Plan(dp=8, zero=0)
+    plan = node_plan(launcher)
     folder = tmp_path / "out of 'the' $(way)"
     export(NODE, plan, launcher, "torchrun", folder, options)
     done, called = machine.run(folder / "run.sh")
@@ -99,12 +103,12 @@ def test_hostile_text_reaches_the_program_as_it_was_given(launcher, tmp_path, ma
 @pytest.mark.parametrize("launcher", CASES)
 def test_run_sh_starts_torchrun_with_every_argument(launcher, tmp_path, machine):
     options = Options(program="train.py")
-    export(NODE, Plan(dp=8), launcher, "torchrun", tmp_path / "out", options)
+    export(NODE, node_plan(launcher), launcher, "torchrun", tmp_path / "out", options)
     done, called = machine.run(tmp_path / "out" / "run.sh")
     assert done.returncode == 0, done.stderr
     assert called[0] == "torchrun"
     assert called[3:13] == [*torchrun_words(1, 0, "127.0.0.1"), "--master-port", "29500"]
-    arguments = words(load_launcher(launcher).launch(NODE, Plan(dp=8), options).arguments)
+    arguments = words(load_launcher(launcher).launch(NODE, node_plan(launcher), options).arguments)
     assert called[13] == "train.py"
     assert called[-len(arguments) :] == arguments
 
