@@ -19,12 +19,11 @@ from objectives.metrics import Job
 from runners.launchers.base import (
     Launch,
     Options,
-    expert_exchange,
+    expert_lacks,
     flag,
     n_microbatches,
     offload_lacks,
     pipeline_lacks,
-    sent_tokens,
     zero_plus_lacks,
 )
 from search_spaces.framework import framework_named
@@ -45,11 +44,11 @@ class AxoNN:
         """What AxoNN cannot express."""
         return [
             *pipeline_lacks(job, plan),
+            *expert_lacks(job.model, plan, dense_only="AxoNN"),
             *_order_lacks(plan),
             *_group_lacks(job, plan),
             *_state_lacks(job, plan),
             *_update_lacks(plan),
-            *sent_tokens(plan, "AxoNN"),
             *zero_plus_lacks(plan, "AxoNN"),
             *offload_lacks(plan, "AxoNN"),
         ]
@@ -133,8 +132,6 @@ def _group_lacks(job: Job, plan: Plan) -> list[str]:
         found.append("sequence_parallel=true or overlap_tp=true: AxoNN splits layers, not what lies between")
     if job.model.moe is not None:
         found.append("moe: AxoNN spreads no experts")
-    if plan.ep > 1 or plan.overlap_ep or plan.deduplicate_ep:
-        found.append(f"ep={plan.ep} {expert_exchange(plan)}: AxoNN spreads no experts")
     if plan.zero not in (0, 3):
         found.append(f"zero={plan.zero}: AxoNN replicates (zero=0) or splits weights in depth (zero=3)")
     if plan.zero == 3 and plan.pp > 1:

@@ -13,6 +13,7 @@ from runners.launchers.base import (
     Launch,
     Options,
     expert_exchange,
+    expert_lacks,
     flag,
     n_microbatches,
     order_lacks,
@@ -64,6 +65,7 @@ class DeepSpeed:
         """What DeepSpeed or Megatron-DeepSpeed cannot express."""
         return [
             *model_lacks(job.model, job.workload),
+            *expert_lacks(job.model, plan),
             *pipeline_lacks(job, plan),
             *order_lacks(plan, "DeepSpeed"),
             *update_lacks(plan, "DeepSpeed"),
@@ -196,7 +198,7 @@ def _group_lacks(job: Job, plan: Plan) -> list[str]:
     if plan.rank_order is not RankOrder.TP_CP_DP_PP:
         found.append(f"rank_order={plan.rank_order}: Megatron-DeepSpeed has tp-cp-dp-pp only")
     if job.model.moe is None:
-        return [*found, f"ep={plan.ep}: the model has no experts"] if plan.ep > 1 else found
+        return found
     if plan.etp not in (1, plan.tp):
         found.append(f"etp={plan.etp}: experts are split as tp={plan.tp} or not at all")
     if plan.dp % plan.ep:

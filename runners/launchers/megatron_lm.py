@@ -12,6 +12,7 @@ from runners.launchers.base import (
     Arguments,
     Launch,
     Options,
+    expert_lacks,
     flag,
     n_microbatches,
     offload_lacks,
@@ -48,6 +49,7 @@ class MegatronLM:
         """What Megatron-LM cannot express."""
         return [
             *model_lacks(job.model, job.workload),
+            *expert_lacks(job.model, plan),
             *pipeline_lacks(job, plan),
             *order_lacks(plan, "Megatron-LM"),
             *zero_plus_lacks(plan, "Megatron-LM"),
@@ -143,8 +145,6 @@ def _group_lacks(job: Job, plan: Plan) -> list[str]:
             f"rank_order={plan.rank_order}: Megatron-LM needs as many replicas of experts as of the rest, "
             f"not {edp:g} and {plan.dp}"
         )
-    if plan.ep > 1 and moe is None:
-        found.append(f"ep={plan.ep}: the model has no experts")
     if moe and plan.tp > 1 and not plan.sequence_parallel:
         found.append("sequence_parallel=false: Megatron-LM trains experts beside tp > 1 only with it")
     if moe and plan.etp > 1 and any(biases(job.model)):

@@ -18,6 +18,7 @@ from runners.launchers.base import (
     Launch,
     Options,
     expert_exchange,
+    expert_lacks,
     flag,
     n_microbatches,
     offload_lacks,
@@ -73,6 +74,7 @@ class Torchtitan:
         """What torchtitan cannot express."""
         return [
             *model_lacks(job, plan),
+            *expert_lacks(job.model, plan),
             *pipeline_lacks(job, plan),
             *order_lacks(plan, "torchtitan", longer_warmup=True),
             *zero_plus_lacks(plan, "torchtitan"),
@@ -174,7 +176,7 @@ def _group_lacks(model: ModelSpec, plan: Plan) -> list[str]:
     if plan.rank_order is not RankOrder.TP_CP_DP_PP:
         found.append(f"rank_order={plan.rank_order}: torchtitan's mesh is tp-cp-dp-pp")
     if model.moe is None:
-        return [*found, f"ep={plan.ep}: the model has no experts"] if plan.ep > 1 else found
+        return found
     if plan.etp != (1 if plan.ep > 1 else plan.tp):
         found.append(
             f"etp={plan.etp}: torchtitan splits experts by tp={plan.tp} without ep, and not at all with it"

@@ -90,3 +90,16 @@ def test_a_knob_that_is_on_changes_what_is_written_or_is_refused_by_name(launche
         elif before is not None:
             assert files != before
     assert n_written or f"{knob}=" in refusal or launcher in ("axonn", "torchtitan", "x-moe")
+
+
+OF_EXPERTS = {
+    "ep": 2, "etp": 2, "overlap_ep": "true", "deduplicate_ep": "true", "hierarchical_ep": "true",
+    "dispatch": "padding-free", "migrate_every": 100, "expert_tokens": "dropped",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("knob", OF_EXPERTS)
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_a_model_without_experts_has_nothing_to_do_for_their_knobs(launcher, knob):
+    plan = Plan.parse(f"dp=64 {SAID.get(launcher, '')} {knob}={OF_EXPERTS[knob]}")
+    assert f"{knob}={OF_EXPERTS[knob]}: the model has no experts" in written(LLAMA_8B, launcher, plan)[1]
