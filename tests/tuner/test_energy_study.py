@@ -6,8 +6,8 @@ import pytest
 
 from objectives.valuing import outcome_energy_j
 from tests.tuner.cli import meshtune
+from tests.tuner.studies import read_study
 from tuner.budget import Budget
-from tuner.campaign import read_study
 from tuner.presets import preset_path
 from tuner.study import tune
 
