@@ -292,6 +292,7 @@ FRAMEWORKS: Mapping[str, FrameworkProfile] = MappingProxyType(
                 ),
                 warms_up_longer=True,
                 overlaps_tp_beside_split=False,  # torch.compile, which overlaps, refuses the split
+                waits_from_pp=10_000,  # transfers between chunks never wait
                 recompute_every=False,
                 recompute_modules=False,
                 end_stages=EndStages.LIGHTER,

@@ -199,6 +199,10 @@ def _group_lacks(job: Job, plan: Plan) -> list[str]:
         found.append(f"rank_order={plan.rank_order}: Megatron-DeepSpeed has tp-cp-dp-pp only")
     if job.model.moe is None:
         return found
+    if plan.tp > 1 and not plan.sequence_parallel and plan.expert_tokens is ExpertTokens.SHARDED:
+        found.append(
+            "expert_tokens=sharded: with tp above 1 it takes sequence_parallel; else they are dropped"
+        )
     if plan.etp not in (1, plan.tp):
         found.append(f"etp={plan.etp}: experts are split as tp={plan.tp} or not at all")
     if plan.dp % plan.ep:

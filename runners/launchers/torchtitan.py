@@ -129,6 +129,8 @@ def _schedule_lacks(model: ModelSpec, plan: Plan) -> list[str]:
     found = []
     if plan.schedule not in SCHEDULES and plan.schedule not in LAID_AS:
         found.append(f"schedule={plan.schedule}: torchtitan has neither the schedule nor a file for its kind")
+    if plan.vpp > 1 and not plan.overlap_pp:
+        found.append("overlap_pp=false: torchtitan's pipeline posts transfers between chunks asynchronously")
     if plan.schedule in V_SHAPED and (plan.first_layers or plan.last_layers):
         knobs = f"first_layers={plan.first_layers} last_layers={plan.last_layers}"
         found.append(f"{knobs}: both ends of a V lie on its first rank")
@@ -278,6 +280,4 @@ def _notes(plan: Plan) -> list[str]:
         found.append(
             "torchtitan's selective policy saves matrix products and attention, and recomputes the rest."
         )
-    if plan.pp > 1 and not plan.overlap_pp:
-        found.append("torchtitan's pipeline posts its transfers asynchronously.")
     return found

@@ -323,3 +323,12 @@ def test_tokens_are_sent_to_experts_of_limited_capacity_as_the_trainer_can(frame
     assert {plan.dispatch for plan in plans} == ways
     dropless = Plans.concatenate(list(space_of(SMALL_MOE, 8, asked, framework=framework).chunks()))
     assert {plan.dispatch for plan in dropless} == {"plain"}
+
+
+def test_the_trainers_own_bucket_has_one_name():
+    context = space_of("gpt2", 8, {}, framework="axonn", precision="fp16").context
+    plan = Plan(dp=8, offload_optimizer=True, offload_bucket=16_000_000, coalesced_buckets=4)
+    assert first_name(context, plan) == replace(plan, offload_bucket=0)
+    other = replace(plan, offload_bucket=8_000_000)
+    assert first_name(context, other) == other
+    assert first_name(space_of("gpt2", 8, {}).context, plan) == plan  # where the host updates otherwise

@@ -120,6 +120,7 @@ REFUSED = {
         (XMOE_LARGE, "tp=4 dp=64 ep=128 etp=4 zero=1", "ep=128"),
     ],
     "torchtitan": [
+        (LLAMA_8B, "pp=4 dp=16 vpp=2 schedule=interleaved overlap_dp=true", "overlap_pp=false"),
         (LLAMA_8B, "dp=64 zero=3", "overlap_dp=false"),
         (LLAMA_8B, "tp=8 cp=8 cp_kind=all-gather", "overlap_dp=false"),
         (MIXTRAL, "dp=64 ep=8 zero=3 dispatch=padding-free", "dispatch=padding-free"),
