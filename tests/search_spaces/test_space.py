@@ -242,7 +242,7 @@ def test_divisors_are_all_of_them(n):
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 def test_a_framework_only_takes_plans_away(framework):
-    narrowed = dict(FEW, cp=1, micro_batch=1, schedule=list(Schedule))
+    narrowed = dict(FEW, overlap_dp=[False, True], cp=1, micro_batch=1, schedule=list(Schedule))
     everything, _ = enumerated(space_of("gpt2", 4, narrowed))
     runs, _ = enumerated(space_of("gpt2", 4, narrowed, framework=framework))
     assert set(runs.keys()) <= set(everything.keys())
