@@ -16,7 +16,13 @@ from objectives.cost.parts import PARTS
 from objectives.cost.passes import PassTable, pass_table
 from objectives.cost.result import Estimate, StageProfile, StepMemory, StepTime
 from objectives.cost.stages import representatives, stages_of
-from objectives.cost.states import StateTimes, held_parameters, state_bytes, state_times
+from objectives.cost.states import (
+    StateTimes,
+    held_parameters,
+    state_bytes,
+    state_times,
+    tiles_issue_s,
+)
 from objectives.cost.step import (
     estimate,
     idle_s,
@@ -174,7 +180,7 @@ def part_terms(job: Job, plan: Plan) -> Terms:
         | _pass_terms(passes)
         | _pipeline_terms(job, one, passes, m)
         | _sharing_terms(job, plan, states, m, float(time.dp_comm_s[0]))
-        | _update_terms(job, plan)
+        | _update_terms(capped, plan)
         | _end_terms(job, one, time, m * float(passes.host_s[0]) if passes.host_s is not None else 0.0)
         | _memory_terms(job, plan, profile)
     )
@@ -218,10 +224,15 @@ def _update_terms(job: Job, plan: Plan) -> Terms:
     stages = stages_of(job, one, representatives(job, one).index)
     held = state_bytes(job, one, held_parameters(job, one, stages), stages)
     copied = plan.dp * int(stages.n_layers.max()) if plan.zero >= 1 and plan.dp > 1 else 0
+    owned = held.optimizer_bytes.max() / state.optimizer_bytes
+    moved = 2 * state.optimizer_bytes + state.gradient_bytes + state.weight_bytes
+    rate = device.memory_bandwidth_bytes_per_s * device.memory_efficiency.value
+    issue_s = float(tiles_issue_s(job, one, owned)[0])
     return {
-        "updated_parameters": float(held.optimizer_bytes.max()) / state.optimizer_bytes,
-        "updated_bytes": 2 * state.optimizer_bytes + state.gradient_bytes + state.weight_bytes,
-        "memory_bytes_per_s": device.memory_bandwidth_bytes_per_s * device.memory_efficiency.value,
+        "updated_parameters": float(owned),
+        "updated_bytes": moved,
+        "memory_bytes_per_s": rate,
+        "tiles_wait_s": max(issue_s - float(owned) * moved / rate, 0.0),
         "shard_copies": copied * job.trainer.shard_operations.value,
         "issue_s": device.kernel_launch_s.value,
     }

@@ -21,6 +21,7 @@ from search_spaces.errors import InvalidSpec, UnknownName
 from search_spaces.habits import Habits, habits_of
 from search_spaces.model import ModelSpec
 from search_spaces.plan import Floats, Plan, Plans
+from search_spaces.rule import Context
 from search_spaces.units import HOUR_S, KILO, KWH_J, MILLION, TFLOPS
 from search_spaces.workload import Workload
 
@@ -91,6 +92,11 @@ class Job:
         """How the trainer uses the device; a processor that also carries the messages hides none of them."""
         habits = self.habits or habits_of(self.workload.framework)
         return habits.without_overlap() if self.cluster.device.is_host else habits
+
+    @property
+    def context(self) -> Context:
+        """What rules are asked about."""
+        return Context(model=self.model, cluster=self.cluster, workload=self.workload)
 
     def under_cap(self, cap_w: float) -> "Job":
         """The job with every device under a power cap (0: none)."""

@@ -10,7 +10,7 @@ from runners.launchers import load_launcher
 from runners.launchers.base import Options
 from runners.launchers.export import Scheduler, export_files
 from search_spaces.documents import build
-from search_spaces.errors import check, suggest_keys
+from search_spaces.errors import CannotExport, check, suggest_keys
 from search_spaces.plan import Plan
 from search_spaces.workload import Precision
 
@@ -59,7 +59,16 @@ def check_launcher(job: Job, launcher: str, options: Mapping[str, Any], *, one_n
 def launched_files(
     job: Job, plan: Plan, launcher: str, options: Mapping[str, Any], n_steps: int
 ) -> dict[str, str]:
-    """The launcher's files by name; `bash run.sh` starts them."""
+    """The launcher's files by name; `bash run.sh` starts them.
+
+    Raises
+    ------
+    CannotExport
+        The launcher cannot express the plan, or the plan limits power, which a trial cannot.
+    """
+    if plan.power_cap_w:
+        given = f"power_cap_w={plan.power_cap_w}: only root sets it"
+        raise CannotExport("a launcher's trial must be able to set what its plan says", given)
     chosen = build(Options, dict(options), "launcher_options")
     extra: tuple[str, ...] = _EXTRA.get(launcher, ())
     if job.workload.precision is Precision.FP16:

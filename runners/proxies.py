@@ -1,6 +1,7 @@
 """A plan's proxies on the same machine: the model with few layers, or few of the devices.
 
-    few-layers     all devices, all degrees, the whole batch; as many layers as asked, at least one a chunk
+    few-layers     all devices, all degrees, the whole batch; as many layers as asked, at least one a chunk,
+                   and a whole round where every n-th layer is redone
     few-devices    degrees halved, dp first while two copies remain, then pp, cp and tp; micro-batches a step,
                    layers and experts of a device as before, so the batch and the model shrink with dp and pp;
                    fewer layers where what dp no longer shards would not fit
@@ -40,9 +41,11 @@ def proxy(job: Job, plan: Plan, fidelity: Fidelity, settings: Fidelities) -> Twi
 
 def _few_layers(job: Job, plan: Plan, n_layers: int) -> Twin:
     chunks = plan.pp * plan.vpp
-    n_layers = -(-n_layers // chunks) * chunks
+    n_layers = max(-(-n_layers // chunks), plan.recompute_every) * chunks
     must = "a proxy must have fewer layers than the model"
-    check(n_layers < job.model.n_layers, must, f"{n_layers} of {job.model.n_layers}, {chunks} chunks")
+    given = f"{n_layers} of {job.model.n_layers}, {chunks} chunks"
+    given += f", recompute_every={plan.recompute_every}" if plan.recompute_every > 1 else ""
+    check(n_layers < job.model.n_layers, must, given)
     small = replace(plan, first_layers=0, last_layers=0)
     return _twin(job, plan, replace(job, model=with_layers(job.model, n_layers, plan, small)), small)
 
@@ -65,8 +68,9 @@ def _few_devices(job: Job, plan: Plan, n_devices: int) -> Twin:
             return found
         if whole:
             small, whole = replace(small, first_layers=0, last_layers=0), False
-        check(per_chunk > 1, "a proxy must fit its devices", f"{small.key} with one layer a chunk does not")
-        per_chunk //= 2
+        fewer, must = per_chunk // 2, "a proxy must fit its devices"
+        check(fewer >= small.recompute_every, must, f"{small.key}, layers a chunk: {per_chunk}, does not")
+        per_chunk = fewer
 
 
 def _fits(found: Twin) -> bool:

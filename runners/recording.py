@@ -14,6 +14,7 @@ from objectives.measurements.cells import BadRow, Cells, read_cells
 from objectives.measurements.layouts import cp_kind, stated_plan
 from objectives.metrics import Job
 from search_spaces.errors import InvalidSpec
+from search_spaces.first_names import first_name
 from search_spaces.plan import KNOB_NAMES, Plan, Recompute, Schedule
 from search_spaces.units import GB
 
@@ -74,7 +75,7 @@ def read_rows(path: Path | str, job: Job) -> list[Row]:
             if not _is_of_job(cells, job):
                 n_others += 1
             elif cells.text("outcome") in ("ok", *_FAILURES):
-                rows.append(_row(cells))
+                rows.append(_row(cells, job))
         except BadRow as reason:
             bad.append(f"line {cells.line}: {reason}")
     for words in bad:
@@ -115,14 +116,14 @@ def _is_of_job(cells: Cells, job: Job) -> bool:
     )
 
 
-def _row(cells: Cells) -> Row:
+def _row(cells: Cells, job: Job) -> Row:
     outcome = cells.text("outcome")
     step_s, peak_gb = cells.number("step_time_s"), cells.number("peak_mem_gb")
     if outcome == "ok" and not step_s:
         raise BadRow("step_time_s must be positive where the outcome is ok")
     return Row(
         line=cells.line,
-        knobs=_knobs(cells),
+        knobs=_knobs(cells, job),
         outcome=outcome,
         step_s=step_s if outcome == "ok" else None,
         peak_memory_bytes=peak_gb * GB if peak_gb else None,
@@ -131,9 +132,10 @@ def _row(cells: Cells) -> Row:
     )
 
 
-def _knobs(cells: Cells) -> dict[str, Any]:
+def _knobs(cells: Cells, job: Job) -> dict[str, Any]:
     """Knobs that the row states; those that do nothing in its plan are left open."""
     if plan := stated_plan(cells):
+        plan = first_name(job.context, plan)
         return {name: getattr(plan, name) for name in KNOB_NAMES}
     stated = {knob: cells.whole(column) for knob, column in _DEGREES.items()}
     knobs: dict[str, Any] = {knob: value for knob, value in stated.items() if value is not None}

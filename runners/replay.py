@@ -8,6 +8,7 @@ from objectives.cost.step import estimate
 from objectives.metrics import Job
 from objectives.outcome import Cause, Failed, Measured, Outcome, OutcomeOrigin
 from runners.recording import Row, read_rows
+from search_spaces.first_names import first_name
 from search_spaces.plan import Plan, Plans
 
 _CAUSES = {
@@ -37,6 +38,7 @@ class ReplayRunner:
         return [self._look_up(plan) for plan in plans]
 
     def _look_up(self, plan: Plan) -> Outcome:
+        plan = first_name(self._job.context, plan)
         near = self._rows.get(_degrees(plan.tp, plan.pp, plan.dp), ())
         rows = [row for row in near if row.is_of(plan)]
         if not rows:

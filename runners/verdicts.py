@@ -3,7 +3,6 @@
 from objectives.metrics import Job
 from objectives.outcome import Cause, Failed, OutcomeOrigin
 from search_spaces.plan import KNOB_NAMES, Plan, column
-from search_spaces.rule import Context
 from search_spaces.rules import broken_rules
 from search_spaces.units import gib
 
@@ -14,8 +13,7 @@ def why_illegal(job: Job, plan: Plan, origin: OutcomeOrigin) -> Failed | None:
     devices = job.cluster.n_devices
     broken = [] if plan.world_size == devices else [f"tp * cp * dp * pp is the cluster's {devices} devices"]
     columns = {name: column([getattr(plan, name)], name) for name in KNOB_NAMES}
-    context = Context(model=job.model, cluster=job.cluster, workload=job.workload)
-    broken = broken or broken_rules(context, columns)
+    broken = broken or broken_rules(job.context, columns)
     if not broken:
         return None
     return Failed(cause=Cause.INVALID, message=f"the plan breaks the rule: {broken[0]}", origin=origin)

@@ -24,8 +24,8 @@ class Fidelity(StrEnum):
 class Fidelities:
     """The kinds of trials a study may have, and how small its proxies are.
 
-    `layers` are those of the whole proxy, raised to one for each chunk where a plan has more chunks;
-    `devices` 0 stands for an eighth of the job's, in whole nodes.
+    `layers` are those of the whole proxy, raised to one for each chunk where a plan has more chunks, and to n
+    for each where every n-th is redone; `devices` 0 stands for an eighth of the job's, in whole nodes.
     """
 
     kinds: tuple[Fidelity, ...] = (Fidelity.FULL,)

@@ -52,8 +52,8 @@ class ExpertAbilities:
     may have another number of them than the rest of the model.  `overlaps`: it can hide the exchange of
     tokens behind computation.  `deduplicates`: it can send a token once to a node; `copies_afterwards`:
     inside the node it is copied once all have come, not as they come.  `hierarchical`: one message to a node.
-    `migrates`: experts change places while it trains.  `dispatches`: how it sends tokens; `tokens`: which
-    ones its tensor-parallel ranks send.
+    `migrates`: experts change places while it trains.  `dispatches`: how it sends tokens where experts have
+    a capacity; `tokens`: which ones its tensor-parallel ranks send.
     """
 
     in_pipeline: bool = True
@@ -96,12 +96,12 @@ class FrameworkProfile:
     `zero_stages_with_pipeline`, `zero_stages_with_offload` and `zero_stages_with_overlap` are the ZeRO stages
     that it runs beside pp > 1, an offloaded optimizer, and overlapped gradients;
     `zero_stages_with_overlapped_offload` those beside which it updates an offloaded optimizer while passes
-    run.  `cp_alone`: it splits
-    sequences only without a pipeline and without sequence parallelism.  `waits_from_pp`: the shortest
-    interleaved pipeline whose transfers it can leave unoverlapped.  `ties_over_stages`: tied embeddings may
-    lie on two stages.  `keeps_stage_input`: a stage's input travels and is kept split over tp, beside the
-    first layer's own (DeepSpeed's pipeline engine).  `splits_messages`: each tensor-parallel rank sends its
-    part of a message between stages, and the receivers gather them (Megatron-LM's scatter/gather).
+    run.  `always_overlaps_dp`: it cannot leave gradients unoverlapped.  `cp_alone`: it splits sequences only
+    without a pipeline and without sequence parallelism.  `waits_from_pp`: the shortest interleaved pipeline
+    whose transfers it can leave unoverlapped.  `ties_over_stages`: tied embeddings may lie on two stages.
+    `keeps_stage_input`: a stage's input travels and is kept split over tp, beside the first layer's own
+    (DeepSpeed's pipeline engine).  `splits_messages`: each tensor-parallel rank sends its part of a message
+    between stages, and the receivers gather them (Megatron-LM's scatter/gather).
     `state_in_fp16`: its state where it trains in fp16, if another (Megatron-LM sums gradients in fp32 for
     bf16 alone, unless told).
     `recompute_modules`: it redoes modules by name; `recompute_stages`: on some pipeline stages only.
@@ -125,6 +125,7 @@ class FrameworkProfile:
     zero_stages_with_offload: tuple[int, ...] = ALL_ZERO_STAGES
     zero_stages_with_overlap: tuple[int, ...] = ALL_ZERO_STAGES
     zero_stages_with_overlapped_offload: tuple[int, ...] = ()
+    always_overlaps_dp: bool = False
     cp_kinds: tuple[CpKind, ...] = tuple(CpKind)
     cp_alone: bool = False
     rank_orders: tuple[RankOrder, ...] = tuple(RankOrder)
@@ -174,7 +175,7 @@ MEGATRON_LM = FrameworkProfile(
     experts=ExpertAbilities(
         split_beside_biases=False,
         own_replicas_in_any_order=False,
-        dispatches=(Dispatch.PLAIN, Dispatch.PADDED, Dispatch.PADDING_FREE),
+        dispatches=(Dispatch.PLAIN, Dispatch.PADDING_FREE),  # combined in 16 bits, padded or not
     ),
 )
 MEGATRON_DEEPSPEED = FrameworkProfile(
@@ -239,7 +240,7 @@ FRAMEWORKS: Mapping[str, FrameworkProfile] = MappingProxyType(
                     ranks=ExpertRanks.DP,
                     overlaps=False,
                     deduplicates=False,
-                    dispatches=(Dispatch.PLAIN, Dispatch.EINSUM, Dispatch.PADDED),
+                    dispatches=(Dispatch.EINSUM, Dispatch.PADDED),
                     tokens=(ExpertTokens.SHARDED, ExpertTokens.DROPPED),
                 ),
                 overlaps_tp=False,
@@ -272,7 +273,7 @@ FRAMEWORKS: Mapping[str, FrameworkProfile] = MappingProxyType(
                     tensor=ExpertTensor.TP_OR_WHOLE,
                     overlaps=False,
                     copies_afterwards=True,
-                    dispatches=tuple(Dispatch),
+                    dispatches=(Dispatch.EINSUM, Dispatch.PADDED, Dispatch.PADDING_FREE),
                     tokens=tuple(ExpertTokens),
                 ),
                 overlaps_tp=False,
@@ -291,6 +292,7 @@ FRAMEWORKS: Mapping[str, FrameworkProfile] = MappingProxyType(
                 ),
                 warms_up_longer=True,
                 overlaps_tp_beside_split=False,  # torch.compile, which overlaps, refuses the split
+                waits_from_pp=10_000,  # transfers between chunks never wait
                 recompute_every=False,
                 recompute_modules=False,
                 end_stages=EndStages.LIGHTER,
@@ -303,6 +305,7 @@ FRAMEWORKS: Mapping[str, FrameworkProfile] = MappingProxyType(
                 ),
                 zero_stages=(0, 2, 3),
                 zero_stages_with_pipeline=(0, 2, 3),
+                always_overlaps_dp=True,
                 zero_stages_with_offload=(),
                 cp_kinds=(CpKind.ALL_GATHER,),
                 rank_orders=(RankOrder.TP_CP_DP_PP,),
@@ -445,6 +448,7 @@ FRAMEWORKS: Mapping[str, FrameworkProfile] = MappingProxyType(
                 splits_layers=False,
                 zero_stages=(0, 2, 3),
                 zero_stages_with_pipeline=(),
+                always_overlaps_dp=True,
                 zero_stages_with_offload=(),
                 cp_kinds=(),
                 rank_orders=(RankOrder.TP_CP_DP_PP,),

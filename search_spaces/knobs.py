@@ -21,7 +21,7 @@ from search_spaces.plan import (
     Schedule,
     parse_value,
 )
-from search_spaces.rule import Context, scale_up_devices
+from search_spaces.rule import Context, has_capacity, scale_up_devices
 
 MAX_MICRO_BATCH = 64
 LAYER_BYTES_PER_ENTRY = 34  # one layer's activations, Korthikanti et al. (2022), arXiv:2205.05198, equation 1
@@ -105,13 +105,22 @@ def _schedules(context: Context) -> tuple[Schedule, ...]:
     return COMMON_SCHEDULES if everything else tuple(Schedule)
 
 
+def _unasked_choices(context: Context, name: str) -> tuple[Any, ...]:
+    """A knob that a user turns on: neutral, or where its trainer has no neutral value, what it does."""
+    update, dispatches = context.framework.update, context.framework.experts.dispatches
+    if name == "coalesced_buckets" and update.always_coalesces:
+        return 0, OWN_COALESCED_BUCKETS
+    if name == "dispatch" and has_capacity(context) and OPT_IN[name] not in dispatches:
+        return dispatches
+    return (OPT_IN[name],)
+
+
 def default_choices(context: Context, name: str) -> tuple[Any, ...]:
     """What a knob may be when nobody narrows it."""
     model, n, batch = context.model, context.cluster.n_devices, context.workload.global_batch
     experts = model.moe.n_experts if model.moe else 1
     if name in OPT_IN:
-        always = name == "coalesced_buckets" and context.framework.update.always_coalesces
-        return (0, OWN_COALESCED_BUCKETS) if always else (OPT_IN[name],)
+        return _unasked_choices(context, name)
     if name in FLAGS:
         return (False, True)
     if name == "cp_kind":

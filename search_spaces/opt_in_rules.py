@@ -3,12 +3,22 @@
 import numpy as np
 
 from search_spaces.plan import Bools, CpKind, Dispatch, ExpertTokens, RankOrder, Recompute, Schedule
-from search_spaces.rule import Columns, Context, Rule, among, chosen, opt_in, rule, runs, scale_up_devices
+from search_spaces.rule import (
+    Columns,
+    Context,
+    Rule,
+    among,
+    chosen,
+    has_capacity,
+    opt_in,
+    rule,
+    runs,
+    scale_up_devices,
+)
 
 
 def _dispatch_has_capacity(c: Context, p: Columns) -> Bools:
-    capacity = c.model.moe.capacity_factor if c.model.moe else None
-    held: Bools = chosen(p, Dispatch.PLAIN, "dispatch") | (capacity is not None)
+    held: Bools = chosen(p, Dispatch.PLAIN, "dispatch") | has_capacity(c)
     return held
 
 
@@ -108,8 +118,8 @@ OPT_IN_RULES: tuple[Rule, ...] = (
           lambda c, p: (p["migrate_every"] == 0) | c.framework.experts.migrates),
     opt_in("dispatch is set only for a model with a capacity_factor: without one nothing is padded",
           "dispatch", _dispatch_has_capacity),
-    rule("the framework sends tokens in this way", "dispatch",
-          lambda c, p: among(p["dispatch"], c.framework.experts.dispatches)),
+    rule("the framework sends tokens to experts of limited capacity in this way (dispatch)", "dispatch",
+          lambda c, p: among(p["dispatch"], c.framework.experts.dispatches) | (not has_capacity(c))),
     opt_in("quantized_weights, hpz above 1 and quantized_gradients need zero=3",
           "zero quantized_weights hpz quantized_gradients",
           lambda c, p: (p["zero"] == 3) | ~_zero_plus(p)),

@@ -324,6 +324,9 @@ RULES: tuple[Rule, ...] = (
           | runs(p, Schedule.INTERLEAVED, Schedule.DUALPIPE, *V_SHAPED)),
     rule("the framework leaves transfers of so short a pipeline unoverlapped", "pp vpp overlap_pp",
           _waiting_transfers),
+    rule("the framework always overlaps gradient reduction (overlap_dp)", "dp cp overlap_dp",
+          lambda c, p: p["overlap_dp"].astype(bool) | (p["dp"] * p["cp"] == 1)
+          | (not c.framework.always_overlaps_dp)),
     rule("the framework overlaps gradient reduction at the zero stage", "zero overlap_dp",
           lambda c, p: ~p["overlap_dp"].astype(bool)
           | np.isin(p["zero"], c.framework.zero_stages_with_overlap)),

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from search_spaces.cluster import ClusterSpec
 from search_spaces.errors import InvalidSpec, NoLegalPlan
+from search_spaces.first_names import NAMED_ONCE, all_names
 from search_spaces.knobs import OPT_IN, ORDER, asked_choices, default_choices, default_splits
 from search_spaces.model import ModelSpec
 from search_spaces.plan import KNOB_NAMES, Plan, Plans, column, constant, is_constant, repeated, taken
@@ -69,8 +70,9 @@ class SearchSpace:
         asked = self.narrowed = dict(spec.narrowed)
         relations = parse_relations(list(asked.pop(WHERE, ())))
         self._relations = [each.rule(self.context) for each in relations]
+        once = [each for name, each in NAMED_ONCE.items() if 0 in asked.get(name, ())]
         self._rules_at = tuple(
-            (*rules, *_set_last_at(depth, self._relations)) for depth, rules in enumerate(RULES_AT)
+            (*rules, *_set_last_at(depth, [*once, *self._relations])) for depth, rules in enumerate(RULES_AT)
         )
         self._asked_splits = self._splits_asked(asked)
         self.choices = {
@@ -196,7 +198,13 @@ class SearchSpace:
         return plain * sum(len(self.splits(int(pp))) * int(n) for pp, n in zip(values, counts, strict=True))
 
     def holds(self, plan: Plan) -> bool:
-        """Whether the plan keeps every rule, and every narrowed knob is one of the values asked for."""
+        """Whether the plan keeps every rule, and every narrowed knob is one of the values asked for.
+
+        A plan that has two names may be asked for under either.
+        """
+        return any(self._holds(each) for each in all_names(self.context, plan))
+
+    def _holds(self, plan: Plan) -> bool:
         columns = {name: column([getattr(plan, name)], name) for name in KNOB_NAMES}
         asked = all(getattr(plan, name) in values for name, values in self.narrowed.items())
         related = all(np.all(rule.holds(self.context, columns)) for rule in self._relations)

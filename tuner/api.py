@@ -22,6 +22,7 @@ from search_spaces.cluster import ClusterSpec
 from search_spaces.cluster_presets import load_cluster
 from search_spaces.documents import build
 from search_spaces.errors import InvalidSpec
+from search_spaces.first_names import first_name
 from search_spaces.hf_config import load_hf_config
 from search_spaces.model import ModelSpec
 from search_spaces.model_presets import load_model
@@ -63,7 +64,9 @@ def _model(model: str | Path | ModelSpec) -> ModelSpec:
 
 
 def read_plan(job: Job, text: str) -> Plan:
-    """A legal plan from `knob=value` words; where dp is left out, it is what the devices leave.
+    """A legal plan from `knob=value` words, under its first name (`search_spaces.first_names`).
+
+    Where dp is left out, it is what the devices leave.
 
     Raises
     ------
@@ -74,8 +77,9 @@ def read_plan(job: Job, text: str) -> Plan:
     rest, remainder = divmod(job.of_plan(plan).cluster.n_devices, plan.tp * plan.cp * plan.pp)
     if not remainder and not any(word.startswith("dp=") for word in text.replace(",", " ").split()):
         plan = replace(plan, dp=rest)
-    SearchSpace(job.model, job.cluster, job.workload, SpaceSpec()).check(plan)
-    return plan
+    space = SearchSpace(job.model, job.cluster, job.workload, SpaceSpec())
+    space.check(plan)
+    return first_name(space.context, plan)
 
 
 def rank(

@@ -22,7 +22,7 @@ from typing import Any
 
 from optuna.storages import BaseStorage
 
-from search_spaces.documents import build, read_toml
+from search_spaces.documents import build
 from search_spaces.errors import check, suggest_keys
 from tuner.config import StudyConfig, cluster_from_config, config_from_tables
 from tuner.storage import storage_trouble
@@ -155,18 +155,17 @@ def campaign_from_tables(tables: Mapping[str, Any], *, folder: Path, where: str)
     )
 
 
-def read_study(path: Path) -> StudyConfig | Campaign:
-    """The study, or the campaign, that a TOML file describes.
+def study_from_tables(tables: Mapping[str, Any], *, folder: Path, where: str) -> StudyConfig | Campaign:
+    """The study, or the campaign, that tables describe.
 
     Raises
     ------
     InvalidSpec
-        As `read_config` and `campaign_from_tables`.
+        As `config_from_tables` and `campaign_from_tables`.
     """
-    tables = read_toml(path)
     if "campaign" in tables:
-        return campaign_from_tables(tables, folder=path.parent, where=str(path))
-    return config_from_tables(tables, folder=path.parent, where=str(path))
+        return campaign_from_tables(tables, folder=folder, where=where)
+    return config_from_tables(tables, folder=folder, where=where)
 
 
 def stored_campaign(first: str, name: str, storage: str, opened: BaseStorage) -> Campaign | None:

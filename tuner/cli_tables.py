@@ -8,10 +8,10 @@ from typing import Any
 
 from search_spaces.documents import read_toml
 from search_spaces.errors import InvalidSpec, check
-from tuner.campaign import Campaign, campaign_from_tables
+from tuner.campaign import Campaign, study_from_tables
 from tuner.cli_flags import JobFlags
 from tuner.cli_job import job_from, space_table, workload_table
-from tuner.config import StudyConfig, config_from_tables
+from tuner.config import StudyConfig
 from tuner.presets import preset_path
 from tuner.storage import DEFAULT_STORAGE, list_studies, open_storage
 from tuner.view import StudyView, load_study
@@ -46,9 +46,7 @@ def study_config(file: Path | None, flags: JobFlags, asked: Asked) -> StudyConfi
             raise InvalidSpec(f"[{name}] must be a table of keys", repr(kept))
         tables[name] = _laid_over(name, kept, given)
     folder, where = file.parent if file else Path(), str(file or "the study")
-    if "campaign" in tables:
-        return campaign_from_tables(tables, folder=folder, where=where)
-    return config_from_tables(tables, folder=folder, where=where)
+    return study_from_tables(tables, folder=folder, where=where)
 
 
 def study_file(file: Path | None, preset: str | None) -> Path | None:

@@ -62,17 +62,21 @@ def knob_columns() -> dict[str, list[int]]:
     return found
 
 
-def job_features(job: Job) -> Floats:
-    """A job as coordinates: log2 of layers, width, experts, devices, sequences in a batch, tokens in each.
+def job_features(job: Job, plans: Plans) -> Floats:
+    """A job as coordinates: log2 of layers, width, experts, devices, sequences in a step, tokens in each.
+
+    Devices and sequences are those that each plan uses.
 
     Returns
     -------
-    shape (n_job_features,)
+    shape (n_plans, n_job_features)
     """
     model, workload = job.model, job.workload
     n_experts = model.moe.n_experts if model.moe else 0
-    sizes = (model.n_layers, model.d_model, 1 + n_experts, job.cluster.n_devices)
-    return np.log2(np.array([*sizes, workload.global_batch, workload.seq_len], dtype=np.float64))
+    devices = job.used_share(plans) * job.cluster.n_devices
+    sequences = job.batch_share(plans) * workload.global_batch
+    sizes = (model.n_layers, model.d_model, 1 + n_experts, devices, sequences, workload.seq_len)
+    return np.log2(np.column_stack([np.broadcast_to(size, len(plans)) for size in sizes]).astype(np.float64))
 
 
 def time_shares(time: StepTime) -> Floats:

@@ -169,8 +169,7 @@ def priced_features(job: Job, plans: Plans, priced: Estimate) -> Floats:
     -------
     shape (n_plans, n_features)
     """
-    known = np.tile(job_features(job), (len(plans), 1))
-    return np.hstack([time_shares(priced.time), knob_features(plans), known])
+    return np.hstack([time_shares(priced.time), knob_features(plans), job_features(job, plans)])
 
 
 def _calibrated(calibration: Calibration, priced: Priced) -> Floats:

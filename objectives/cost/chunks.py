@@ -157,14 +157,3 @@ def _pair_waits_s(job: Job, plans: Plans, layer: _Layer) -> tuple[Floats, Floats
         plans.offload_sequence * pairs * np.maximum(forward_s - pair_s, 0),
         plans.offload_sequence * pairs * np.maximum(back_s - ATTENTION_BACKWARD_OVER_FORWARD * pair_s, 0),
     )
-
-
-def shortest_hidden_chunk(job: Job, plans: Plans, core_s: Floats) -> Floats:
-    """Tokens of the shortest chunk whose fetch hides behind a pair of chunks: s² (k + v) T / (2 core r s).
-
-    `core_s` is one layer's core for the whole sequence.  It shrinks with a faster link, and grows with a
-    faster device; the sequence's length cancels.
-    """
-    s, rate = float(job.workload.seq_len), job.cluster.device.host_bandwidth_bytes_per_s
-    shortest: Floats = s * key_value_bytes(job, plans) / (2 * core_s * rate)
-    return shortest

@@ -3,9 +3,9 @@
     E = n_devices sum_state t_state P(state) + (n_nodes P_host + n_devices P_nic) t + n_nodes t_host dP_host
 
     compute        seconds that the FLOPs take at the best product's rate
-    memory         the rest of computing, and the optimizer: bound by bytes
+    memory         the rest of computing, and updates on the device (a visiting state's too): bound by bytes
     communication  messages that nothing hides
-    idle           bubble, waiting for the host, a lighter stage's waiting, fixed time, an offloaded update
+    idle           bubble, waiting for the host, a lighter stage's waiting, fixed time, a host's update
 
 Where passes of stages differ, a device spends their mean on passes and waits for the rest.  A device under a
 power cap draws at most the cap.  Messages that computation hides are part of what computation draws, and
@@ -62,7 +62,8 @@ def step_energy(job: Job, plans: Plans, priced: Estimate) -> StepEnergy:
     time, share = priced.time, priced.pass_share
     passes = {name: share * getattr(time, name) for name in OF_PASSES}
     parts = {field.name: passes.get(field.name, getattr(time, field.name)) for field in fields(StepTime)}
-    seconds = state_seconds(parts, product_share(job, plans, parts["compute_s"]), time.total_s)
+    products = product_share(job, plans, parts["compute_s"])
+    seconds = state_seconds(parts, products, time.total_s, visited_s=priced.visited_s)
     used, node = job.used_share(plans), job.cluster.node_power
     n_devices, n_nodes = used * job.cluster.n_devices, used * job.cluster.n_nodes
     drawn = {state: n_devices * draws_w(job, plans, state) * seconds[state] for state in STATES}
@@ -79,12 +80,17 @@ def energy_of(job: Job, plans: Plans) -> StepEnergy:
     return step_energy(job, plans, estimate(job, plans))
 
 
-def state_seconds(parts: Mapping[str, Floats], products: Floats, total_s: Floats) -> dict[str, Floats]:
-    """Seconds of one device in each state, from its seconds by part; what no part fills is idle."""
+def state_seconds(
+    parts: Mapping[str, Floats], products: Floats, total_s: Floats, *, visited_s: Floats
+) -> dict[str, Floats]:
+    """Seconds of one device in each state, from its seconds by part; what no part fills is idle.
+
+    `visited_s` are those of its offload in which it updates the state itself.
+    """
     arithmetic = parts["compute_s"] + parts["recompute_s"]
     compute = products * arithmetic
     communication: Floats = np.sum([parts[name] for name in COMMUNICATES], axis=0)
-    memory = arithmetic - compute + parts["optimizer_s"]
+    memory = arithmetic - compute + parts["optimizer_s"] + visited_s
     idle = np.maximum(total_s - compute - memory - communication, 0)
     return {"compute": compute, "memory": memory, "communication": communication, "idle": idle}
 

@@ -19,7 +19,6 @@ from search_spaces.parameters import (
     predict_rank_parameters,
     router_parameters,
     shared_expert_rank_parameters,
-    trained_parameters,
 )
 from search_spaces.plan import Floats, Module, Plans, Recompute
 from search_spaces.workload import AttentionFlops, Workload
@@ -162,13 +161,3 @@ def _redone_flops_per_token(model: ModelSpec, plans: Plans) -> Floats:
     experts = model.moe.top_k * expert_parameters(model) + shared_expert_rank_parameters(bare, 1)
     redone += plans.redoes(Module.MOE) * (2.0 * model.n_moe_layers * float(experts))
     return redone
-
-
-def training_flops(model: ModelSpec, tokens: float) -> float:
-    """The rule of thumb 6 N D: FLOPs to train N parameters on D tokens.
-
-    Source
-    ------
-    Kaplan et al. (2020), arXiv:2001.08361, section 2.1.
-    """
-    return 6.0 * trained_parameters(model) * tokens

@@ -128,20 +128,6 @@ def deduplicated_share(moe: MoeSpec, n_domains: Floats) -> Floats:
     return fraction
 
 
-def deduplicated_dispatch_s(
-    flat_s: Floats, inside_s: Floats, redundancy: Floats, *, overhead_s: float = 0.0
-) -> Floats:
-    """Seconds of a dispatch that sends each token once to a node and copies it there.
-
-        t = T (1 − R) + T_inside R + overhead
-
-    Source
-    ------
-    X-MoE (2025), arXiv:2508.13337, redundancy-bypassing dispatch.
-    """
-    return flat_s * (1 - redundancy) + inside_s * redundancy + overhead_s
-
-
 def sharding_sequences_saves_more(moe: MoeSpec, seq_len: Ints, *, capacity_factor: float = 1.0) -> Bools:
     """Whether splitting an expert block's sequence over tp saves more than splitting its experts.
 
@@ -171,24 +157,6 @@ def expert_migration_bytes(model: ModelSpec, n_devices: Ints) -> Floats:
     state_bytes = PIPER_STATE_BYTES * _moe(model).n_experts * expert_parameters(model)
     moved: Floats = state_bytes / np.asarray(n_devices)
     return moved
-
-
-def expert_migration_s(model: ModelSpec, n_devices: Ints, *, bandwidth_bytes_per_s: float) -> Floats:
-    """Seconds of that move over one link of each device."""
-    return expert_migration_bytes(model, n_devices) / bandwidth_bytes_per_s
-
-
-def expert_exchange_lower_bound_s(
-    model: ModelSpec, tokens: Floats, ep: Ints, *, bandwidth_bytes_per_s: float
-) -> Floats:
-    """Least seconds of one dispatch and its combine over ep devices that share the tokens: 4 S k d / (e β).
-
-    Source
-    ------
-    Piper (2026), arXiv:2605.05049, all-to-all lower bound.
-    """
-    sent = 2 * SIXTEEN_BIT_BYTES * tokens * _moe(model).top_k * model.d_model
-    return sent / (ep * bandwidth_bytes_per_s)
 
 
 def _moe(model: ModelSpec) -> MoeSpec:

@@ -85,10 +85,12 @@ PARTS: Mapping[str, PartFormula] = MappingProxyType({
         source="arXiv:1910.02054, section 7; arXiv:2304.11277, section 3",
     ),
     "optimizer_s": PartFormula(
-        formula="bytes that the update reads and writes, (2 o + g + w) a parameter, / memory rate + copies "
-        "of shards, layer by layer and replica by replica, x seconds to issue one",
-        worked="{updated_parameters} × {updated_bytes} / {memory_bytes_per_s} + {shard_copies} × {issue_s}",
-        source="arXiv:1910.02054, section 3",
+        formula="bytes that the update reads and writes, (2 o + g + w) a parameter, / memory rate + what "
+        "issuing it tile by tile takes beyond that + copies of shards, layer by layer and replica by "
+        "replica, x seconds to issue one",
+        worked="{updated_parameters} × {updated_bytes} / {memory_bytes_per_s} + {tiles_wait_s} + "
+        "{shard_copies} × {issue_s}",
+        source="arXiv:1910.02054, section 3; tiles: arXiv:2303.06318",
     ),
     "offload_s": PartFormula(
         formula="gradients and weights over the host's link, and the update at its memory's rate (overlapped:"

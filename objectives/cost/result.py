@@ -64,8 +64,9 @@ class StepMemory:
 class Estimate:
     """Time and memory of many plans; `peak_stage` is the stage whose memory is the largest.
 
-    `pass_share` is the mean over the stages of what passes take, by the worst stage's; `host_s` the seconds
-    in which hosts move and update an offloaded optimizer, those beside passes included.
+    `pass_share` is the mean over the stages of what passes take, by what `time` says of them; `host_s` the
+    seconds in which hosts move and update an offloaded optimizer, those beside passes included.  `visited_s`
+    are the exposed seconds, of `time.offload_s`, in which the device updates the state that visits it.
     """
 
     time: StepTime
@@ -73,6 +74,7 @@ class Estimate:
     peak_stage: Ints
     pass_share: Floats
     host_s: Floats
+    visited_s: Floats
 
     def take(self, index: Ints | slice) -> "Estimate":
         """Estimates at the given positions."""
@@ -82,6 +84,7 @@ class Estimate:
             peak_stage=self.peak_stage[index],
             pass_share=self.pass_share[index],
             host_s=self.host_s[index],
+            visited_s=self.visited_s[index],
         )
 
     @property

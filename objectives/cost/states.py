@@ -73,7 +73,8 @@ class StateTimes:
     `reduce_s` and `gather_s` are one reduction of all gradients and one gather of all weights, the mean of
     both passes' where they differ (`objectives.cost.zero_plus`); `tie_s` adds the gradients of tied
     embeddings, which the first and the last stage both hold.  `reduced_pieces` is in how many pieces
-    gradients arrive where each is updated as it does; 1: the update waits for all.
+    gradients arrive where each is updated as it does; 1: the update waits for all.  `visited_s` are those of
+    `offload_s` in which the device updates the state that visits it.
     """
 
     reduce_s: Floats
@@ -81,6 +82,7 @@ class StateTimes:
     tie_s: Floats
     optimizer_s: Floats
     offload_s: Floats
+    visited_s: Floats
     reduced_pieces: Floats
 
 
@@ -194,13 +196,14 @@ def state_times(job: Job, plans: Plans) -> StateTimes:
     one = RankParameters(dense=dense, expert=expert)
     sharing = _slowest_sharing_s(job, plans, parameters, one, np.max(stages.n_layers, axis=0))
     owned = np.where(plans.zero >= 1, _sharded(plans, parameters), parameters.total)
-    optimizer_s, offload_s = _update_s(job, plans, np.max(owned, axis=0), np.max(stages.n_layers, axis=0))
+    update = _update_s(job, plans, np.max(owned, axis=0), np.max(stages.n_layers, axis=0))
     return StateTimes(
         reduce_s=sharing.reduce_s,
         gather_s=(sharing.gather_s + sharing.gather_again_s) / 2,
         tie_s=tie_s(job, plans) + _copies_s(job, plans, one),
-        optimizer_s=optimizer_s,
-        offload_s=offload_s,
+        optimizer_s=update.on_device_s,
+        offload_s=update.offloaded_s,
+        visited_s=update.visited_s,
         reduced_pieces=reduced_pieces(job, plans, one.total),
     )
 
@@ -242,10 +245,10 @@ def stage_sharing(job: Job, plans: Plans, parameters: RankParameters, n_layers: 
     """The same for stages, each given as a row of plans with its own parameters and layers."""
     sharing = _sharing_s(job, plans, parameters, n_layers)
     owned = np.where(plans.zero >= 1, _sharded(plans, parameters), parameters.total)
-    optimizer_s, offload_s = _update_s(job, plans, owned, n_layers)
+    update = _update_s(job, plans, owned, n_layers)
     return StageSharing(
         reduce_s=sharing.reduce_s, gather_s=sharing.gather_s, gather_again_s=sharing.gather_again_s,
-        optimizer_s=optimizer_s, offload_s=offload_s,
+        optimizer_s=update.on_device_s, offload_s=update.offloaded_s,
         copies_s=_copies_s(job, plans, parameters),
     )  # fmt: skip
 
@@ -354,7 +357,16 @@ def _copies_s(job: Job, plans: Plans, parameters: RankParameters) -> Floats:
     return send_s(job.cluster, mesh.pp_tier(job.cluster, plans), gradients)
 
 
-def _update_s(job: Job, plans: Plans, owned: Floats, n_layers: Ints) -> tuple[Floats, Floats]:
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Update:
+    """Seconds of the optimizer on the device; of an offloaded one; and of the device's own work in these."""
+
+    on_device_s: Floats
+    offloaded_s: Floats
+    visited_s: Floats
+
+
+def _update_s(job: Job, plans: Plans, owned: Floats, n_layers: Ints) -> _Update:
     """Seconds of the optimizer on the device; and of an offloaded one, its transfers included.
 
         update reads and writes o bytes, reads g, writes w, per parameter it owns
@@ -376,18 +388,26 @@ def _update_s(job: Job, plans: Plans, owned: Floats, n_layers: Ints) -> tuple[Fl
         owned * (state.gradient_bytes + state.weight_bytes) / job.cluster.device.host_bandwidth_bytes_per_s
     )
     on_host = transfer + moved / HOST_OPTIMIZER_BYTES_PER_S.value
-    visiting = visiting_bucket(job, plans)
+    visiting, visited = visiting_bucket(job, plans), np.zeros(len(plans))
     if visiting.any():
+        visited = np.where(visiting > 0, on_device, 0.0)
         there_and_back = owned * 2 * state.kept_bytes / job.cluster.device.host_bandwidth_bytes_per_s
         on_host = np.where(visiting > 0, there_and_back + on_device, on_host)
     if plans.optimizer_tile.any():
-        tiles = np.ceil(owned / np.maximum(plans.optimizer_tile, 1)) * (plans.optimizer_tile > 0)
-        on_device = np.maximum(on_device, tiles * TILE_OPERATIONS * job.cluster.device.kernel_launch_s.value)
+        on_device = np.maximum(on_device, tiles_issue_s(job, plans, owned))
     copies = _shard_s(job, plans, n_layers)
-    return (
-        np.where(plans.offload_optimizer, 0.0, on_device + copies),
-        np.where(plans.offload_optimizer, on_host + copies, 0.0),
+    return _Update(
+        on_device_s=np.where(plans.offload_optimizer, 0.0, on_device + copies),
+        offloaded_s=np.where(plans.offload_optimizer, on_host + copies, 0.0),
+        visited_s=visited,
     )
+
+
+def tiles_issue_s(job: Job, plans: Plans, owned: Floats) -> Floats:
+    """Host seconds of issuing an update's operations tile by tile; 0 where all parameters are one."""
+    tiles = np.ceil(owned / np.maximum(plans.optimizer_tile, 1)) * (plans.optimizer_tile > 0)
+    issue_s: Floats = tiles * TILE_OPERATIONS * job.cluster.device.kernel_launch_s.value
+    return issue_s
 
 
 def _shard_s(job: Job, plans: Plans, n_layers: Ints) -> Floats:

@@ -51,7 +51,7 @@ def join_estimates(parts: list[Estimate]) -> Estimate:
         memory=StepMemory(**_joined([part.memory for part in parts], StepMemory)),
         **{
             name: np.concatenate([getattr(part, name) for part in parts])
-            for name in ("peak_stage", "pass_share", "host_s")
+            for name in ("peak_stage", "pass_share", "host_s", "visited_s")
         },
     )
 
@@ -99,9 +99,26 @@ def _priced(job: Job, plans: Plans, held: PeakMemory) -> Estimate:
         time=_time(job, plans, passes, states, microbatches(job, plans)),
         memory=memory,
         peak_stage=peak_stage,
-        pass_share=passes.all_stages_s / (plans.pp * passes.worst_s),
+        pass_share=_pass_share(job, plans, passes),
         host_s=np.where(visiting_bucket(job, plans) > 0, 0.0, states.offload_s),
+        visited_s=_exposed_visits_s(plans, states, passes),
     )
+
+
+def _exposed_visits_s(plans: Plans, states: StateTimes, passes: PassTable) -> Floats:
+    """Exposed seconds of the device's own update of a visiting state: its share of the offload's."""
+    if not states.visited_s.any():
+        return states.visited_s
+    exposed_s = exposed_offload_s(plans, states.offload_s, passes.worst_s)
+    shown: Floats = states.visited_s * exposed_s / np.maximum(states.offload_s, np.finfo(np.float64).tiny)
+    return shown
+
+
+def _pass_share(job: Job, plans: Plans, passes: PassTable) -> Floats:
+    """Mean over the stages of what passes take, by the parts of a step; those are the mean with turns."""
+    if job.cluster.turns > 1:
+        return np.ones(len(plans))
+    return passes.all_stages_s / (plans.pp * passes.worst_s)
 
 
 def node_doublings(job: Job, plans: Plans) -> Floats | float:

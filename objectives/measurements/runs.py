@@ -23,6 +23,7 @@ from objectives.measurements.tables import MemoryKind, MemoryStage, TrainerWords
 from objectives.metrics import Job
 from search_spaces.cluster_presets import load_cluster
 from search_spaces.errors import InvalidSpec, MeshtuneError
+from search_spaces.first_names import first_name
 from search_spaces.plan import Plan
 from search_spaces.state import TrainingState
 from search_spaces.workload import CudaGraphs, Precision, Workload
@@ -178,7 +179,7 @@ class _Reader:
         trainer = self._trainer(cells.text("framework"))
         job, job_notes = self._job(cells, trainer)
         plan, plan_notes = plan_of(cells, job.model.n_layers)
-        plan = as_overlapped(plan, trainer.known_profile)
+        plan = as_overlapped(_of_row(plan, job), trainer.known_profile)
         impossible = unfillable(plan, job.model.n_layers)
         if impossible and not outcome.is_failure:
             raise BadRow(impossible)
@@ -250,6 +251,25 @@ class _Reader:
         job = Job(model=model, cluster=cluster, workload=workload)
         job = self._jobs.setdefault((model, place, workload), job)
         return job, (*model_notes, *cluster_notes, *workload_notes)
+
+
+def _of_row(plan: Plan, job: Job) -> Plan:
+    """The plan in its row's job, which has the plan's own devices and sequences: under its first name.
+
+    Raises
+    ------
+    BadRow
+        The row's devices or sequences are others than its plan's.
+    """
+    first = first_name(job.context, plan)
+    if first.nodes:
+        given = f"{plan.nodes} of {job.cluster.devices_per_node} devices"
+        raise BadRow(f"extra.plan's nodes must hold the row's n_gpus {job.cluster.n_devices}; got {given}")
+    if first.n_microbatches:
+        given = f"{plan.n_microbatches} x {plan.micro_batch} x {plan.dp}"
+        whole = job.workload.global_batch
+        raise BadRow(f"extra.plan's n_microbatches x micro_batch x dp must be the row's {whole}; got {given}")
+    return first
 
 
 def _outcome(cells: Cells) -> RunOutcome:

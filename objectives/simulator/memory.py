@@ -69,13 +69,6 @@ class RankMemory:
         np.minimum.at(at, rank[is_peak], self.timeline.start_s[self.row[is_peak]])
         return np.where(np.isfinite(at), at, 0.0)
 
-    @property
-    def end_bytes(self) -> Floats:
-        """What passes still keep when each rank has ended: nothing, to rounding; shape (n_ranks,)."""
-        end = np.zeros(len(self.constant_bytes))
-        end[self.timeline.rank[self.row]] = self.after_bytes  # of a rank's passes the last stays
-        return end
-
     def held_at_peak(self, rank: int) -> list[Held]:
         """What the rank keeps at its peak, the oldest first."""
         program, mine = self.timeline.program, self.timeline.rank[self.row] == rank

@@ -19,7 +19,6 @@ from objectives.simulator.memory import RankMemory
 from objectives.simulator.program import NOTHING, Pass
 from objectives.simulator.step import SimulatedStep
 from objectives.simulator.step_graph import Activity, Stream
-from objectives.simulator.timeline import Timeline
 from search_spaces.plan import Bools, Floats, Ints
 from search_spaces.units import KILO, NS, gib
 
@@ -79,24 +78,6 @@ class Spans:
     def end_s(self) -> float:
         """When the last span ends."""
         return float(self.finish_s.max(initial=0.0))
-
-
-def pass_spans(timeline: Timeline) -> Spans:
-    """The passes of a timeline, all on the compute streams."""
-    program = timeline.program
-    return Spans(
-        n_ranks=program.n_ranks,
-        rank=timeline.rank,
-        stream=np.full(len(program), Stream.COMPUTE, np.int64),
-        kind=program.kind,
-        start_s=timeline.start_s,
-        finish_s=timeline.finish_s,
-        microbatch=program.microbatch,
-        chunk=program.chunk,
-        stage=program.stage[timeline.rank, program.chunk],
-        with_microbatch=program.with_microbatch,
-        with_chunk=program.with_chunk,
-    )
 
 
 def step_spans(step: SimulatedStep) -> Spans:

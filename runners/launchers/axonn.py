@@ -8,7 +8,8 @@ A layer split by rows, the next by columns (G_intra_c = 1) is Megatron's tensor 
 in no plan.  Weights split along the depth (G_intra_d) are those of ZeRO-3; beside replicas they are not.
 
 Source: github.com/axonn-ai/axonn, axonn/axonn.py (init, create_dataloader, run_batch), axonn/optim.py
-(CPUAdam), axonn/communication.py (order of ranks), axonn/intra_layer/fully_connected.py (groups).
+(CPUAdam), axonn/communication.py (order of ranks), axonn/intra_layer/fully_connected.py (groups), and
+axonn/intra_layer/__init__.py (optimize_communication).
 """
 
 import json
@@ -18,12 +19,11 @@ from objectives.metrics import Job
 from runners.launchers.base import (
     Launch,
     Options,
-    expert_exchange,
+    expert_lacks,
     flag,
     n_microbatches,
     offload_lacks,
     pipeline_lacks,
-    sent_tokens,
     zero_plus_lacks,
 )
 from search_spaces.framework import framework_named
@@ -44,11 +44,11 @@ class AxoNN:
         """What AxoNN cannot express."""
         return [
             *pipeline_lacks(job, plan),
+            *expert_lacks(job.model, plan, dense_only="AxoNN"),
             *_order_lacks(plan),
             *_group_lacks(job, plan),
             *_state_lacks(job, plan),
             *_update_lacks(plan),
-            *sent_tokens(plan, "AxoNN"),
             *zero_plus_lacks(plan, "AxoNN"),
             *offload_lacks(plan, "AxoNN"),
         ]
@@ -90,6 +90,12 @@ def calls(job: Job, plan: Plan) -> dict[str, Any]:
         "axonn.create_dataloader": {"batch_size": batch, "micro_batch_size": plan.micro_batch},
         "checkpoint": plan.recompute is Recompute.FULL,
     }
+    if sharded:
+        found["axonn.intra_layer.optimize_communication"] = {
+            "overlap_all_reduce": False,
+            "overlap_reduce_scatter": plan.overlap_dp,
+            "overlap_all_gather": plan.overlap_dp,
+        }
     if plan.offload_optimizer:
         update = framework_named(NAME).update
         found["axonn.optim.CPUAdam"] = {
@@ -126,8 +132,6 @@ def _group_lacks(job: Job, plan: Plan) -> list[str]:
         found.append("sequence_parallel=true or overlap_tp=true: AxoNN splits layers, not what lies between")
     if job.model.moe is not None:
         found.append("moe: AxoNN spreads no experts")
-    if plan.ep > 1 or plan.overlap_ep or plan.deduplicate_ep:
-        found.append(f"ep={plan.ep} {expert_exchange(plan)}: AxoNN spreads no experts")
     if plan.zero not in (0, 3):
         found.append(f"zero={plan.zero}: AxoNN replicates (zero=0) or splits weights in depth (zero=3)")
     if plan.zero == 3 and plan.pp > 1:
@@ -176,6 +180,8 @@ def _notes(job: Job, plan: Plan) -> list[str]:
     found = ["AxoNN is a library: your program must pass each table of axonn.json to the call of its name."]
     if job.workload.precision is Precision.BF16:
         found.append("AxoNN's mixed precision is fp16; bf16 is up to your program.")
+    if plan.zero == 3 and plan.overlap_dp:
+        found.append("optimize_communication, around forward and backward passes, needs the model as well.")
     if plan.tp > 1 or plan.zero == 3:
         found.append("G_intra_r and G_intra_d need AxoNN's later generation, which names them.")
     return found

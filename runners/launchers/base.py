@@ -17,6 +17,10 @@ from search_spaces.workload import Workload
 
 Arguments = list[tuple[str, ...]]  # one flag with its values each
 NOTHING: Mapping[str, Any] = MappingProxyType({})
+EXPERT_KNOBS = (
+    "ep", "etp", "overlap_ep", "deduplicate_ep", "hierarchical_ep", "dispatch", "migrate_every",
+    "expert_tokens",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,6 +182,19 @@ def update_lacks(plan: Plan, program: str) -> list[str]:
     return found
 
 
+def expert_lacks(model: ModelSpec, plan: Plan, *, dense_only: str = "") -> list[str]:
+    """Knobs of experts where there are none: in the model, or in a program that trains dense models only."""
+    if model.moe is not None and not dense_only:
+        return []
+    why = "the model has no experts" if model.moe is None else f"{dense_only} spreads no experts"
+    neutral = Plan()
+    return [
+        f"{name}={str(getattr(plan, name)).lower()}: {why}"
+        for name in EXPERT_KNOBS
+        if getattr(plan, name) != getattr(neutral, name)
+    ]
+
+
 def sent_tokens(plan: Plan, program: str, *, sends: Sequence[ExpertTokens] = ()) -> list[str]:
     """Tokens that tensor-parallel ranks send to experts otherwise than the program does."""
     if plan.expert_tokens in (ExpertTokens.SHARDED, *sends):
@@ -224,6 +241,12 @@ def zero_plus_lacks(plan: Plan, program: str) -> list[str]:
         for name, reason in reasons.items()
         if getattr(plan, name) != getattr(neutral, name)
     ]
+
+
+def waiting_lacks(plan: Plan, program: str) -> list[str]:
+    """What a program cannot do that overlaps the reduction of gradients wherever there is one."""
+    waits = plan.dp * plan.cp > 1 and not plan.overlap_dp
+    return [f"overlap_dp=false: {program} always overlaps the reduction of gradients"] if waits else []
 
 
 def offload_lacks(plan: Plan, program: str) -> list[str]:

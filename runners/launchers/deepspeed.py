@@ -13,6 +13,7 @@ from runners.launchers.base import (
     Launch,
     Options,
     expert_exchange,
+    expert_lacks,
     flag,
     n_microbatches,
     order_lacks,
@@ -64,6 +65,7 @@ class DeepSpeed:
         """What DeepSpeed or Megatron-DeepSpeed cannot express."""
         return [
             *model_lacks(job.model, job.workload),
+            *expert_lacks(job.model, plan),
             *pipeline_lacks(job, plan),
             *order_lacks(plan, "DeepSpeed"),
             *update_lacks(plan, "DeepSpeed"),
@@ -73,7 +75,7 @@ class DeepSpeed:
             *_state_lacks(job, plan),
             *_sharding_lacks(plan),
             *_chunk_lacks(job, plan),
-            *_overlap_lacks(plan),
+            *_overlap_lacks(job, plan),
         ]
 
     def launch(self, job: Job, plan: Plan, options: Options) -> Launch:
@@ -196,7 +198,11 @@ def _group_lacks(job: Job, plan: Plan) -> list[str]:
     if plan.rank_order is not RankOrder.TP_CP_DP_PP:
         found.append(f"rank_order={plan.rank_order}: Megatron-DeepSpeed has tp-cp-dp-pp only")
     if job.model.moe is None:
-        return [*found, f"ep={plan.ep}: the model has no experts"] if plan.ep > 1 else found
+        return found
+    if plan.tp > 1 and not plan.sequence_parallel and plan.expert_tokens is ExpertTokens.SHARDED:
+        found.append(
+            "expert_tokens=sharded: with tp above 1 it takes sequence_parallel; else they are dropped"
+        )
     if plan.etp not in (1, plan.tp):
         found.append(f"etp={plan.etp}: experts are split as tp={plan.tp} or not at all")
     if plan.dp % plan.ep:
@@ -225,12 +231,17 @@ def _state_lacks(job: Job, plan: Plan) -> list[str]:
     return found
 
 
-def _overlap_lacks(plan: Plan) -> list[str]:
+def _overlap_lacks(job: Job, plan: Plan) -> list[str]:
     found = []
     if plan.overlap_tp:
         found.append("overlap_tp=true: Megatron-DeepSpeed does not overlap tensor parallelism")
     if plan.overlap_pp and plan.pp > 1:
         found.append("overlap_pp=true: DeepSpeed's pipeline engine does not overlap its transfers")
+    limited = job.model.moe is not None and job.model.moe.capacity_factor is not None
+    if limited and plan.dispatch is Dispatch.PLAIN:
+        found.append(
+            "dispatch=plain: DeepSpeed pads by products with masks (einsum), or as Tutel does (padded)"
+        )
     if asked := expert_exchange(plan, Dispatch.PLAIN, Dispatch.EINSUM, Dispatch.PADDED):
         found.append(f"{asked}: DeepSpeed exchanges tokens plainly, and waits for them")
     if plan.overlap_dp and plan.zero == 0:

@@ -12,7 +12,13 @@ from objectives.metrics import Job
 from runners.launchers import load_launcher
 from runners.launchers.base import Launch, Options, check_exportable, n_microbatches
 from runners.launchers.folder import MANIFEST, write_folder
-from runners.launchers.scripts import ACCOUNT_PLACEHOLDER, job_script, run_script, train_script
+from runners.launchers.scripts import (
+    ACCOUNT_PLACEHOLDER,
+    job_script,
+    power_script,
+    run_script,
+    train_script,
+)
 from runners.launchers.sites import site_of
 from search_spaces.errors import InvalidSpec, UnknownName
 from search_spaces.plan import Plan
@@ -62,6 +68,8 @@ def export_files(job: Job, plan: Plan, launcher: str, scheduler: str, options: O
         files["run.sh"] = run_script(title, job.cluster)
     if scheduler != Scheduler.TORCHRUN:
         files["job.sbatch"] = job_script(title, options, job.cluster)
+    if plan.power_cap_w:
+        files["power.sh"] = power_script(plan.power_cap_w, job.cluster)
     files[README] = _readme(title, launch, options, (job, plan), files)
     files[MANIFEST] = _manifest(job, plan, launcher, options, [*files, MANIFEST])
     return files
@@ -70,10 +78,8 @@ def export_files(job: Job, plan: Plan, launcher: str, scheduler: str, options: O
 def _power_notes(plan: Plan) -> list[str]:
     """A power limit is the site's to set: no training program does."""
     watts = plan.power_cap_w
-    words = (
-        f"power_cap_w={watts}: no trainer sets it; before the start, on every node as root: nvidia-smi -pl"
-    )
-    return [f"{words} {watts} (NVIDIA), or rocm-smi --setpoweroverdrive {watts} (AMD)."] if watts else []
+    words = f"power_cap_w={watts}: no trainer sets it; power.sh does, with the driver's tool, and undoes it"
+    return [f"{words} (nvidia-smi -pl {watts}, or rocm-smi --setpoweroverdrive)."] if watts else []
 
 
 def _readme(
@@ -91,6 +97,7 @@ def _readme(
     if options.setup_script is None:
         fill_in.append("modules or the virtual environment: load them before, or at the top of train.sh")
     starts = {
+        "power.sh": "sudo bash power.sh       (first, on every node; afterwards: sudo bash power.sh reset)",
         "job.sbatch": "sbatch job.sbatch        (in this folder)",
         "run.sh": "bash run.sh              (torchrun)",
     }

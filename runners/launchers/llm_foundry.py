@@ -20,12 +20,12 @@ from runners.launchers.base import (
     Launch,
     Options,
     binding_window,
-    expert_exchange,
+    expert_lacks,
     n_microbatches,
     offload_lacks,
     order_lacks,
-    sent_tokens,
     update_lacks,
+    waiting_lacks,
     zero_plus_lacks,
 )
 from search_spaces.model import ModelSpec, NormKind, QkNorm
@@ -53,11 +53,12 @@ class LLMFoundry:
         """What llm-foundry cannot express."""
         return [
             *_model_lacks(job.model, job.workload),
+            *expert_lacks(job.model, plan, dense_only="llm-foundry"),
             *order_lacks(plan, "llm-foundry"),
             *zero_plus_lacks(plan, "llm-foundry"),
             *offload_lacks(plan, "llm-foundry"),
+            *waiting_lacks(plan, "llm-foundry"),
             *update_lacks(plan, "llm-foundry"),
-            *sent_tokens(plan, "llm-foundry"),
             *_group_lacks(plan),
             *_step_lacks(job, plan),
         ]
@@ -187,7 +188,7 @@ def _model_lacks(model: ModelSpec, workload: Workload) -> list[str]:
 def _group_lacks(plan: Plan) -> list[str]:
     found = [
         f"{name}={getattr(plan, name)}: llm-foundry shards and replicates only (dp)"
-        for name in ("tp", "pp", "cp", "ep", "vpp")
+        for name in ("tp", "pp", "cp", "vpp")
         if getattr(plan, name) > 1
     ]
     if plan.schedule is not Schedule.ONE_F_ONE_B or plan.first_layers or plan.last_layers:
@@ -216,8 +217,6 @@ def _step_lacks(job: Job, plan: Plan) -> list[str]:
         found.append(f"precision={job.workload.precision}: Meshtune writes bf16, fp16 and fp32 for Composer")
     if plan.overlap_tp or plan.overlap_pp:
         found.append("overlap_tp=true or overlap_pp=true: there is nothing to overlap")
-    if asked := expert_exchange(plan):
-        found.append(f"{asked}: llm-foundry spreads no experts")
     return found
 
 
@@ -240,8 +239,6 @@ def _fill_in(options: Options) -> list[str]:
 
 def _notes(plan: Plan) -> list[str]:
     found = ["OmegaConf reads the YAML: a ${...} in a path or a name would be replaced."]
-    if plan.dp > 1 and not plan.overlap_dp:
-        found.append("FSDP and DistributedDataParallel always overlap the reduction of gradients.")
     if plan.zero == 0:
         found.append("Without sharding Composer wraps the whole model in DistributedDataParallel.")
     return found

@@ -12,6 +12,7 @@ from runners.launchers.base import (
     Arguments,
     Launch,
     Options,
+    expert_lacks,
     flag,
     n_microbatches,
     offload_lacks,
@@ -48,6 +49,7 @@ class MegatronLM:
         """What Megatron-LM cannot express."""
         return [
             *model_lacks(job.model, job.workload),
+            *expert_lacks(job.model, plan),
             *pipeline_lacks(job, plan),
             *order_lacks(plan, "Megatron-LM"),
             *zero_plus_lacks(plan, "Megatron-LM"),
@@ -128,6 +130,8 @@ def _exchange_lacks(plan: Plan) -> list[str]:
         found.append("hierarchical_ep=true: Megatron-LM's dispatchers send to every rank, or once to a node")
     if plan.migrate_every:
         found.append(f"migrate_every={plan.migrate_every}: Megatron-LM leaves experts where they are")
+    if plan.dispatch is Dispatch.PADDED:
+        found.append("dispatch=padded: Megatron-LM pads without Tutel's combining in fp32 (dispatch=plain)")
     if plan.dispatch is Dispatch.EINSUM:
         found.append("dispatch=einsum: Megatron-LM moves tokens by index, without masks over slots")
     return found
@@ -141,8 +145,6 @@ def _group_lacks(job: Job, plan: Plan) -> list[str]:
             f"rank_order={plan.rank_order}: Megatron-LM needs as many replicas of experts as of the rest, "
             f"not {edp:g} and {plan.dp}"
         )
-    if plan.ep > 1 and moe is None:
-        found.append(f"ep={plan.ep}: the model has no experts")
     if moe and plan.tp > 1 and not plan.sequence_parallel:
         found.append("sequence_parallel=false: Megatron-LM trains experts beside tp > 1 only with it")
     if moe and plan.etp > 1 and any(biases(job.model)):

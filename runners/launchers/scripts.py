@@ -16,6 +16,7 @@ from search_spaces.errors import InvalidSpec
 WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@+-]*")
 TIME_LIMIT = re.compile(r"\d+(:\d\d){0,2}|\d+-\d\d(:\d\d){0,2}")
 ACCOUNT_PLACEHOLDER = "FILL_IN_ACCOUNT"
+PACKAGE = "package"  # the tier of dies that share one package, and its power limit
 
 TRAIN = """\
 # Sourced by run.sh and job.sbatch: the environment and the words of the training program.
@@ -91,6 +92,46 @@ srun --nodes={n_nodes} --ntasks={n_devices} --ntasks-per-node={devices_per_node}
   exec python3 -u "${{TRAIN[@]}}"
 '
 """
+
+POWER = """\
+#!/usr/bin/env bash
+# The plan's power limit, {device_w} W a device.  As root, on every node: bash power.sh before the start, and
+# bash power.sh reset afterwards, which brings back the limit that the device came with.
+set -euo pipefail
+
+if [ "${{1:-set}}" != set ] && [ "$1" != reset ]; then
+  echo "power.sh takes nothing, or reset; got $1" >&2
+  exit 2
+fi
+if command -v nvidia-smi >/dev/null; then
+  if [ "${{1:-set}}" = set ]; then
+    nvidia-smi -pl {device_w}
+  else
+    nvidia-smi --query-gpu=index,power.default_limit --format=csv,noheader,nounits |
+      while IFS=', ' read -r index watts; do
+        nvidia-smi -i "$index" -pl "$watts"
+      done
+  fi
+elif command -v rocm-smi >/dev/null; then
+  if [ "${{1:-set}}" = set ]; then
+    rocm-smi --setpoweroverdrive {package_w}  # its limit is that of a package, of {per_package} devices here
+  else
+    rocm-smi --resetpoweroverdrive
+  fi
+else
+  echo "neither nvidia-smi nor rocm-smi is on this node: set {device_w} W a device as its maker says" >&2
+  exit 2
+fi
+"""
+
+
+def power_script(device_w: int, cluster: ClusterSpec) -> str:
+    """`power.sh`: each device's power limit by the driver's own tool, and back again.
+
+    Source: nvidia-smi(1), --power-limit; ROCm SMI CLI, --setpoweroverdrive and --resetpoweroverdrive.
+    """
+    per_package = next((tier.size for tier in cluster.tiers if tier.name == PACKAGE and tier.size), 1)
+    return POWER.format(device_w=device_w, package_w=device_w * per_package, per_package=per_package)
 
 
 def train_script(launch: Launch, options: Options, cluster: ClusterSpec) -> str:

@@ -18,6 +18,7 @@ from runners.launchers.base import (
     Launch,
     Options,
     expert_exchange,
+    expert_lacks,
     flag,
     n_microbatches,
     offload_lacks,
@@ -26,6 +27,7 @@ from runners.launchers.base import (
     sent_tokens,
     stage_layers,
     update_lacks,
+    waiting_lacks,
     zero_plus_lacks,
 )
 from runners.launchers.torchtitan_model import CONFIG_FILE, config_module, config_name, model_lacks
@@ -72,10 +74,12 @@ class Torchtitan:
         """What torchtitan cannot express."""
         return [
             *model_lacks(job, plan),
+            *expert_lacks(job.model, plan),
             *pipeline_lacks(job, plan),
             *order_lacks(plan, "torchtitan", longer_warmup=True),
             *zero_plus_lacks(plan, "torchtitan"),
             *offload_lacks(plan, "torchtitan"),
+            *waiting_lacks(plan, "torchtitan"),
             *update_lacks(plan, "torchtitan"),
             *sent_tokens(plan, "torchtitan"),
             *_schedule_lacks(job.model, plan),
@@ -125,6 +129,8 @@ def _schedule_lacks(model: ModelSpec, plan: Plan) -> list[str]:
     found = []
     if plan.schedule not in SCHEDULES and plan.schedule not in LAID_AS:
         found.append(f"schedule={plan.schedule}: torchtitan has neither the schedule nor a file for its kind")
+    if plan.vpp > 1 and not plan.overlap_pp:
+        found.append("overlap_pp=false: torchtitan's pipeline posts transfers between chunks asynchronously")
     if plan.schedule in V_SHAPED and (plan.first_layers or plan.last_layers):
         knobs = f"first_layers={plan.first_layers} last_layers={plan.last_layers}"
         found.append(f"{knobs}: both ends of a V lie on its first rank")
@@ -172,7 +178,7 @@ def _group_lacks(model: ModelSpec, plan: Plan) -> list[str]:
     if plan.rank_order is not RankOrder.TP_CP_DP_PP:
         found.append(f"rank_order={plan.rank_order}: torchtitan's mesh is tp-cp-dp-pp")
     if model.moe is None:
-        return [*found, f"ep={plan.ep}: the model has no experts"] if plan.ep > 1 else found
+        return found
     if plan.etp != (1 if plan.ep > 1 else plan.tp):
         found.append(
             f"etp={plan.etp}: torchtitan splits experts by tp={plan.tp} without ep, and not at all with it"
@@ -270,12 +276,8 @@ def _fill_in(options: Options) -> list[str]:
 
 def _notes(plan: Plan) -> list[str]:
     found = []
-    if plan.zero >= 2 and plan.dp > 1 and not plan.overlap_dp:
-        found.append("torchtitan always overlaps the gathering of weights and the reduction of gradients.")
     if plan.recompute is Recompute.SELECTIVE:
         found.append(
             "torchtitan's selective policy saves matrix products and attention, and recomputes the rest."
         )
-    if plan.pp > 1 and not plan.overlap_pp:
-        found.append("torchtitan's pipeline posts its transfers asynchronously.")
     return found

@@ -29,6 +29,8 @@ class XMoE:
     def lacks(self, job: Job, plan: Plan) -> list[str]:
         """What X-MoE cannot express: what DeepSpeed cannot, beside its own ways of sending tokens."""
         whole = replace(_for_deepspeed(plan), ep=1) if plan.etp == 1 else _for_deepspeed(plan)
+        if job.model.moe is None:
+            return DeepSpeed().lacks(job, plan)
         return [*DeepSpeed().lacks(job, whole), *_own_lacks(plan)]
 
     def launch(self, job: Job, plan: Plan, options: Options) -> Launch:
@@ -49,8 +51,8 @@ class XMoE:
 
 
 def _for_deepspeed(plan: Plan) -> Plan:
-    """The plan without what only X-MoE knows."""
-    known = Dispatch.PLAIN if plan.dispatch is Dispatch.PADDING_FREE else plan.dispatch
+    """The plan without what only X-MoE knows: its buffers take the place of DeepSpeed's masks."""
+    known = Dispatch.EINSUM if plan.dispatch is Dispatch.PADDING_FREE else plan.dispatch
     return replace(plan, dispatch=known, deduplicate_ep=False)
 
 

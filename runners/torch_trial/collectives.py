@@ -27,9 +27,6 @@ class Group:
         return len(self.ranks)
 
 
-ALONE = Group(ranks=(0,), index=0)
-
-
 def make_group(ranks: tuple[int, ...], rank: int, *, also_alone: bool = False) -> Group:
     """A group of these ranks; all of them must call this, and no one else need.
 

@@ -3,7 +3,7 @@
 What shrinks, in this order, each as far as the limits ask:
 
     copies (dp), pipeline stages, context and tensor parallel ranks, halved, two of each kept while possible
-    layers, to one a chunk; micro-batches a step, to twice the stages
+    layers, to one a chunk (n, where every n-th is redone); micro-batches a step, to twice the stages
     widths of all matrices and the vocabulary, by one factor; head widths stay
     tokens of a sequence
 
@@ -154,8 +154,13 @@ def neutral(plan: Plan) -> Plan:
 
 
 def _fewer_layers(model: ModelSpec, plan: Plan, small: Plan) -> ModelSpec:
-    """As many chunks as the small plan holds, one layer each; a model of one stage keeps two layers."""
-    n_layers = min(max(small.pp * small.vpp, 2), model.n_layers)
+    """As many chunks as the small plan holds, one layer each; a model of one stage keeps two layers.
+
+    Where every n-th layer is redone, n layers to a chunk, if the model has so many.
+    """
+    chunks = small.pp * small.vpp
+    per_chunk = min(small.recompute_every, max(model.n_layers // chunks, 1))
+    n_layers = min(max(chunks * per_chunk, 2), model.n_layers)
     return replace(with_layers(model, n_layers, plan, small), n_predict_layers=0)
 
 

@@ -91,14 +91,23 @@ def test_two_buffers_stay_and_half_of_everything_again_travels(u):
     assert chunks.forward_traffic_bytes(job, one(CHUNKED)) == 0
 
 
+def shortest_hidden_chunk(job, plans, core_s):
+    """Tokens of the shortest chunk whose fetch hides behind a pair of chunks: s² (k + v) T / (2 core r s).
+
+    `core_s` is one layer's core for the whole sequence, whose length cancels.
+    """
+    rate = job.cluster.device.host_bandwidth_bytes_per_s
+    return job.workload.seq_len * chunks.key_value_bytes(job, plans) / (2 * core_s * rate)
+
+
 def test_the_shortest_chunk_that_hides_does_not_depend_on_the_sequence():
     found = []
     for length in (128 * K, 512 * K):
         job, plans = llama(length), one(HOSTED)
         core_s = layer_cost(job, plans, "dense").core_forward_s
-        found.append(chunks.shortest_hidden_chunk(job, plans, core_s)[0])
+        found.append(shortest_hidden_chunk(job, plans, core_s)[0])
         faster = with_host(job, 2 * job.cluster.device.host_bandwidth_bytes_per_s)
-        assert chunks.shortest_hidden_chunk(faster, plans, core_s)[0] == pytest.approx(found[-1] / 2)
+        assert shortest_hidden_chunk(faster, plans, core_s)[0] == pytest.approx(found[-1] / 2)
     assert found[0] == pytest.approx(found[1], rel=0.01)
 
 
@@ -108,9 +117,9 @@ def test_chunks_wait_for_the_host_where_they_are_shorter(share, waits):
     job, plans = llama(1024 * K), one(HOSTED)
     cost = layer_cost(job, plans, "dense")
     rate = job.cluster.device.host_bandwidth_bytes_per_s
-    shortest = chunks.shortest_hidden_chunk(job, plans, cost.core_forward_s)[0]
+    shortest = shortest_hidden_chunk(job, plans, cost.core_forward_s)[0]
     slow = with_host(job, rate * shortest / (16 * K) / share)
-    hides = chunks.shortest_hidden_chunk(slow, plans, cost.core_forward_s)[0]
+    hides = shortest_hidden_chunk(slow, plans, cost.core_forward_s)[0]
     assert hides == pytest.approx(share * 16 * K)
     forward, _ = chunks.host_waits_s(slow, plans, cost, np.array([1]), np.array([0.0]))
     assert bool(forward[0] > 0) is waits

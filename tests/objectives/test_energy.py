@@ -22,6 +22,7 @@ from search_spaces.rules import broken_rules
 from search_spaces.space import SearchSpace, SpaceSpec
 from search_spaces.units import KWH_J, TFLOPS
 from tests.objectives.jobs import job_of
+from tests.objectives.test_processes import job_on, machine
 from tests.search_spaces.test_rules import columns_of
 
 JOB = job_of("qwen3-8b", "alps", 16, global_batch=128)
@@ -44,7 +45,9 @@ def test_states_fill_the_step_of_every_device():
     plans = legal_plans()
     priced = estimate(JOB, plans)
     parts = {name: getattr(priced.time, name) for name in priced.time.__dataclass_fields__}
-    seconds = state_seconds(parts, product_share(JOB, plans, priced.time.compute_s), priced.step_s)
+    seconds = state_seconds(
+        parts, product_share(JOB, plans, priced.time.compute_s), priced.step_s, visited_s=priced.visited_s
+    )
     np.testing.assert_allclose(sum(seconds[state] for state in STATES), priced.step_s)
     assert all((seconds[state] >= 0).all() for state in STATES)
 
@@ -204,6 +207,7 @@ def test_metrics_of_energy_are_one_figure_in_three_units():
         f"{PLAN.key} power_cap_w=450",
         "dp=16 micro_batch=2 zero=1 overlap_dp=true",
         "pp=4 dp=4 vpp=3 micro_batch=2 schedule=interleaved",
+        "dp=16 micro_batch=2 zero=1 recompute=full offload_optimizer=true offload_bucket=4000000",
     ],
 )
 def test_the_timeline_draws_what_the_closed_form_says(words):
@@ -274,3 +278,31 @@ def test_hosts_idle_while_the_device_updates_an_offloaded_optimizer_bucket_by_bu
     assert (priced.time.offload_s > 0).all()
     assert priced.host_s[0] == priced.time.offload_s[0]
     assert priced.host_s[1] == 0
+
+
+def test_devices_that_share_a_core_compute_as_long_as_their_step_says():
+    """Where products and memory draw alike: those watts times the step's own seconds, by hand."""
+    job = job_on(machine(2.0))
+    power = replace(DevicePower(), memory_share=DevicePower().compute_share)
+    device = replace(job.cluster.device, power=power)
+    job, plans = replace(job, cluster=replace(job.cluster, device=device)), Plans.of([Plan(pp=4)])
+    priced = estimate(job, plans)
+    by_hand = 4 * device.draw_w("compute") * (priced.time.compute_s + priced.time.optimizer_s)[0]
+    energy = step_energy(job, plans, priced)
+    assert (energy.compute_j + energy.memory_j)[0] == pytest.approx(by_hand)
+
+
+VISITED = "dp=16 micro_batch=2 zero=1 recompute=full offload_optimizer=true offload_bucket=4000000"
+
+
+def test_a_device_that_updates_what_visits_it_draws_as_its_memory_does_and_idles_while_it_moves():
+    at_home = VISITED.replace(" offload_optimizer=true offload_bucket=4000000", "")
+    here, plans = estimate(JOB, Plans.of([Plan.parse(at_home)])), Plans.of([Plan.parse(VISITED)])
+    priced = estimate(JOB, plans)
+    assert priced.visited_s[0] == pytest.approx(here.time.optimizer_s[0])  # the same update, elsewhere kept
+    assert priced.time.offload_s[0] > priced.visited_s[0]
+    update_j = 16 * JOB.cluster.device.draw_w("memory") * priced.visited_s[0]
+    without = step_energy(JOB, plans, replace(priced, visited_s=np.zeros(1)))
+    with_it = step_energy(JOB, plans, priced)
+    assert with_it.memory_j[0] - without.memory_j[0] == pytest.approx(update_j)
+    assert with_it.idle_j[0] < without.idle_j[0]

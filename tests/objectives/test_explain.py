@@ -49,6 +49,9 @@ def test_a_worked_formula_makes_its_part(name):
         ("grouped", dict(tp=2, dp=8, nodes=2)),
         ("grouped", dict(tp=2, dp=16, offload_optimizer=True, zero=1, overlap_offload=True)),
         ("grouped", dict(tp=2, dp=16, n_microbatches=1, power_cap_w=500)),
+        ("grouped", dict(tp=2, dp=16, zero=1, power_cap_w=300)),
+        ("grouped", dict(tp=2, dp=16, zero=1, optimizer_tile=2_000_000_000)),
+        ("grouped", dict(tp=2, dp=16, zero=1, optimizer_tile=100_000)),
     ],
 )
 def test_a_worked_formula_makes_its_part_with_knobs_that_a_user_turns_on(name, knobs):

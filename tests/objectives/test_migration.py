@@ -12,7 +12,7 @@ from objectives.cost.migration import (
     migration_s,
     zipf_shares,
 )
-from objectives.cost.moe import expert_migration_s
+from objectives.cost.moe import expert_migration_bytes
 from objectives.cost.step import estimate
 from objectives.simulator.randomness import ExpertLoad, Randomness, expert_loads
 from objectives.simulator.step import simulate_step
@@ -70,7 +70,7 @@ def test_moving_all_experts_of_a_device_takes_pipers_bytes():
     plans = plans_of("dp=256 ep=8 migrate_every=100")
     tier = job.cluster.tiers[0]
     link = tier.bandwidth_bytes_per_s * tier.efficiency.value * 8 / 7  # one part in eight stays
-    one_layer = expert_migration_s(job.model, np.array([8]), bandwidth_bytes_per_s=link)
+    one_layer = expert_migration_bytes(job.model, np.array([8])) / link
     assert migration_s(job, plans)[0] == pytest.approx(job.model.n_moe_layers * one_layer[0])
 
 

@@ -9,7 +9,7 @@ from objectives.cost import moe
 from objectives.cost.moe import Dispatch
 from search_spaces.model import AttentionSpec, EmbeddingSpec, MlpSpec, ModelSpec, MoeSpec
 from search_spaces.model_presets import load_model
-from search_spaces.units import GB, GIB, MS
+from search_spaces.units import GB, GIB
 
 LARGE = load_model("x-moe-large")
 SEQ_LEN = 4096
@@ -95,10 +95,8 @@ def test_expert_migration_is_pipers_table(name):
     n_experts, d_model, width, listed, unit = MIGRATION[name]
     model = expert_model(n_experts, d_model, width)
     moved = moe.expert_migration_bytes(model, np.array([8]))[0] / unit
-    seconds = moe.expert_migration_s(model, np.array([8]), bandwidth_bytes_per_s=50 * unit)[0]
     # The table rounds to 0.01, and lists GLaM 0.2 % low.
     assert moved == pytest.approx(listed, rel=0.003)
-    assert seconds / MS == pytest.approx(listed * 20, rel=0.003)
 
 
 def test_a_padded_layer_keeps_more_the_larger_its_capacity():
@@ -107,17 +105,6 @@ def test_a_padded_layer_keeps_more_the_larger_its_capacity():
         for c in (1.0, 1.25, 2.0)
     ]
     assert kept == sorted(kept)
-
-
-def test_skipping_redundant_copies_costs_nothing_where_there_are_none():
-    one = np.array([1.0])
-    assert moe.deduplicated_dispatch_s(one, 0.1 * one, 0 * one) == one
-
-
-def test_more_devices_lower_the_exchange_bound_in_proportion():
-    tokens = np.array([SEQ_LEN, SEQ_LEN])
-    seconds = moe.expert_exchange_lower_bound_s(LARGE, tokens, np.array([8, 64]), bandwidth_bytes_per_s=GB)
-    assert seconds[0] == pytest.approx(8 * seconds[1])
 
 
 def test_finer_experts_keep_weights_and_multiply_dispatch():

@@ -1,5 +1,6 @@
 """Trials written as a measurements file and read back: the same job, the same plan, the same outcome."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -8,7 +9,7 @@ from objectives.measurements import RunOutcome, read_measurements
 from objectives.measurements.writing import Provenance, measurements_text, row_of
 from objectives.metrics import Job
 from objectives.outcome import Cause, Failed, Measured, OutcomeOrigin
-from runners.replay import ReplayRunner
+from runners.replay import ReplayRunner, replay_plans
 from search_spaces.cluster_file import cluster_toml
 from search_spaces.cluster_presets import load_cluster
 from search_spaces.local_cluster import local_cluster
@@ -135,6 +136,47 @@ def test_a_plan_on_some_nodes_reads_back_on_its_own_devices_and_replays_in_the_w
     found = read_measurements(path)
     assert found.rejected == ()
     (run,) = found.runs
-    assert (run.plan, run.job.cluster.n_devices, run.job.workload.global_batch) == (plan, 8, 16)
+    alone = replace(plan, nodes=0, n_microbatches=0)  # in a job of its own devices and sequences
+    assert (run.plan, run.job.cluster.n_devices, run.job.workload.global_batch) == (alone, 8, 16)
     (again,) = ReplayRunner(job, path=path).run(Plans.of([plan]))
     assert (again.step_s, again.peak_memory_bytes) == (2.5, 0.4 * GB)
+
+
+WHOLE = "tp=2 dp=16 sequence_parallel=true"
+
+
+@pytest.mark.parametrize("words", ["", " nodes=4", " n_microbatches=4", " nodes=4 n_microbatches=4"])
+def test_a_recorded_plan_is_found_under_its_other_name(tmp_path, words):
+    job = Job(
+        model=load_model("llama-3-8b"),
+        cluster=load_cluster("dgx-h100", 32),
+        workload=Workload(seq_len=8192, global_batch=64),
+    )
+    path = write(tmp_path, job, (Plan.parse(WHOLE + words), measured()), cluster="dgx-h100")
+    assert list(replay_plans(path, job)) == [Plan.parse(WHOLE)]
+    wanted = [WHOLE, f"{WHOLE} nodes=4", f"{WHOLE} n_microbatches=4"]
+    found = ReplayRunner(job, path=path).run(Plans.of(map(Plan.parse, wanted)))
+    assert all(isinstance(each, Measured) for each in found)
+
+
+@pytest.mark.parametrize(
+    ("word", "why"),
+    [
+        ("nodes=2", "extra.plan's nodes must hold the row's n_gpus 8; got 2 of 8 devices"),
+        (
+            "n_microbatches=3",
+            "extra.plan's n_microbatches x micro_batch x dp must be the row's 16; got 3 x 1 x 4",
+        ),
+    ],
+)
+def test_a_row_of_other_devices_or_sequences_than_its_plans_is_rejected(tmp_path, word, why):
+    job = Job(
+        model=load_model("llama-3-8b"),
+        cluster=load_cluster("dgx-h100", 8),
+        workload=Workload(seq_len=8192, global_batch=16),
+    )
+    extra = {"plan": f"tp=2 dp=4 sequence_parallel=true {word}"}
+    plan = Plan.parse("tp=2 dp=4 sequence_parallel=true")
+    path = write(tmp_path, job, (plan, measured()), cluster="dgx-h100", extra=json.dumps(extra))
+    (rejected,) = read_measurements(path).rejected
+    assert rejected.reason == why

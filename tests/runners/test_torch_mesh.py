@@ -131,6 +131,12 @@ def test_a_twin_says_in_what_it_differs():
     assert "devices 4 of 512" in each.words
 
 
+@pytest.mark.parametrize(("every", "n_layers"), [(1, 4), (4, 16), (1000, 80)])
+def test_a_twin_redoes_every_nth_layer_while_it_has_as_many(every, n_layers):
+    plan = Plan.parse(f"pp=4 recompute=full recompute_every={every}")
+    assert twin(big_job(), plan, Limits(n_ranks=8)).job.model.n_layers == n_layers
+
+
 def test_a_job_within_the_limits_is_its_own_twin():
     each = twin(tiny_job(), Plan(pp=2, micro_batch=4), Limits(n_ranks=8))
     assert set(each.differs) <= {"layers"}

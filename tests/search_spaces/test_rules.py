@@ -60,7 +60,7 @@ LLAMA, MIXTRAL, DEEPSEEK = context_of(), context_of("mixtral-8x7b"), context_of(
         (DEEPSEEK, "pp=16 dp=4 ep=4 first_layers=3 last_layers=2"),
         (context_of(framework="deepspeed"), "tp=8 pp=8"),
         (context_of(framework="megatron-lm"), "tp=8 dp=8 zero=1 offload_optimizer=true"),
-        (context_of(framework="torchtitan"), "dp=64 zero=3"),
+        (context_of(framework="torchtitan"), "dp=64 zero=3 overlap_dp=true"),
         (LLAMA, "tp=8 pp=8 vpp=2 schedule=zb-v optimizer_sync=post-validation overlap_pp=true"),
         (LLAMA, "tp=8 pp=8 schedule=dualpipe"),
         (LLAMA, "tp=8 pp=8 vpp=2 schedule=dualpipe-v"),
@@ -72,7 +72,7 @@ LLAMA, MIXTRAL, DEEPSEEK = context_of(), context_of("mixtral-8x7b"), context_of(
         (MIXTRAL, "dp=64 ep=8 zero=3 hpz=8"),
         (LLAMA, f"{ULYSSES} sequence_chunk=4096 offload_sequence=true offload_checkpoints=true"),
         (context_of(framework="deepspeed"), f"{ULYSSES} zero=3 hpz=8 sequence_chunk=1024"),
-        (context_of(framework="torchtitan"), "tp=8 pp=8 vpp=2 schedule=v-min"),
+        (context_of(framework="torchtitan"), "tp=8 pp=8 vpp=2 schedule=v-min overlap_pp=true"),
         (
             context_of(framework="zero-bubble", precision="fp16"),
             "tp=8 pp=8 schedule=zb-h2 optimizer_sync=post-validation",
@@ -277,6 +277,13 @@ def test_an_unsound_plan_breaks_the_rule_named_for_it(context, text, rule):
         ),
         ("megatron-lm", "tp=8 pp=8 schedule=zb-h1", "the framework runs the schedule"),
         ("torchtitan", "tp=8 pp=8 schedule=dualpipe", "the framework runs the schedule"),
+        ("torchtitan", "dp=64 zero=3", "the framework always overlaps gradient reduction (overlap_dp)"),
+        ("llm-foundry", "dp=64", "the framework always overlaps gradient reduction (overlap_dp)"),
+        (
+            "torchtitan",
+            "tp=8 pp=8 vpp=2 schedule=v-min",
+            "the framework leaves transfers of so short a pipeline unoverlapped",
+        ),
         (
             "zero-bubble",
             "tp=8 pp=8 schedule=zb-h2 optimizer_sync=post-validation",
@@ -291,7 +298,8 @@ def test_an_unsound_plan_breaks_the_rule_named_for_it(context, text, rule):
         ),
         (
             "torchtitan",
-            "tp=8 pp=4 dp=2 vpp=2 schedule=v-half first_layers=18 last_layers=18",
+            "tp=8 pp=4 dp=2 vpp=2 schedule=v-half first_layers=18 last_layers=18 overlap_dp=true "
+            "overlap_pp=true",
             "the framework takes so many layers off an end stage",
         ),
         (
@@ -299,10 +307,10 @@ def test_an_unsound_plan_breaks_the_rule_named_for_it(context, text, rule):
             "dp=64 zero=3 offload_optimizer=true",
             "the framework offloads the optimizer at the zero stage",
         ),
-        ("torchtitan", "dp=64 zero=1", "the framework runs the zero stage"),
+        ("torchtitan", "dp=64 zero=1 overlap_dp=true", "the framework runs the zero stage"),
         (
             "torchtitan",
-            "dp=64 zero=3 offload_optimizer=true",
+            "dp=64 zero=3 offload_optimizer=true overlap_dp=true",
             "the framework offloads the optimizer at the zero stage",
         ),
     ],
@@ -348,16 +356,18 @@ def test_a_trainer_refuses_what_it_cannot_run(framework, text, rule):
             "deepspeed", "mixtral-8x7b", "tp=4 dp=16 etp=2 sequence_parallel=true",
             "the framework splits experts' matrices by this degree",
         ),
-        ("torchtitan", "mixtral-8x7b", "dp=64 ep=8", "the framework spreads experts over these ranks"),
+        ("torchtitan", "mixtral-8x7b", "dp=64 ep=8 overlap_dp=true",
+         "the framework spreads experts over these ranks"),
         (
-            "torchtitan", "mixtral-8x7b", "tp=2 dp=32 zero=2 sequence_parallel=true",
+            "torchtitan", "mixtral-8x7b", "tp=2 dp=32 zero=2 sequence_parallel=true overlap_dp=true",
             "the framework splits experts' matrices by this degree",
         ),
         (
-            "torchtitan", "llama-3-8b", "pp=4 dp=16 first_layers=10 last_layers=6",
+            "torchtitan", "llama-3-8b", "pp=4 dp=16 first_layers=10 last_layers=6 overlap_dp=true",
             "the framework takes so many layers off an end stage",
         ),
-        ("torchtitan", "gpt2", "pp=2 dp=32", "the framework lays tied embeddings on two stages"),
+        ("torchtitan", "gpt2", "pp=2 dp=32 overlap_dp=true",
+         "the framework lays tied embeddings on two stages"),
     ],
 )  # fmt: skip
 def test_a_trainer_refuses_what_its_launcher_cannot_say(framework, model, text, rule):

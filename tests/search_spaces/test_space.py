@@ -9,6 +9,7 @@ import pytest
 
 from search_spaces.cluster_presets import load_cluster
 from search_spaces.errors import InvalidSpec, NoLegalPlan, UnknownName
+from search_spaces.first_names import all_names, first_name
 from search_spaces.framework import FRAMEWORKS
 from search_spaces.knobs import ORDER, default_splits, divisors
 from search_spaces.model_presets import load_model
@@ -241,7 +242,7 @@ def test_divisors_are_all_of_them(n):
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 def test_a_framework_only_takes_plans_away(framework):
-    narrowed = dict(FEW, cp=1, micro_batch=1, schedule=list(Schedule))
+    narrowed = dict(FEW, overlap_dp=[False, True], cp=1, micro_batch=1, schedule=list(Schedule))
     everything, _ = enumerated(space_of("gpt2", 4, narrowed))
     runs, _ = enumerated(space_of("gpt2", 4, narrowed, framework=framework))
     assert set(runs.keys()) <= set(everything.keys())
@@ -275,3 +276,59 @@ def test_nodes_and_micro_batches_make_a_job_smaller_than_its_cluster_and_batch()
 def test_more_nodes_than_the_cluster_has_are_no_plan():
     with pytest.raises(NoLegalPlan, match="nodes are at most the cluster's"):
         list(space_of("gpt2", 32, {"nodes": 5}).chunks())
+
+
+SMALL = dict(cp=1, vpp=1, schedule="1f1b", recompute="none", zero=0, micro_batch=[1, 2])
+
+
+@pytest.mark.parametrize(
+    ("asked", "rule"),
+    [
+        (dict(nodes=[0, 1, 4]), "beside 0, nodes are fewer than all of the cluster's"),
+        (dict(n_microbatches=[0, 1, 2]), "beside 0, n_microbatches are fewer than the global batch asks"),
+    ],
+    ids=["nodes", "micro-batches"],
+)
+def test_no_plan_is_in_a_space_under_two_names(asked, rule):
+    space, tally = space_of("gpt2", 32, FEW | SMALL | asked, global_batch=32), Tally()
+    plans = list(Plans.concatenate(list(space.chunks(tally))))
+    assert tally.removed[rule] > 0
+    names = [first_name(space.context, plan) for plan in plans]
+    assert names == plans  # all are first names already
+    assert len(set(names)) == len(names)
+
+
+def test_a_plan_is_in_a_space_under_either_of_its_names():
+    space = space_of("gpt2", 32, FEW | SMALL | dict(nodes=[2, 4], n_microbatches=1), global_batch=32)
+    plan = Plan(dp=32, nodes=4, n_microbatches=1)
+    assert all(space.holds(each) for each in all_names(space.context, plan))
+    assert len(all_names(space.context, plan)) == 4
+    assert not space.holds(Plan(dp=32, n_microbatches=2))
+    assert not space.holds(Plan(dp=8, nodes=1, n_microbatches=1))
+
+
+@pytest.mark.parametrize(
+    ("framework", "ways"),
+    [
+        ("any", {"plain"}),
+        ("megatron-lm", {"plain"}),
+        ("deepspeed", {"einsum", "padded"}),
+        ("x-moe", {"einsum", "padded", "padding-free"}),
+    ],
+)
+def test_tokens_are_sent_to_experts_of_limited_capacity_as_the_trainer_can(framework, ways):
+    limited = replace(SMALL_MOE, moe=replace(SMALL_MOE.moe, capacity_factor=1.25))
+    asked = FEW | dict(tp=1, pp=1, cp=1, ep=[2, 4], zero=1, recompute="none", micro_batch=1)
+    plans = Plans.concatenate(list(space_of(limited, 8, asked, framework=framework).chunks()))
+    assert {plan.dispatch for plan in plans} == ways
+    dropless = Plans.concatenate(list(space_of(SMALL_MOE, 8, asked, framework=framework).chunks()))
+    assert {plan.dispatch for plan in dropless} == {"plain"}
+
+
+def test_the_trainers_own_bucket_has_one_name():
+    context = space_of("gpt2", 8, {}, framework="axonn", precision="fp16").context
+    plan = Plan(dp=8, offload_optimizer=True, offload_bucket=16_000_000, coalesced_buckets=4)
+    assert first_name(context, plan) == replace(plan, offload_bucket=0)
+    other = replace(plan, offload_bucket=8_000_000)
+    assert first_name(context, other) == other
+    assert first_name(space_of("gpt2", 8, {}).context, plan) == plan  # where the host updates otherwise

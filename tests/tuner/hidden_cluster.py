@@ -94,6 +94,7 @@ def estimate(plans):
         peak_stage=np.zeros(len(plans), dtype=np.int64),
         pass_share=np.ones(len(plans)),
         host_s=zeros,
+        visited_s=zeros,
     )
 
 

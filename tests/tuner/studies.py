@@ -11,9 +11,11 @@ from pathlib import Path
 
 import optuna
 
+from search_spaces.documents import read_toml
 from search_spaces.plan import Plan
 from tuner import study
 from tuner.book import Book
+from tuner.campaign import Campaign, study_from_tables
 from tuner.config import StudyConfig, config_from_tables
 from tuner.events import TrialFinished, TrialsReaped, TrialStarted
 from tuner.leases import Owner, this_host
@@ -33,6 +35,11 @@ SPACE = {
     "last_layers": [0], "sequence_parallel": [False], "offload_optimizer": [False],
     "rank_order": ["tp-cp-dp-pp"], "overlap_dp": [False, True], "overlap_tp": [False], "overlap_pp": [False],
 }  # fmt: skip
+
+
+def read_study(path: Path) -> StudyConfig | Campaign:
+    """The study, or the campaign, of a file, as the command line reads it."""
+    return study_from_tables(read_toml(path), folder=path.parent, where=str(path))
 
 
 def storage_url(folder: Path, kind: str) -> str:

@@ -11,9 +11,10 @@ from objectives.outcome import Measured
 from search_spaces.errors import InvalidSpec
 from search_spaces.units import KWH_J
 from tests.tuner.cli import meshtune
+from tests.tuner.studies import read_study
 from tuner import cli_campaign
 from tuner.budget import Budget, Stop
-from tuner.campaign import Campaign, Share, read_study, stored_campaign
+from tuner.campaign import Campaign, Share, stored_campaign
 from tuner.campaign_run import run_campaign
 from tuner.config import read_config
 from tuner.papers.campaign import two_starts

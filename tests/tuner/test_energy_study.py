@@ -6,8 +6,8 @@ import pytest
 
 from objectives.valuing import outcome_energy_j
 from tests.tuner.cli import meshtune
+from tests.tuner.studies import read_study
 from tuner.budget import Budget
-from tuner.campaign import read_study
 from tuner.presets import preset_path
 from tuner.study import tune
 
@@ -80,7 +80,8 @@ def test_a_capped_plan_is_exported_with_what_the_site_has_to_do(tmp_path):
     )
     plan = "dp=8 micro_batch=2 zero=1 power_cap_w=500"
     assert meshtune(*words.split(), "--plan", plan, "-o", str(tmp_path / "out")).code == 0
-    assert "nvidia-smi -pl 500" in (tmp_path / "out" / "README.txt").read_text()
+    assert "sudo bash power.sh" in (tmp_path / "out" / "README.txt").read_text()
+    assert "\n    nvidia-smi -pl 500\n" in (tmp_path / "out" / "power.sh").read_text()
 
 
 @pytest.mark.parametrize("launcher", ["megatron-lm", "torchtitan", "llm-foundry"])

@@ -105,6 +105,19 @@ def test_few_layers_keep_everything_else():
     assert twin.differs == {"layers": (4, 32)}
 
 
+@pytest.mark.parametrize(("every", "n_layers"), [(1, 4), (2, 8), (4, 16)])
+def test_few_layers_redo_every_nth_as_the_job_does(every, n_layers):
+    plan = Plan.parse(f"pp=4 dp=16 zero=1 recompute=full recompute_every={every}")
+    twin = proxy(job(), plan, FEW_LAYERS, EVERY)
+    assert (twin.job.model.n_layers, twin.plan) == (n_layers, plan)
+
+
+def test_where_a_round_of_redone_layers_is_all_of_them_there_is_no_proxy_and_it_says_why():
+    plan = Plan.parse("pp=8 dp=8 zero=1 recompute=full recompute_every=4")
+    with pytest.raises(InvalidSpec, match=r"fewer layers than the model; got 32 of 32, .*recompute_every=4"):
+        proxy(job(), plan, FEW_LAYERS, EVERY)
+
+
 def test_a_plan_of_as_many_chunks_as_layers_has_no_proxy_of_few_layers():
     plan = Plan(tp=1, pp=32, dp=2)
     with pytest.raises(InvalidSpec, match="fewer layers than the model"):

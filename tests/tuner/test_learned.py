@@ -10,9 +10,11 @@ from benchmarks.learning import median_error, order_beyond, pair_order
 from objectives.calibration import exposure_of
 from objectives.outcome import Cause, Failed, Measured, OutcomeOrigin
 from search_spaces.errors import InvalidSpec
+from search_spaces.plan import Plan, Plans
 from tests.objectives.test_calibration import steps_of
 from tests.objectives.test_holdups import steps as held_up_steps
 from tests.tuner.hidden_cluster import candidate_table, job, tell
+from tuner.features import job_features
 from tuner.learned import Forecast, LearnedModel, Priced
 from tuner.samplers import make_sampler
 
@@ -154,3 +156,12 @@ def test_pairs_count_within_a_job_and_ties_half():
     measured_s, said = np.array([1.0, 2.0, 3.0, 1.0]), np.array([1.0, 1.0, 2.0, 9.0])
     assert pair_order(measured_s, said, np.array([0, 0, 0, 1])) == pytest.approx(2.5 / 3)
     assert median_error(np.log([1.25, 0.5, 1.0])) == pytest.approx(0.2)
+
+
+def test_a_plan_on_some_nodes_is_seen_as_a_job_of_its_own_devices_and_sequences():
+    whole = job()
+    plan = Plan(dp=8, nodes=1, n_microbatches=2)
+    seen = job_features(whole, Plans.of([plan, Plan(dp=whole.cluster.n_devices)]))
+    assert seen[0].tolist() == job_features(whole.of_plan(plan), Plans.of([Plan(dp=8)]))[0].tolist()
+    assert seen[1].tolist() != seen[0].tolist()
+    assert 2 ** seen[0][3:5] == pytest.approx([8, 16])

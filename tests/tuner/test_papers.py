@@ -4,7 +4,7 @@ import pytest
 
 from search_spaces.errors import InvalidSpec, UnknownName
 from tests.tuner.cli import meshtune
-from tuner.campaign import read_study
+from tests.tuner.studies import read_study
 from tuner.papers import PAPERS, load_paper, load_papers, paper_of_preset
 from tuner.papers.figure import Figure, Kind, Paper, Provenance
 from tuner.presets import preset_names, preset_path

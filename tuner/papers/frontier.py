@@ -142,19 +142,6 @@ def weak_scaling(scaling: Scaling, replicas: Sequence[int], *, fixed_s: float = 
     return kept
 
 
-def fitted_fixed_s(scaling: Scaling) -> float:
-    """Seconds of a step beyond the cost model's with which its strong scaling is the published one."""
-    one, many = _step_s(scaling, 1), _step_s(scaling, scaling.replicas)
-    sped_up = scaling.kept * scaling.replicas
-    return (one - sped_up * many) / (sped_up - 1)
-
-
-def slot_s(scaling: Scaling) -> float:
-    """Seconds of one micro-batch through the slowest stage, both ways."""
-    profile = stage_profile(_scaled_job(scaling, 1, scaling.global_batch), scaling.plan(1))
-    return float(np.max(profile.forward_s + profile.backward_s))
-
-
 def _step_s(scaling: Scaling, dp: int, batch: int | None = None) -> float:
     job = _scaled_job(scaling, dp, scaling.global_batch if batch is None else batch)
     return float(estimate(job, Plans.of([scaling.plan(dp)])).step_s[0])
@@ -170,31 +157,6 @@ def per_rank_parameters(job: Job, plan: Plan) -> Ints:
     held = rank_parameters(job, one, stages_of(job, one, np.arange(plan.pp)[:, None]))
     counts: Ints = held.total[:, 0].astype(np.int64)
     return counts
-
-
-def observations() -> dict[str, list[Plan]]:
-    """Plans of the 175B model by observation, in the order in which HFU must fall, or be held.
-
-    A larger tensor-parallel degree (stages, devices and micro-batches alike), fewer micro-batches, more
-    stages for the same micro-batches, which take more nodes; micro-batches and stages in one proportion.
-
-    Source
-    ------
-    The last three follow from the bubble's share, (p - 1) / (m + p - 1); that the smallest group of GCDs is
-    the fastest is the study's reading of its machine.
-    """
-    return {
-        "larger tp": [_observed(tp, 8, 40, dp=16 // tp) for tp in (2, 4, 8)],
-        "fewer micro-batches": [_observed(4, 16, m) for m in (160, 80, 40, 20, 10)],
-        "more stages": [_observed(4, pp, 32) for pp in (4, 8, 16)],
-        "one proportion": [_observed(4, pp, 4 * pp) for pp in (4, 8, 16)],
-    }
-
-
-def _observed(tp: int, pp: int, m: int, *, dp: int = 2) -> Plan:
-    return Plan(
-        tp=tp, pp=pp, dp=dp, nodes=tp * pp * dp // 8, n_microbatches=m, zero=1, recompute=Recompute.FULL
-    )
 
 
 def figures() -> tuple[Figure, ...]:

@@ -91,7 +91,7 @@ DEEPSPEED = [
     Case("8B zero 2", LLAMA_8B, "dp=64 zero=2 micro_batch=2"),
     Case("8B ulysses", LLAMA_8B, "dp=16 cp=4 cp_kind=ulysses zero=3"),
     Case("8B fp16", job("llama-3-8b", "dgx-h100", 64, 256, 8192, "fp16"), "tp=4 dp=16 zero=1"),
-    Case("Mixtral", MIXTRAL, "tp=2 dp=32 ep=8 etp=2 zero=1"),
+    Case("Mixtral", MIXTRAL, "tp=2 dp=32 ep=8 etp=2 zero=1 expert_tokens=dropped"),
     Case("8B ZeRO++", LLAMA_8B, "dp=64 zero=3 quantized_weights=true hpz=8 quantized_gradients=true"),
     Case(
         "8B in chunks",
@@ -111,30 +111,33 @@ X_MOE = [
 ]  # fmt: skip
 TORCHTITAN = [
     Case("70B vpp", LLAMA_70B, f"tp=8 pp=4 dp=16 vpp=5 schedule=interleaved zero=3 {SP} overlap_dp=true "
-         "recompute=selective"),
-    Case("8B async tp", LLAMA_8B, f"tp=2 dp=32 zero=2 recompute=full overlap_tp=true {SP}"),
-    Case("8B uneven", LLAMA_8B, "tp=2 pp=4 dp=8 first_layers=6 last_layers=8 zero=2"),
-    Case("7B gpipe", LLAMA_2, "tp=2 pp=4 dp=8 schedule=gpipe micro_batch=2 first_layers=7 last_layers=7"),
-    Case("Qwen3 8B", QWEN_8B, f"dp=16 tp=4 zero=3 {SP}"),
-    Case("8B cp", LLAMA_8B, "tp=2 dp=8 cp=4 cp_kind=all-gather zero=3"),
-    Case("Qwen3 MoE", QWEN_MOE, "dp=64 ep=8 zero=3"),
-    Case("Qwen3 235B", QWEN_LARGE, "pp=2 dp=128 ep=64 zero=2 recompute=full"),
-    Case("V2", DEEPSEEK_V2, "dp=256 ep=32 zero=3 recompute=full"),
-    Case("V2 Lite", DEEPSEEK_LITE, f"tp=2 dp=32 ep=1 etp=2 zero=3 {SP}"),
-    Case("8B zb-v", LLAMA_8B, "tp=2 pp=4 dp=8 vpp=2 schedule=zb-v zero=2"),
-    Case("8B dualpipe-v", LLAMA_8B, "tp=2 pp=4 dp=8 vpp=2 schedule=dualpipe-v"),
-    Case("8B v-half", LLAMA_8B, "tp=2 pp=4 dp=8 vpp=2 schedule=v-half"),
-    Case("8B zb-h1", LLAMA_8B, "tp=2 pp=4 dp=8 schedule=zb-h1 zero=2"),
-    Case("8B long warm-up", LLAMA_8B, "tp=2 pp=4 dp=8 extra_warmup=2"),
-    Case("13B fp32", job("llama-2-13b", "dgx-h100", 64, 256, 2048, "fp32"), "dp=64 zero=3"),
+         "overlap_pp=true recompute=selective"),
+    Case("8B async tp", LLAMA_8B, f"tp=2 dp=32 zero=2 recompute=full overlap_tp=true {SP} overlap_dp=true"),
+    Case("8B uneven", LLAMA_8B, "tp=2 pp=4 dp=8 first_layers=6 last_layers=8 zero=2 overlap_dp=true"),
+    Case("7B gpipe", LLAMA_2, "tp=2 pp=4 dp=8 schedule=gpipe micro_batch=2 first_layers=7 last_layers=7 "
+         "overlap_dp=true"),
+    Case("Qwen3 8B", QWEN_8B, f"dp=16 tp=4 zero=3 {SP} overlap_dp=true"),
+    Case("8B cp", LLAMA_8B, "tp=2 dp=8 cp=4 cp_kind=all-gather zero=3 overlap_dp=true"),
+    Case("Qwen3 MoE", QWEN_MOE, "dp=64 ep=8 zero=3 overlap_dp=true"),
+    Case("Qwen3 235B", QWEN_LARGE, "pp=2 dp=128 ep=64 zero=2 recompute=full overlap_dp=true"),
+    Case("V2", DEEPSEEK_V2, "dp=256 ep=32 zero=3 recompute=full overlap_dp=true"),
+    Case("V2 Lite", DEEPSEEK_LITE, f"tp=2 dp=32 ep=1 etp=2 zero=3 {SP} overlap_dp=true"),
+    Case("8B zb-v", LLAMA_8B, "tp=2 pp=4 dp=8 vpp=2 schedule=zb-v zero=2 overlap_dp=true overlap_pp=true"),
+    Case("8B dualpipe-v", LLAMA_8B, "tp=2 pp=4 dp=8 vpp=2 schedule=dualpipe-v overlap_dp=true "
+         "overlap_pp=true"),
+    Case("8B v-half", LLAMA_8B, "tp=2 pp=4 dp=8 vpp=2 schedule=v-half overlap_dp=true overlap_pp=true"),
+    Case("8B zb-h1", LLAMA_8B, "tp=2 pp=4 dp=8 schedule=zb-h1 zero=2 overlap_dp=true"),
+    Case("8B long warm-up", LLAMA_8B, "tp=2 pp=4 dp=8 extra_warmup=2 overlap_dp=true"),
+    Case("13B fp32", job("llama-2-13b", "dgx-h100", 64, 256, 2048, "fp32"),
+         "dp=64 zero=3 overlap_dp=true"),
 ]  # fmt: skip
 LLM_FOUNDRY = [
     Case("8B zero 3", LLAMA_8B, "tp=1 pp=1 ep=1 dp=64 zero=3 recompute=full schedule=1f1b overlap_dp=true"),
-    Case("8B zero 2", LLAMA_8B, "dp=64 zero=2 micro_batch=2"),
+    Case("8B zero 2", LLAMA_8B, "dp=64 zero=2 micro_batch=2 overlap_dp=true"),
     Case("7B replicated", LLAMA_2, "dp=64 overlap_dp=true"),
-    Case("GPT", job("gpt2", "dgx-a100", 8, 64, 1024), "dp=8 zero=3 micro_batch=4"),
-    Case("8B fp16", job("llama-3-8b", "dgx-h100", 64, 256, 8192, "fp16"), "dp=64 zero=3"),
-    Case("13B fp32", job("llama-2-13b", "dgx-h100", 64, 256, 2048, "fp32"), "dp=64 zero=3"),
+    Case("GPT", job("gpt2", "dgx-a100", 8, 64, 1024), "dp=8 zero=3 micro_batch=4 overlap_dp=true"),
+    Case("8B fp16", job("llama-3-8b", "dgx-h100", 64, 256, 8192, "fp16"), "dp=64 zero=3 overlap_dp=true"),
+    Case("13B fp32", job("llama-2-13b", "dgx-h100", 64, 256, 2048, "fp32"), "dp=64 zero=3 overlap_dp=true"),
 ]
 GPT_SUMMIT = job("gpt2-xl", "dgx-2", 32, 256, 1024, "fp16")
 AXONN = [

@@ -68,6 +68,7 @@ REFUSED = {
         (MIXTRAL, "dp=64 ep=8 overlap_ep=true recompute=full", "overlap_ep=true"),
         (XMOE_LARGE, "dp=256 ep=64 hierarchical_ep=true", "hierarchical_ep=true"),
         (XMOE_LARGE, "dp=256 ep=64 dispatch=einsum", "dispatch=einsum"),
+        (XMOE_LARGE, "dp=256 ep=64 dispatch=padded", "dispatch=padded"),
         (LLAMA_8B, "pp=4 dp=16 recompute=full recompute_stages=2", "recompute_stages=2"),
     ],
     "deepspeed": [
@@ -107,16 +108,21 @@ REFUSED = {
         (MIXTRAL, "tp=16 dp=4 ep=8", "ep=8"),
         (DEEPSEEK_V3, "tp=2 dp=1024", "attention.latent"),
         (XMOE_LARGE, "dp=256 ep=64 zero=1 dispatch=padding-free", "dispatch=padding-free"),
+        (XMOE_LARGE, "dp=256 ep=64 zero=1", "dispatch=plain"),
         (XMOE_LARGE, "dp=256 ep=64 zero=1 hierarchical_ep=true", "hierarchical_ep=true"),
         (GPT_FRONTIER, "tp=4 pp=16 dp=16 recompute=full recompute_stages=3", "recompute_stages=3"),
     ],
     "x-moe": [
+        (XMOE_LARGE, "dp=256 ep=64 zero=1 deduplicate_ep=true", "dispatch=plain"),
         (XMOE_LARGE, "dp=256 ep=64 zero=1 dispatch=padded deduplicate_ep=true", "deduplicate_ep=true"),
         (XMOE_LARGE, "dp=256 ep=64 zero=1 hierarchical_ep=true", "hierarchical_ep=true"),
         (XMOE_LARGE, "pp=2 dp=128 ep=64 zero=1", "pp=2"),
         (XMOE_LARGE, "tp=4 dp=64 ep=128 etp=4 zero=1", "ep=128"),
     ],
     "torchtitan": [
+        (LLAMA_8B, "pp=4 dp=16 vpp=2 schedule=interleaved overlap_dp=true", "overlap_pp=false"),
+        (LLAMA_8B, "dp=64 zero=3", "overlap_dp=false"),
+        (LLAMA_8B, "tp=8 cp=8 cp_kind=all-gather", "overlap_dp=false"),
         (MIXTRAL, "dp=64 ep=8 zero=3 dispatch=padding-free", "dispatch=padding-free"),
         (LLAMA_8B, "dp=64 zero=3 quantized_weights=true", "quantized_weights=true"),
         (LLAMA_8B, "dp=64 zero=3 hpz=8", "hpz=8"),
@@ -173,6 +179,8 @@ REFUSED = {
         (LLAMA_8B, f"tp=2 dp=32 {SP}", "sequence_parallel=true"),
     ],
     "llm-foundry": [
+        (LLAMA_8B, "dp=64 zero=3", "overlap_dp=false"),
+        (LLAMA_8B, "dp=64", "overlap_dp=false"),
         (LLAMA_8B, "dp=64 zero=3 quantized_weights=true", "quantized_weights=true"),
         (LLAMA_8B, "dp=64 zero=3 hpz=8", "hpz=8"),
         (LLAMA_8B, "dp=64 zero=3 quantized_gradients=true", "quantized_gradients=true"),
@@ -376,7 +384,7 @@ def test_x_moe_says_that_attention_keeps_whole_sequences():
     assert any("attention keeps more" in note for note in launch.notes)
 
 
-@pytest.mark.parametrize(("dispatch", "pads"), [("plain", True), ("padded", True), ("padding-free", False)])
+@pytest.mark.parametrize(("dispatch", "pads"), [("plain", True), ("padding-free", False)])
 def test_megatron_lm_pads_experts_unless_told_otherwise(dispatch, pads):
     plan = Plan.parse(f"dp=256 ep=64 zero=1 dispatch={dispatch}")
     said = words(load_launcher("megatron-lm").launch(XMOE_LARGE, plan, Options()).arguments)

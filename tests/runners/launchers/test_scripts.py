@@ -5,14 +5,16 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from runners.launched import launched_files
 from runners.launchers import load_launcher
 from runners.launchers.base import Options, words
 from runners.launchers.export import export, export_files
-from search_spaces.errors import InvalidSpec
+from search_spaces.errors import CannotExport, InvalidSpec
 from search_spaces.plan import Plan
 from tests.runners.launchers.cases import CASES, GPT_FRONTIER, LLAMA_8B, job
 
@@ -76,17 +78,22 @@ def test_every_script_is_bash(launcher, case, tmp_path):
 @pytest.mark.parametrize("launcher", CASES)
 def test_shellcheck_has_nothing_to_say(launcher, tmp_path):
     case = CASES[launcher][0]
-    export(case.job, case.plan, launcher, "both", tmp_path / "out", Options(setup_script="/etc/profile"))
-    scripts = [tmp_path / "out" / name for name in ("run.sh", "job.sbatch")]
+    plan = replace(case.plan, power_cap_w=200)
+    export(case.job, plan, launcher, "both", tmp_path / "out", Options(setup_script="/etc/profile"))
+    scripts = [tmp_path / "out" / name for name in ("run.sh", "job.sbatch", "power.sh")]
     command = [SHELLCHECK, "--external-sources", "--exclude=SC1090,SC1091,SC2154", "--shell=bash", *scripts]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
     assert done.stdout == ""
 
 
+def node_plan(launcher):
+    return Plan(dp=8, overlap_dp=launcher in ("torchtitan", "llm-foundry"))  # which always overlap
+
+
 @pytest.mark.parametrize("launcher", CASES)
 def test_hostile_text_reaches_the_program_as_it_was_given(launcher, tmp_path, machine):
     options = Options(program=HOSTILE, data_path=HOSTILE, tokenizer=HOSTILE, extra=(HOSTILE,))
-    plan = Plan(dp=8, zero=0)
+    plan = node_plan(launcher)
     folder = tmp_path / "out of 'the' $(way)"
     export(NODE, plan, launcher, "torchrun", folder, options)
     done, called = machine.run(folder / "run.sh")
@@ -99,12 +106,12 @@ def test_hostile_text_reaches_the_program_as_it_was_given(launcher, tmp_path, ma
 @pytest.mark.parametrize("launcher", CASES)
 def test_run_sh_starts_torchrun_with_every_argument(launcher, tmp_path, machine):
     options = Options(program="train.py")
-    export(NODE, Plan(dp=8), launcher, "torchrun", tmp_path / "out", options)
+    export(NODE, node_plan(launcher), launcher, "torchrun", tmp_path / "out", options)
     done, called = machine.run(tmp_path / "out" / "run.sh")
     assert done.returncode == 0, done.stderr
     assert called[0] == "torchrun"
     assert called[3:13] == [*torchrun_words(1, 0, "127.0.0.1"), "--master-port", "29500"]
-    arguments = words(load_launcher(launcher).launch(NODE, Plan(dp=8), options).arguments)
+    arguments = words(load_launcher(launcher).launch(NODE, node_plan(launcher), options).arguments)
     assert called[13] == "train.py"
     assert called[-len(arguments) :] == arguments
 
@@ -208,3 +215,50 @@ def test_slurm_itself_takes_the_directives(tmp_path):
         command, cwd=tmp_path / "out", capture_output=True, text=True, timeout=240, check=False
     )
     assert not re.search("unrecognized option|invalid|Invalid", done.stderr), done.stderr
+
+
+TOLD = """#!/bin/bash
+printf '%s\\0' "$(basename "$0") $*" >> "$CALLED"
+case "$1" in --query*) echo "0, 700.00"; echo "1, 650.00";; esac
+"""
+CAPPED = {
+    "dgx-h100": ("llama-3-8b", "nvidia-smi", ["nvidia-smi -pl 400"],
+                 ["nvidia-smi --query-gpu=index,power.default_limit --format=csv,noheader,nounits",
+                  "nvidia-smi -i 0 -pl 700.00", "nvidia-smi -i 1 -pl 650.00"]),
+    "frontier": ("llama-3-8b", "rocm-smi", ["rocm-smi --setpoweroverdrive 400"],
+                 ["rocm-smi --resetpoweroverdrive"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("cluster", CAPPED)
+def test_a_power_limit_is_set_and_undone_by_the_drivers_tool(cluster, tmp_path, machine):
+    model, tool, sets, undoes = CAPPED[cluster]
+    cap_w = 200 if cluster == "frontier" else 400  # two dies to a package, which has one limit
+    plan = Plan(dp=8, power_cap_w=cap_w)
+    export(job(model, cluster, 8, 64, 2048), plan, "megatron-lm", "both", tmp_path / "out", Options())
+    (machine.tools / tool).write_text(TOLD)
+    (machine.tools / tool).chmod(0o755)
+    assert machine.run(tmp_path / "out" / "power.sh")[1] == sets
+    machine.called.unlink()
+    done = subprocess.run(
+        ["bash", tmp_path / "out" / "power.sh", "reset"], check=True, timeout=30,
+        env={"PATH": f"{machine.tools}:/usr/bin:/bin", "CALLED": str(machine.called)},
+    )  # fmt: skip
+    assert done.returncode == 0
+    assert machine.called.read_bytes().decode().split("\0")[:-1] == undoes
+
+
+def test_a_node_without_either_tool_says_so(tmp_path, machine):
+    export(NODE, Plan(dp=8, power_cap_w=400), "megatron-lm", "both", tmp_path / "out", Options())
+    done, called = machine.run(tmp_path / "out" / "power.sh")
+    assert (done.returncode, called) == (2, [])
+    assert "neither nvidia-smi nor rocm-smi" in done.stderr
+
+
+def test_a_plan_without_a_limit_has_no_script_for_it():
+    assert "power.sh" not in export_files(NODE, Plan(dp=8), "megatron-lm", "both", Options())
+
+
+def test_a_trial_never_runs_a_limited_plan_without_its_limit():
+    with pytest.raises(CannotExport, match="power_cap_w=400: only root sets it"):
+        launched_files(NODE, Plan(dp=8, power_cap_w=400), "megatron-lm", {}, 10)
