@@ -174,8 +174,8 @@ def _in_gib(title: str) -> str:
 def time_breakdown(report: StudyReport, n: int = 8) -> Figure:
     """Where the step of the best plans goes as predicted, with the observed time as a mark."""
     rows = report.ranked[:n]
-    times = estimate(report.job, Plans.of(row.plan for row in rows)).time
-    parts = [time_by_part(times, i) for i in range(len(rows))]
+    times = [estimate(job, Plans.of([plan])).time for job, plan in (row.ran for row in rows)]
+    parts = [time_by_part(each, 0) for each in times]
     places = list(range(len(rows)))
     data = stacked(TIME_PARTS, parts, places, horizontal=True, unit="s")
     data.append(

@@ -57,20 +57,18 @@ def _cards(report: StudyReport) -> str:
     best = report.best
     if best and best.measured:
         measured, limit = best.measured, report.job.cluster.device.memory_bytes
-        job = report.job.of_plan(best.plan)
-        tokens = job.workload.tokens_per_step / measured.step_s / job.cluster.n_devices
-        mfu = float(job.mfu(measured.step_s))  # type: ignore[arg-type]
         cards = [
             card(
                 seconds(measured.step_s),
                 f"best step, {measured.origin}; predicted {seconds(best.predicted_s)}",
             ),
-            card(f"{tokens:,.0f}", "tokens/s/device"),
-            card(percent(mfu), f"MFU of the dense {report.job.workload.precision} peak"),
+            card(f"{best.tokens_per_s_per_device:,.0f}", "tokens/s/device"),
+            card(percent(best.mfu or 0.0), f"MFU of the dense {report.job.workload.precision} peak"),
             card(gibibytes(measured.peak_memory_bytes), f"peak memory of {gib(limit):.1f} GiB"),
             *cards,
         ]
     plan = f"<p>Best plan: <code>{escape(best.plan.key)}</code></p>" if best else ""
+    plan += f"<p>What ran is smaller: {escape(best.proxy_words)}.</p>" if best and best.proxy_words else ""
     plan += "".join(f"<p>{name.capitalize()}: {escape(words)}.</p>" for name, words in proxy_lines(report))
     plan += f"<p>More trials: {escape(worth_words(report.worth))}.</p>" if report.worth else ""
     return f'<div class="cards">{"".join(cards)}</div>\n{plan}'
@@ -189,10 +187,10 @@ def _importance(report: StudyReport) -> str:
 
 
 def _trials(report: StudyReport) -> str:
-    head = ["#", "plan", "state", "predicted", report.origin, "error", "peak memory", "outcome"]
-    numbers = {0, 3, 4, 5, 6}
+    head = ["#", "plan", "state", "predicted", report.origin, "error", "MFU", "peak memory", "outcome"]
+    numbers = {0, 3, 4, 5, 6, 7}
     note = "Failures with their cause and the log's last lines."
-    note += " A proxy's seconds and bytes are its own, not the plan's." if report.proxies else ""
+    note += " A proxy's seconds, MFU and bytes are its own, not the plan's." if report.any_smaller else ""
     cells = "".join(f"<th{_number(i in numbers)}>{escape(text)}</th>" for i, text in enumerate(head))
     rows = "".join(_trial(row, is_best=row is report.best) for row in report.trials)
     table = f'<div class="scroll"><table><thead><tr>{cells}</tr></thead><tbody>{rows}</tbody></table></div>'
@@ -212,6 +210,7 @@ def _trial(row: TrialRow, *, is_best: bool) -> str:
         _cell(seconds(row.predicted_s), "number"),
         _cell(seconds(measured.step_s) if measured else "", "number"),
         _cell(signed_percent(row.error) if row.error is not None else "", "number"),
+        _cell(percent(row.mfu) if row.mfu is not None else "", "number"),
         _cell(gibibytes(measured.peak_memory_bytes if measured else row.predicted_bytes), "number"),
         f'<td class="outcome">{_outcome(row)}</td>',
     ]

@@ -100,21 +100,23 @@ def summary(report: StudyReport) -> RenderableType:
             name = f"best {metric.name}" if metric is first else f"its {metric.name}"
             lines.append((name, f"{value_words(metric, value)}, {report.origin}"))
         lines.append(("best plan", best.plan.key))
+        lines += [("what ran", f"a smaller twin: {best.proxy_words}")] if best.proxy_words else []
         lines += [("more trials", worth_words(report.worth))] if report.worth else []
-        lines += _energy(report.job, best, [metric.name for metric in report.metrics])
+        lines += _energy(best, [metric.name for metric in report.metrics])
         lines += _training(report.job, best)
     return facts(lines)
 
 
-def _energy(job: Job, best: TrialRow, metrics: Sequence[str]) -> list[tuple[str, str]]:
+def _energy(best: TrialRow, metrics: Sequence[str]) -> list[tuple[str, str]]:
     """Energy of the best plan's step and of the whole training: of studies of energy, and of real trials."""
     ran = best.measured
     if ran is None or not (set(metrics) & set(ENERGY_METRICS) or ran.origin is OutcomeOrigin.MEASURED):
         return []
     if ran.energy_j is None and not set(metrics) & set(ENERGY_METRICS):
         return [("energy", "not measured")]
-    joules = outcome_energy_j(job, best.plan, ran)
-    tokens = job.workload.train_tokens
+    job, plan = best.ran
+    joules = outcome_energy_j(job, plan, ran)
+    tokens = None if best.proxy_words else job.workload.train_tokens
     per_token_j = joules / job.workload.tokens_per_step
     whole = "" if tokens is None else f", {tokens * per_token_j / KWH_J:,.0f} kWh in all"
     how = "devices not measured: by the model" if ran.energy_j is None else f"devices {ran.origin}"
@@ -125,7 +127,7 @@ def _energy(job: Job, best: TrialRow, metrics: Sequence[str]) -> list[tuple[str,
 def _training(job: Job, best: TrialRow) -> list[tuple[str, str]]:
     """Days of the whole training with the best plan, where the workload says how many tokens it has."""
     tokens = job.workload.train_tokens
-    if tokens is None or best.measured is None:
+    if tokens is None or best.measured is None or best.proxy_words:
         return []
     days = tokens / job.workload.tokens_per_step * best.measured.step_s / DAY_S
     return [("training", f"{days:,.1f} days for {count(tokens)} tokens, without checkpoints and failures")]
@@ -152,7 +154,7 @@ def trials_table(report: StudyReport, rows: list[TrialRow]) -> RenderableType:
             seconds(row.predicted_s),
             seconds(row.measured.step_s),
             signed_percent(row.error or 0.0),
-            percent(float(report.job.of_plan(row.plan).mfu(row.measured.step_s))),  # type: ignore[arg-type]
+            percent(row.mfu or 0.0),
             gibibytes(row.measured.peak_memory_bytes),
         ]
         for row in rows
