@@ -70,10 +70,14 @@ def history(report: StudyReport) -> Figure:
     ]
     if report.failures:
         data.append(_failure_marks(report.failures))
-    titles = layout(
-        "trial", axis_title(metric, report.origin), yaxis2=_strip(), xaxis=dict(rangemode="tozero")
-    )
+    titles = layout("trial", axis_title(metric, report.origin), yaxis2=_strip(), xaxis=_whole_numbers(report))
     return dict(data=data, layout=titles)
+
+
+def _whole_numbers(report: StudyReport) -> dict[str, Any]:
+    """An axis of trials, with room for the marks of the first and the last one."""
+    last = max(row.number for row in report.trials)
+    return dict(range=[-0.5, last + 0.5], tick0=0, dtick=max(1, -(-last // 8)))
 
 
 def _strip() -> dict[str, Any]:

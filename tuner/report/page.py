@@ -16,7 +16,8 @@ from tuner.report.insight_screen import insight_html
 from tuner.report.parts import MEMORY_PARTS, TIME_PARTS, Part
 from tuner.report.proxies import proxy_lines
 from tuner.report.rank_screen import job_lines
-from tuner.report.words import gibibytes, percent, seconds, signed_percent, worth_words
+from tuner.report.study_screen import SHOWN, column_name, value_cell
+from tuner.report.words import gibibytes, number_of, percent, seconds, signed_percent, worth_words
 
 BEST_PLANS_SHOWN = 8
 DRAW = """
@@ -64,6 +65,7 @@ def _cards(report: StudyReport) -> str:
             ),
             card(f"{best.tokens_per_s_per_device:,.0f}", "tokens/s/device"),
             card(percent(best.mfu or 0.0), f"MFU of the dense {report.job.workload.precision} peak"),
+            *_objective_cards(report, best),
             card(gibibytes(measured.peak_memory_bytes), f"peak memory of {gib(limit):.1f} GiB"),
             *cards,
         ]
@@ -72,6 +74,16 @@ def _cards(report: StudyReport) -> str:
     plan += "".join(f"<p>{name.capitalize()}: {escape(words)}.</p>" for name, words in proxy_lines(report))
     plan += f"<p>More trials: {escape(worth_words(report.worth))}.</p>" if report.worth else ""
     return f'<div class="cards">{"".join(cards)}</div>\n{plan}'
+
+
+def _objective_cards(report: StudyReport, best: TrialRow) -> list[str]:
+    """Metrics that the study asked for, and that no other card has."""
+    pairs = zip(report.metrics, best.values, strict=True)
+    return [
+        card(value_cell(metric, value), f"{column_name(metric)}, {report.origin}")
+        for metric, value in pairs
+        if metric.name not in (*SHOWN, "tokens_per_s_per_device")
+    ]
 
 
 def card(value: str, label: str) -> str:
@@ -143,7 +155,7 @@ def _agreement(report: StudyReport) -> str:
         order = figures_of_error.pair_order
         ordered = f", {percent(order)} of pairs in the right order" if order is not None else ""
         note = (
-            f"{figures_of_error.n} trials: median error {percent(figures_of_error.median_ape)}, "
+            f"{number_of(figures_of_error.n, 'trial')}: median error {percent(figures_of_error.median_ape)}, "
             f"mean {signed_percent(figures_of_error.bias)}{ordered}. The grey band is ±10 %."
         )
     return section(

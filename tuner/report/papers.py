@@ -47,9 +47,12 @@ def paper_screen(paper: Paper, figures: Sequence[Figure]) -> RenderableType:
         Text(f"{paper.title} ({paper.source})", style="bold"),
         table(["~figure", ">published", ">ours", ">ratio", "kind", "reached"], rows),
     ]
-    notes = [each for each in figures if each.note]
+    notes: dict[str, list[str]] = {}
+    for each in figures:
+        if each.note:
+            notes.setdefault(each.note, []).append(each.what)
     if notes:
-        parts += ["", *(Text(f"{each.what}: {each.note}") for each in notes)]
+        parts += ["", *(Text(f"{'; '.join(whats)}: {note}") for note, whats in notes.items())]
     return Group(*parts)
 
 

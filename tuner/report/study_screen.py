@@ -18,6 +18,7 @@ from tuner.report.words import count, gibibytes, percent, seconds, signed_percen
 from tuner.view import State, StudyView
 
 BEST_SHOWN = 10
+SHOWN = ("step_time", "mfu", "peak_memory")  # metrics that the table of trials has for any study
 
 
 def report_screen(report: StudyReport) -> RenderableType:
@@ -146,7 +147,8 @@ def _agreement(report: StudyReport) -> list[tuple[str, str]]:
 
 def trials_table(report: StudyReport, rows: list[TrialRow]) -> RenderableType:
     """Trials that ran, predicted and observed side by side."""
-    limit = gib(report.job.cluster.device.memory_bytes)
+    limit, first = gib(report.job.cluster.device.memory_bytes), report.metrics[0]
+    is_more = first.name not in SHOWN
     cells = [
         [
             str(row.number),
@@ -154,14 +156,16 @@ def trials_table(report: StudyReport, rows: list[TrialRow]) -> RenderableType:
             seconds(row.predicted_s),
             seconds(row.measured.step_s),
             signed_percent(row.error or 0.0),
+            *([value_cell(first, row.values[0])] if is_more else []),
             percent(row.mfu or 0.0),
             gibibytes(row.measured.peak_memory_bytes),
         ]
         for row in rows
         if row.measured
     ]
-    columns = [">trial", "~plan", ">predicted", f">{report.origin}", ">error", ">MFU", f">of {limit:.1f} GiB"]
-    return table(columns, cells)
+    more = [f">{column_name(first)}"] if is_more else []
+    columns = [">trial", "~plan", ">predicted", f">{report.origin}", ">error", *more, ">MFU"]
+    return table([*columns, f">of {limit:.1f} GiB"], cells)
 
 
 def front_table(report: StudyReport) -> RenderableType:
@@ -204,6 +208,18 @@ def failures_table(rows: list[TrialRow]) -> RenderableType:
     return table([">trial", "~plan", "cause", "~message"], cells)
 
 
+def value_cell(metric: Metric, value: float) -> str:
+    """A metric's value under a heading that has the unit."""
+    return value_words(metric, value).removesuffix(f" {metric.unit}")
+
+
+def column_name(metric: Metric) -> str:
+    """The heading of a column of `value_cell`s."""
+    name = {"hfu": "HFU", "tokens_per_s_per_device": "tokens/s/device"}.get(metric.name, metric.name)
+    is_told = metric.name in ("hfu", "step_time", "peak_memory", "mfu", "tokens_per_s_per_device")
+    return name if is_told else f"{name} ({metric.unit})"
+
+
 def value_words(metric: Metric, value: float) -> str:
     """A metric's value with its unit."""
     match metric.name:
@@ -211,7 +227,7 @@ def value_words(metric: Metric, value: float) -> str:
             return seconds(value)
         case "peak_memory":
             return gibibytes(value)
-        case "mfu":
+        case "mfu" | "hfu":
             return percent(value)
         case "max_seq_len":
             return f"{value:,.0f} {metric.unit}"
