@@ -174,12 +174,22 @@ def test_the_command_line_runs_reports_and_goes_on(campaign_file, tmp_path):
     assert document["schema"] == "meshtune.campaign"
     assert sum(each["measured"] + each["failed"] for each in document["members"]) == 3
     assert len(read_measurements(tmp_path / "runs.csv").runs) == 3
+    assert meshtune("report", "two", "--storage", "sqlite:///two.db", "--html", "two.html").code == 0
+    assert_page((tmp_path / "two.html").read_text(), 3)
     assert meshtune("resume", "two", "--storage", "sqlite:///two.db", "--trials", "5").code == 0
     assert cli_campaign.stored("one", "sqlite:///two.db") is None
     counts = [
         len(load_study(name, "two.db").finished) for name in ("two/dense/2n", "two/dense/4n", "two/small/1n")
     ]
     assert sum(counts) == 5
+
+
+def assert_page(text, n_trials):
+    """The history has every trial of all members, and each member has a line."""
+    history = json.loads(text.split('<script type="application/json">')[1].split("</script>")[0])
+    drawn = history["data"][0]["x"] + [x for each in history["data"][2:] for x in each["x"]]
+    assert sorted(drawn) == list(range(n_trials))
+    assert all(f"<td>{family}</td>" in text for family in ("dense", "small"))
 
 
 @pytest.mark.parametrize(

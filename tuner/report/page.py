@@ -93,8 +93,8 @@ def card(value: str, label: str) -> str:
 
 def _sections(report: StudyReport) -> Iterable[str]:
     if report.complete:
-        yield _history(report)
-        yield _agreement(report)
+        yield history_section(report)
+        yield agreement_section(report)
         yield _breakdown(report)
         yield _pareto(report)
         yield _memory(report)
@@ -129,6 +129,27 @@ def plot(figure: Figure) -> str:
     )
 
 
+def definitions(rows: Iterable[tuple[str, str]]) -> str:
+    """Names and what they stand for, as HTML."""
+    return "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in rows)
+
+
+def html_table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """A table of plain texts; columns that begin with `>` are numbers."""
+    names = list(columns)
+    heads = [f"<th{_number(name.startswith('>'))}>{escape(name.lstrip('>'))}</th>" for name in names]
+    body = [
+        "".join(
+            _cell(text, "number" if name.startswith(">") else "")
+            for name, text in zip(names, row, strict=True)
+        )
+        for row in rows
+    ]
+    lines = "".join(f"<tr>{cells}</tr>" for cells in body)
+    head = f"<thead><tr>{''.join(heads)}</tr></thead>"
+    return f'<div class="scroll"><table>{head}<tbody>{lines}</tbody></table></div>'
+
+
 def legend(entries: Iterable[tuple[str, str]]) -> str:
     """Colours and what they mean."""
     items = (f'<li><i style="background:{colour}"></i>{escape(label)}</li>' for colour, label in entries)
@@ -140,7 +161,8 @@ def _part_legend(table: Mapping[str, Part], figure: Figure) -> str:
     return legend((part.colour, part.label) for part in table.values() if part.label in drawn)
 
 
-def _history(report: StudyReport) -> str:
+def history_section(report: StudyReport) -> str:
+    """Every trial in order, the best so far, and failures."""
     entries = [(figures.OBSERVED, "trial"), (figures.BEST, "best so far")]
     if report.failures:
         entries.append((figures.FAILED, "failed (along the bottom)"))
@@ -148,7 +170,8 @@ def _history(report: StudyReport) -> str:
     return section("History", note, legend(entries), plot(figures.history(report)))
 
 
-def _agreement(report: StudyReport) -> str:
+def agreement_section(report: StudyReport) -> str:
+    """Predicted against observed seconds of the trials that ran."""
     figures_of_error = accuracy(report.complete)
     note = ""
     if figures_of_error:
@@ -248,6 +271,6 @@ def _log(tail: str) -> str:
 
 
 def _provenance(report: StudyReport) -> str:
-    rows = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in report.provenance)
+    rows = definitions(report.provenance)
     note = "What predicted figures start from is said with the sampler; what a number rests on, beside it."
     return section("Provenance", note, f"<dl>{rows}</dl>", wide=True)
