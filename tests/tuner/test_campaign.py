@@ -8,12 +8,13 @@ import pytest
 
 from objectives.measurements.runs import read_measurements
 from objectives.outcome import Measured
+from search_spaces.documents import read_toml
 from search_spaces.errors import InvalidSpec
 from search_spaces.units import KWH_J
-from tests.tuner.cli import meshtune
+from tests.tuner.cli import complaint, meshtune
 from tuner import cli_campaign
 from tuner.budget import Budget, Stop
-from tuner.campaign import Campaign, Share, read_study, stored_campaign
+from tuner.campaign import Campaign, Share, campaign_from_tables, read_study, stored_campaign
 from tuner.campaign_run import run_campaign
 from tuner.config import read_config
 from tuner.papers.campaign import two_starts
@@ -202,6 +203,11 @@ def assert_page(text, n_trials):
         ('executor = "in-process"', 'executor = "ray"', "must share one Ray cluster"),
         ('name = "two"', "", "must have a name"),
         ("space = { tp = 1,", "space = { tq = 1,", "did you mean 'tp'"),
+        ('share = "even"', 'share = "even"\nnodes = 9', "at most the 8 that [cluster] devices fill"),
+        ('name = "two"', "name = 2", "must have a name; got 2"),
+        ('name = "two"', 'name = " "', "must have a name"),
+        ("families.small", 'families."a/b"', "a name without /"),
+        ("families.small", 'families.""', "a name without /"),
         ("share =", "shore =", "did you mean 'share'"),
     ],
 )
@@ -212,6 +218,25 @@ def test_what_is_no_campaign_is_one_sentence(campaign_file, old, new, words):
     with pytest.raises(InvalidSpec) as error:
         run_campaign(read_study(campaign_file))
     assert words in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["campaign", "space"])
+def test_a_table_of_a_campaign_that_is_none_is_one_sentence(campaign_file, name):
+    tables = {**read_toml(campaign_file), name: 3}
+    with pytest.raises(InvalidSpec, match=rf"\[{name}\] must be a table of keys; got 3"):
+        campaign_from_tables(tables, folder=campaign_file.parent, where="the file")
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--model", "gpt2"), "[campaign.families.dense] has of its own; got model preset"),
+        (("--set", "pp=1"), "[campaign.families.small] has of its own; got space pp"),
+        (("--name", ""), "a campaign must have a name; got ''"),
+    ],
+)
+def test_flags_that_would_change_nothing_are_refused(campaign_file, flags, words):
+    assert words in complaint("tune", str(campaign_file), *flags)
 
 
 def test_an_interrupted_campaign_gives_its_trials_back(campaign_file, monkeypatch):
