@@ -25,7 +25,7 @@ from optuna.storages import BaseStorage
 from search_spaces.documents import build, read_toml
 from search_spaces.errors import check, suggest_keys
 from tuner.config import StudyConfig, cluster_from_config, config_from_tables
-from tuner.storage import storage_trouble
+from tuner.storage import list_studies, storage_trouble
 from tuner.study import stored_config
 
 CAMPAIGN_ATTRIBUTE = "meshtune_campaign"
@@ -198,18 +198,27 @@ def read_study(path: Path) -> StudyConfig | Campaign:
 
 
 def stored_campaign(first: str, name: str, storage: str, opened: BaseStorage) -> Campaign | None:
-    """The campaign that a member's study keeps word of; None if the study is of none, or of another."""
+    """The campaign that a member's study keeps word of; None if the study is of none, or of another.
+
+    Raises
+    ------
+    InvalidSpec
+        Its driver ended before it had made every member's study.
+    """
     document = _document(first, opened)
     if document is None or document.get("name") != name:
         return None
-    members = []
-    for each in document["members"]:
-        own = _document(each, opened) or document
-        config = stored_config(each, storage)
-        members.append(Member(family=own["family"], n_nodes=own["member_nodes"], config=config))
-    return Campaign(
-        name=name, n_nodes=document["n_nodes"], share=Share(document["share"]), members=tuple(members)
+    known = [each for each in document["members"] if each in list_studies(opened)]
+    words = {each: _document(each, opened) for each in known}
+    missing = [each for each in document["members"] if not words.get(each)]
+    hint = "its driver ended while it made them: run tune with the campaign's file again"
+    check(not missing, f"campaign {name!r} must have all its studies", f"no {', '.join(missing)}", hint=hint)
+    members = tuple(
+        Member(family=own["family"], n_nodes=own["member_nodes"], config=stored_config(each, storage))
+        for each, own in words.items()
+        if own is not None
     )
+    return Campaign(name=name, n_nodes=document["n_nodes"], share=Share(document["share"]), members=members)
 
 
 def _document(study: str, opened: BaseStorage) -> Mapping[str, Any] | None:

@@ -63,8 +63,9 @@ def stored(name: str, storage: str) -> Campaign | None:
 
     opened = open_storage(storage, create=False)
     names = list_studies(opened)
-    first = next((each for each in names if each.startswith(f"{name}/")), None)
-    return None if name in names or first is None else stored_campaign(first, name, storage, opened)
+    members = [] if name in names else [each for each in names if each.startswith(f"{name}/")]
+    found = (stored_campaign(each, name, storage, opened) for each in members)
+    return next((each for each in found if each is not None), None)
 
 
 def overridden(campaign: Campaign, *, budget: Mapping[str, Any], parallel: int | None) -> Campaign:

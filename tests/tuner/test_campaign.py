@@ -14,14 +14,22 @@ from search_spaces.units import KWH_J
 from tests.tuner.cli import complaint, meshtune
 from tuner import cli_campaign
 from tuner.budget import Budget, Stop
-from tuner.campaign import Campaign, Share, campaign_from_tables, read_study, stored_campaign
+from tuner.campaign import (
+    CAMPAIGN_ATTRIBUTE,
+    Campaign,
+    Share,
+    campaign_from_tables,
+    read_study,
+    stored_campaign,
+)
 from tuner.campaign_run import run_campaign
 from tuner.config import read_config
+from tuner.events import ignore
 from tuner.papers.campaign import two_starts
 from tuner.recorded import write_studies
 from tuner.report.campaign import best_of, energy_kwh, failure_shares
 from tuner.storage import open_storage
-from tuner.study import tune
+from tuner.study import open_study, tune
 from tuner.view import load_study
 
 FILE = """
@@ -237,6 +245,25 @@ def test_a_table_of_a_campaign_that_is_none_is_one_sentence(campaign_file, name)
 )
 def test_flags_that_would_change_nothing_are_refused(campaign_file, flags, words):
     assert words in complaint("tune", str(campaign_file), *flags)
+
+
+@pytest.mark.parametrize("n_made", [1, 2])
+def test_a_campaign_killed_while_it_was_made_says_the_way_out(campaign_file, monkeypatch, n_made):
+    """Its first member's study alone, or a second one that has not yet been told what it belongs to."""
+    campaign = read_study(campaign_file)
+    one, two, _ = campaign.members
+    storage = open_storage(campaign.lead.storage)
+    first = open_study(one.config, storage, ignore)
+    first.book.note(CAMPAIGN_ATTRIBUTE, campaign.document(one))
+    if n_made == 2:
+        open_study(two.config, storage, ignore)
+    left = "two/dense/4n, two/small/1n"
+    said = complaint("resume", "two", "--storage", "sqlite:///two.db")
+    assert f"campaign 'two' must have all its studies; got no {left}" in said
+    assert "run tune with the campaign's file again" in said
+    done = run_campaign(of_trials(campaign, 3))
+    assert sum(len(view.finished) for view in done.views) == 3
+    assert meshtune("resume", "two", "--storage", "sqlite:///two.db", "--trials", "3").code == 0
 
 
 def test_an_interrupted_campaign_gives_its_trials_back(campaign_file, monkeypatch):
