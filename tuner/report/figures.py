@@ -20,7 +20,7 @@ Figure = dict[str, Any]
 INK, MUTED, GRID = "#0f172a", "#64748b", "#e2e8f0"
 OBSERVED, PREDICTED, BEST, FAILED = "#2563eb", "#94a3b8", "#0d9488", "#dc2626"
 EVALUATOR_COLOURS = ("#2563eb", "#f59e0b")
-BAR_HEIGHT, LABEL_WIDTH = 58, 46
+BAR_PX, LINE_PX, LABEL_WIDTH = 20, 14, 46
 AIR = 1.04  # what an axis leaves free around its points
 
 
@@ -195,14 +195,17 @@ def time_breakdown(report: StudyReport, n: int = 8) -> Figure:
     labels = [
         _bar_label(f"{row.number}: {row.words}", place) for row, place in zip(rows, places, strict=True)
     ]
+    n_lines = max(2, *(label["text"].count("<br>") + 1 for label in labels))
+    slot_px = BAR_PX + LINE_PX * n_lines + 10
     frame = layout(
         "seconds of one step",
         "",
         yaxis=dict(visible=False, autorange="reversed"),
         barmode="stack",
-        bargap=0.66,
+        bargap=1 - BAR_PX / slot_px,
         annotations=labels,
-        height=BAR_HEIGHT * len(rows) + 80,
+        margin=dict(l=8, r=16, t=LINE_PX * n_lines - 12, b=8),
+        height=slot_px * len(rows) + LINE_PX * n_lines + 52,
     )
     return dict(data=data, layout=frame)
 
