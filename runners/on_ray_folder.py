@@ -5,13 +5,13 @@ Ray's agents outlive their raylet when the process that started them is killed; 
 
 import contextlib
 import json
-import os
 import shutil
-import stat
 import tempfile
 from pathlib import Path
 
 import psutil
+
+from runners.owned_folder import owned_folder
 
 _PREFIX, _PROCESSES = "mt-ray-", "processes.json"
 _PREFIX_LENGTH = 24  # with the owner's id and a random part
@@ -22,20 +22,7 @@ def make_folder() -> Path:
     """A new folder, its path short enough for sockets; what dead owners left is removed first."""
     usual = tempfile.gettempdir()
     parent = usual if len(usual) + _PREFIX_LENGTH <= _SOCKET_PATH_ROOM else "/tmp"
-    for folder in Path(parent).glob(f"{_PREFIX}*"):
-        owner = folder.name.removeprefix(_PREFIX).partition("-")[0]
-        if owner.isdigit() and _is_ours(folder) and not psutil.pid_exists(int(owner)):
-            remove_folder(folder)
-    return Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=parent))
-
-
-def _is_ours(folder: Path) -> bool:
-    """Whether this user made it: who else may write there could name any process to be killed."""
-    try:
-        status = folder.lstat()
-    except OSError:
-        return False
-    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid()
+    return owned_folder(_PREFIX, Path(parent), remove=remove_folder)
 
 
 def list_processes(folder: Path, pid: int) -> None:

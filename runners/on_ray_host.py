@@ -81,6 +81,11 @@ class Host:
             for trial in list(self._trials):
                 self._check_deadline(trial)
 
+    def close(self) -> None:
+        """Leave nothing on a cluster that goes on; an embedded Ray's folder goes as a whole."""
+        if self._options.address is not None:
+            self._workers.close()
+
     def _start(self, submit: Submit) -> None:
         group = reserve(self._options.reservation)
         self._trials.append(_Trial(submit=submit, group=group, reserved_s=time.monotonic()))
@@ -108,6 +113,8 @@ class Host:
             cause = error.cause
             raise cause if isinstance(cause, MeshtuneError) else _worker_trouble(error) from None
         except (ray.exceptions.RayError, OSError) as error:
+            if _never_began(error):
+                raise _worker_trouble(error) from None
             self._end(trial, kill=True)
             self._link.send(Lost(ticket=trial.submit.ticket, message=_first_line(error)))
             return
@@ -165,6 +172,11 @@ class Host:
         for process in self._vital:
             if not process.is_running() or process.status() == psutil.STATUS_ZOMBIE:
                 raise RayDied(process.name())
+
+
+def _never_began(error: BaseException) -> bool:
+    """Whether a worker could not even be made: not by chance, and so not on the next try either."""
+    return isinstance(error, ray.exceptions.ActorDiedError) and "its creation task" in str(error)
 
 
 def _worker_trouble(error: BaseException) -> RunnerError:
@@ -245,7 +257,8 @@ def main() -> None:
     try:
         start_ray(options)
         link.send(Ready())
-        Host(link, options).run()
+        with contextlib.closing(Host(link, options)) as host:
+            host.run()
     except RayDied:
         _leave(options, politely=False)  # Ray's own farewell would wait for the dead
     except (EOFError, BrokenPipeError, ConnectionResetError):

@@ -3,6 +3,7 @@
     submit   a group of the trial's bundles; it waits until the cluster has room
     placed   the worker on the node of the first bundle takes the trial; there it is warm, or it starts now
     ended    the group is removed; the worker stays
+    the end  every worker is asked to remove what its trials wrote: Ray kills what is below it without a word
 
 Ray ends an actor with the group that it was created in, so a worker lies in no group and holds no resource:
 the group holds them for it.  That costs a trial 0.02 s more, not a new process.
@@ -11,6 +12,7 @@ Accelerators have numbers that only what runs inside a group is told, so a task 
 
 import contextlib
 import os
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +30,7 @@ from search_spaces.plan import Plan
 
 ACCELERATORS = "GPU"  # Ray's name for those of every maker
 _NUMBERS = "_VISIBLE_DEVICES"  # CUDA_, HIP_ and ROCR_ begin the name
+_LAST_S = 3.0  # for a worker to end
 
 
 class TrialActor:
@@ -36,6 +39,7 @@ class TrialActor:
     def __init__(self, source: RunnerSource) -> None:
         self._source = source
         self._process = TrialProcess(source)
+        self._turn = threading.Lock()
 
     def run(
         self,
@@ -47,11 +51,18 @@ class TrialActor:
     ) -> Outcome:
         """What came of the plan; a trial process killed from outside is a lost machine."""
         try:
-            return self._process.run(
-                plan, job=job, attempt=attempt, time_limit_s=time_limit_s, environment=environment
-            )
+            with self._turn:
+                return self._process.run(
+                    plan, job=job, attempt=attempt, time_limit_s=time_limit_s, environment=environment
+                )
         except ProcessLost as lost:
             return Failed(cause=Cause.LOST_MACHINE, message=str(lost), origin=self._source.origin)
+
+    def end(self) -> None:
+        """End the process and the trial that it may have, and remove what they wrote."""
+        self._process.kill()
+        self._turn.acquire(timeout=_LAST_S)  # what runs finds its trial lost
+        self._process.close()
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -93,9 +104,17 @@ class Workers:
         with contextlib.suppress(ray.exceptions.RayError, ValueError):
             ray.kill(worker.actor, no_restart=True)
 
+    def close(self) -> None:
+        """Let every worker remove what it wrote, where it still answers."""
+        with contextlib.suppress(ray.exceptions.RayError, ValueError):
+            ends = [worker.actor.end.remote() for worker in self._all]
+            if ends:
+                ray.wait(ends, num_returns=len(ends), timeout=_LAST_S + 1)
+
     def _start(self, node: str) -> Worker:
         remote = ray.remote(TrialActor).options(
             num_cpus=0,
+            max_concurrency=2,  # the end does not wait for the trial
             max_restarts=0,
             max_task_retries=0,
             scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False),

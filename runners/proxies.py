@@ -7,15 +7,18 @@
                    fewer layers where what dp no longer shards would not fit
 
 A proxy has widths and tokens of the job itself: what it costs is what parts of the job cost.
+A trainer on a small machine shrinks those too (`runners.torch_trial.twin`), and says so in its outcomes.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from objectives.cost.step import estimate
 from objectives.metrics import Job
 from objectives.outcome import OutcomeOrigin
 from objectives.ranking import memory_limit_bytes
-from runners.torch_trial.twin import Twin, differences, fewer_ranks, neutral, with_layers
+from runners.torch_trial.twin import Limits, Twin, differences, fewer_ranks, neutral, same, twin, with_layers
 from runners.verdicts import why_illegal
 from search_spaces.errors import check
 from search_spaces.fidelity import Fidelities, Fidelity
@@ -37,6 +40,24 @@ def proxy(job: Job, plan: Plan, fidelity: Fidelity, settings: Fidelities) -> Twi
     illegal = why_illegal(found.job, found.plan, OutcomeOrigin.ANALYTIC)
     check(illegal is None, "a proxy must be a legal plan of its own job", illegal and illegal.message)
     return found
+
+
+def twin_that_ran(job: Job, plan: Plan, effective: Mapping[str, Any], options: Mapping[str, Any]) -> Twin:
+    """What a trainer with these options ran for an outcome: the plan itself, or its twin on so many devices.
+
+    Raises
+    ------
+    InvalidSpec
+        The plan has no such twin.
+    """
+    if not effective.get("proxy"):
+        return same(job, plan)
+    known = {"parameters": "proxy_parameters", "tokens": "proxy_tokens"}
+    limits = {field: options[name] for field, name in known.items() if name in options}
+    n_ranks = int(effective["machine"]["n_ranks"])
+    found = twin(job.of_plan(plan), plan, Limits(n_ranks=n_ranks, **limits))
+    cluster = job.cluster.with_devices(found.plan.world_size)
+    return replace(found, job=replace(found.job, cluster=cluster))
 
 
 def _few_layers(job: Job, plan: Plan, n_layers: int) -> Twin:

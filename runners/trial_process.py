@@ -15,6 +15,7 @@ from typing import IO
 
 from objectives.metrics import Job
 from objectives.outcome import Cause, Failed, Outcome, tail
+from runners.owned_folder import owned_folder
 from runners.protocol import RunnerSource
 from runners.trial_server import SCRATCH, Request, kill_descendants
 from search_spaces.errors import MeshtuneError, RunnerError
@@ -22,6 +23,7 @@ from search_spaces.plan import Plan
 
 GRACE_S = 10.0
 _START_S = 120.0
+_PREFIX = "meshtune-trials-"
 _COMPILED = "TORCHINDUCTOR_CACHE_DIR"
 
 
@@ -148,7 +150,9 @@ class TrialProcess:
         # Trials keep their files here; killed, they cannot remove them.
         if self._scratch is not None:
             self._scratch.mkdir(parents=True, exist_ok=True)
-        self._folder = tempfile.mkdtemp(prefix="meshtune-trials-", dir=self._scratch)
+            self._folder = tempfile.mkdtemp(prefix=_PREFIX, dir=self._scratch)
+        else:
+            self._folder = str(owned_folder(_PREFIX, Path(tempfile.gettempdir())))
         environment = {"OPENBLAS_NUM_THREADS": "1", SCRATCH: self._folder}
         if _COMPILED not in os.environ:  # torch makes this folder as soon as it is loaded
             environment[_COMPILED] = os.path.join(self._folder, "compiled")

@@ -16,7 +16,9 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from objectives.metrics import Job
 from objectives.outcome import Measured, Outcome, outcome_to_dict
+from runners.proxies import twin_that_ran
 from search_spaces.fidelity import Fidelity, fidelity_of
+from search_spaces.plan import Plan
 from tuner.leases import Lease, Owner
 from tuner.ledger import Ended, WaitingPlan, expired
 from tuner.samplers.candidates import claimed_fidelity
@@ -28,7 +30,7 @@ KEPT = ("fidelity", "proxy", "plan", "predicted")  # of a trial whose plan is tr
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Book:
-    """The trials of a study, under the hand of one driver."""
+    """The trials of a study, under the hand of one driver; `options` are the runner's."""
 
     study: Study
     storage: BaseStorage
@@ -36,6 +38,7 @@ class Book:
     owner: Owner
     job: Job
     objective: tuple[str, ...]
+    options: Mapping[str, Any]
     versions: Mapping[str, str]
 
     def trials(self) -> list[FrozenTrial]:
@@ -99,7 +102,7 @@ class Book:
         """Write a trial's outcome: from here on it is finished, whoever tells it."""
         with storage_trouble(self.shown):
             plan = plan_tried(self.storage.get_trial(self._id(number)).user_attrs)
-        document = outcome_to_dict(sound(outcome, self.job, self.objective, plan))
+        document = outcome_to_dict(sound(outcome, *self._judged_by(outcome, plan)))
         return self._write(number, "versions", dict(self.versions)) and self._write(
             number, "outcome", document
         )
@@ -124,8 +127,15 @@ class Book:
                 return False
             measured = outcome if isinstance(outcome, Measured) and is_full else None
             plan = plan_tried(trial.user_attrs)
-            values = values_of(measured, self.job, self.objective, plan) if measured else None
+            values = values_of(measured, *self._judged_by(measured, plan)) if measured else None
             return self._tell(number, state, values)
+
+    def _judged_by(self, outcome: Outcome, plan: Plan | None) -> tuple[Job, tuple[str, ...], Plan | None]:
+        """The job that the outcome's figures are of, the metrics asked for, and the plan that ran."""
+        if plan is None:
+            return self.job, self.objective, None
+        ran = twin_that_ran(self.job, plan, outcome.effective, self.options)
+        return ran.job, self.objective, ran.plan
 
     def end(self, number: int, why: Ended) -> bool:
         """Tell a running trial FAIL, and why; false if it was finished before."""

@@ -25,12 +25,13 @@ from optuna.storages import BaseStorage
 from search_spaces.documents import build
 from search_spaces.errors import check, suggest_keys
 from tuner.config import StudyConfig, cluster_from_config, config_from_tables
-from tuner.storage import storage_trouble
+from tuner.storage import list_studies, storage_trouble
 from tuner.study import stored_config
 
 CAMPAIGN_ATTRIBUTE = "meshtune_campaign"
 MOST_MEMBERS = 64
 OVER_BASE = ("space", "workload")
+OVERRIDING = ("model", *OVER_BASE)
 
 
 class Share(StrEnum):
@@ -70,7 +71,9 @@ class CampaignTable:
             must = f"[campaign.families.{name}] nodes must be whole numbers from 1, each once"
             sizes = family.sizes
             fine = bool(sizes) and min(sizes) >= 1 and len(set(sizes)) == len(sizes)
-            check(fine and "/" not in name, must, f"{family.nodes} for {name!r}")
+            check(fine, must, f"{family.nodes} for {name!r}")
+            must = "a family of [campaign.families] must have a name without /"
+            check(bool(name.strip()) and "/" not in name, must, repr(name))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,13 +131,19 @@ def campaign_from_tables(tables: Mapping[str, Any], *, folder: Path, where: str)
     InvalidSpec
         A key that does not exist, a family without nodes, or what `config_from_tables` refuses of a member.
     """
+    for name, each in tables.items():
+        check(isinstance(each, Mapping), f"[{name}] must be a table of keys", repr(each))
     base = {name: table for name, table in tables.items() if name != "campaign"}
     suggest_keys("[campaign]", tables["campaign"], list(CampaignTable.__dataclass_fields__))
     table = build(CampaignTable, dict(tables["campaign"]), "[campaign]")
     check("cluster" in base, f"{where} must have the table [cluster]", "none")
     machine = cluster_from_config(base["cluster"], folder)
     study = base.get("study", {})
-    check("name" in study, "a campaign must have a name", "no [study] name")
+    title = study.get("name")
+    given = repr(title) if "name" in study else "no [study] name"
+    check(isinstance(title, str) and bool(title.strip()), "a campaign must have a name", given)
+    must = f"[campaign] nodes must be at most the {machine.n_nodes} that [cluster] devices fill"
+    check(table.nodes <= machine.n_nodes, must, table.nodes)
     members = []
     for family, each in table.families.items():
         for n_nodes in each.sizes:
@@ -155,6 +164,25 @@ def campaign_from_tables(tables: Mapping[str, Any], *, folder: Path, where: str)
     )
 
 
+def refuse_flags(tables: Mapping[str, Any], given: Mapping[str, Mapping[str, Any]]) -> None:
+    """Refuse flags for what families have of their own: they would change nothing.
+
+    Raises
+    ------
+    InvalidSpec
+        A model, a knob or a key of the workload is given that a family names too.
+    """
+    campaign = tables.get("campaign")
+    families = campaign.get("families") if isinstance(campaign, Mapping) else None
+    for family, table in families.items() if isinstance(families, Mapping) else ():
+        for name in OVERRIDING:
+            own = table.get(name) if isinstance(table, Mapping) else None
+            asked = given.get(name, {}).keys() if isinstance(own, Mapping) and own else set()
+            taken = sorted(asked if name == "model" else asked & set(own or ()))
+            must = f"flags must not give what [campaign.families.{family}] has of its own"
+            check(not taken, must, f"{name} {', '.join(taken)}", hint="change it in the file")
+
+
 def study_from_tables(tables: Mapping[str, Any], *, folder: Path, where: str) -> StudyConfig | Campaign:
     """The study, or the campaign, that tables describe.
 
@@ -169,18 +197,27 @@ def study_from_tables(tables: Mapping[str, Any], *, folder: Path, where: str) ->
 
 
 def stored_campaign(first: str, name: str, storage: str, opened: BaseStorage) -> Campaign | None:
-    """The campaign that a member's study keeps word of; None if the study is of none, or of another."""
+    """The campaign that a member's study keeps word of; None if the study is of none, or of another.
+
+    Raises
+    ------
+    InvalidSpec
+        Its driver ended before it had made every member's study.
+    """
     document = _document(first, opened)
     if document is None or document.get("name") != name:
         return None
-    members = []
-    for each in document["members"]:
-        own = _document(each, opened) or document
-        config = stored_config(each, storage)
-        members.append(Member(family=own["family"], n_nodes=own["member_nodes"], config=config))
-    return Campaign(
-        name=name, n_nodes=document["n_nodes"], share=Share(document["share"]), members=tuple(members)
+    known = [each for each in document["members"] if each in list_studies(opened)]
+    words = {each: _document(each, opened) for each in known}
+    missing = [each for each in document["members"] if not words.get(each)]
+    hint = "its driver ended while it made them: run tune with the campaign's file again"
+    check(not missing, f"campaign {name!r} must have all its studies", f"no {', '.join(missing)}", hint=hint)
+    members = tuple(
+        Member(family=own["family"], n_nodes=own["member_nodes"], config=stored_config(each, storage))
+        for each, own in words.items()
+        if own is not None
     )
+    return Campaign(name=name, n_nodes=document["n_nodes"], share=Share(document["share"]), members=members)
 
 
 def _document(study: str, opened: BaseStorage) -> Mapping[str, Any] | None:

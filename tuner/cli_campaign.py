@@ -8,7 +8,7 @@ from typing import Any
 import typer
 
 from tuner.campaign import Campaign, Member
-from tuner.cli_output import check_writable, command_line, show, show_json, tell
+from tuner.cli_output import check_writable, command_line, show, show_json, tell, write_page
 
 INTERRUPTED = 130
 
@@ -37,7 +37,7 @@ def run(campaign: Campaign, *, json: bool) -> None:
     tell(f"see: {command_line('report', *words)}")
 
 
-def report(name: str, storage: str, *, csv: Path | None, json: bool) -> bool:
+def report(name: str, storage: str, *, html: Path | None, csv: Path | None, json: bool) -> bool:
     """Report a campaign; false if the name is a study's own."""
     from tuner.recorded import write_studies
     from tuner.view import load_study
@@ -45,9 +45,13 @@ def report(name: str, storage: str, *, csv: Path | None, json: bool) -> bool:
     campaign = stored(name, storage)
     if campaign is None:
         return False
+    views = [load_study(member.config.name, storage) for member in campaign.members]
     if csv:
-        views = [load_study(member.config.name, storage) for member in campaign.members]
         write_studies(views, check_writable(csv))
+    if html:
+        from tuner.report.campaign import campaign_page
+
+        write_page(html, campaign_page(campaign, views))
     _show(campaign, json=json)
     return True
 
@@ -59,8 +63,9 @@ def stored(name: str, storage: str) -> Campaign | None:
 
     opened = open_storage(storage, create=False)
     names = list_studies(opened)
-    first = next((each for each in names if each.startswith(f"{name}/")), None)
-    return None if name in names or first is None else stored_campaign(first, name, storage, opened)
+    members = [] if name in names else [each for each in names if each.startswith(f"{name}/")]
+    found = (stored_campaign(each, name, storage, opened) for each in members)
+    return next((each for each in found if each is not None), None)
 
 
 def overridden(campaign: Campaign, *, budget: Mapping[str, Any], parallel: int | None) -> Campaign:

@@ -262,7 +262,7 @@ def report(
     from tuner.view import load_study
 
     target, where = check_writable(html) if html else None, storage_or_default(storage)
-    if cli_campaign.report(name, where, csv=csv, json=json):
+    if cli_campaign.report(name, where, html=target, csv=csv, json=json):
         return
     view = load_study(name, where)
     if csv:

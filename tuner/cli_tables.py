@@ -8,7 +8,7 @@ from typing import Any
 
 from search_spaces.documents import read_toml
 from search_spaces.errors import InvalidSpec, check
-from tuner.campaign import Campaign, study_from_tables
+from tuner.campaign import Campaign, refuse_flags, study_from_tables
 from tuner.cli_flags import JobFlags
 from tuner.cli_job import job_from, space_table, workload_table
 from tuner.config import StudyConfig
@@ -40,7 +40,9 @@ def study_config(file: Path | None, flags: JobFlags, asked: Asked) -> StudyConfi
     if file is None:
         job_from(flags)  # names the flags that are missing, in the words of the command line
     tables: Tables = read_toml(file) if file else {}
-    for name, given in _given(flags, asked).items():
+    given_tables = _given(flags, asked)
+    refuse_flags(tables, given_tables)
+    for name, given in given_tables.items():
         kept = tables.get(name, {})
         if not isinstance(kept, dict):
             raise InvalidSpec(f"[{name}] must be a table of keys", repr(kept))

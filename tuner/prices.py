@@ -70,8 +70,10 @@ def trial_s(trial: FrozenTrial) -> float | None:
 
 
 def n_devices_of(trial: FrozenTrial) -> int:
-    """Devices that a trial held: its proxy's, if it had one."""
-    run = (trial.user_attrs.get("proxy") or {}).get("plan") or trial.user_attrs.get("plan")
+    """Devices that a trial held: its proxy's, or its twin's, if it had one."""
+    effective = (trial.user_attrs.get("outcome") or {}).get("effective", {})
+    twin = effective.get("plan") if effective.get("proxy") else None
+    run = twin or (trial.user_attrs.get("proxy") or {}).get("plan") or trial.user_attrs.get("plan")
     return Plan.parse(run).world_size if run else 0
 
 

@@ -1,7 +1,7 @@
-"""What a trial really ran: its plan of the study's job, or a smaller proxy."""
+"""What a trial really ran: its plan of the study's job, or something smaller in its place."""
 
 from objectives.metrics import Job
-from runners.proxies import proxy
+from runners.proxies import proxy, twin_that_ran
 from search_spaces.fidelity import Fidelity
 from search_spaces.plan import Plan
 from tuner.view import StudyView, TrialRecord
@@ -16,7 +16,10 @@ def what_ran(view: StudyView, trial: TrialRecord) -> tuple[Job, Plan]:
         A proxy that this Meshtune makes no longer.
     """
     assert trial.plan is not None
+    inputs = view.inputs
     if trial.fidelity is Fidelity.FULL:
-        return view.inputs.job, trial.plan
-    twin = proxy(view.inputs.job, trial.plan, trial.fidelity, view.inputs.fidelities)
+        effective = {} if trial.outcome is None else trial.outcome.effective
+        twin = twin_that_ran(inputs.job, trial.plan, effective, inputs.runner.options)
+    else:
+        twin = proxy(inputs.job, trial.plan, trial.fidelity, inputs.fidelities)
     return twin.job, twin.plan

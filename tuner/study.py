@@ -197,6 +197,7 @@ def open_book(config: StudyConfig, storage: BaseStorage, owner: Owner) -> Book:
         owner=owner,
         job=inputs.job,
         objective=inputs.objective,
+        options=inputs.runner.options,
         versions=versions(),
     )
 

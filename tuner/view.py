@@ -15,6 +15,7 @@ from optuna.trial import TrialState as OptunaState
 
 from objectives.metrics import Goal, metric_named
 from objectives.outcome import Measured, Outcome
+from runners.torch_trial.twin import difference_words
 from search_spaces.errors import InvalidSpec, UnknownName
 from search_spaces.fidelity import Fidelity, fidelity_of
 from search_spaces.plan import Plan
@@ -55,8 +56,9 @@ class Predicted:
 class TrialRecord:
     """One trial.  `values` are by metric, empty unless measured; `plan` is None while it is chosen.
 
-    At another fidelity than the full one `proxy` says in what the thing that ran is smaller; `outcome` and
-    `predicted` are then the proxy's.  `device_s` are the device-seconds that the trial held.
+    Where something smaller ran, at another fidelity than the full one or as the trainer's twin, `proxy` says
+    in what it is smaller; `outcome` and `predicted` are then its own.
+    `device_s` are the device-seconds that the trial held.
     """
 
     number: int
@@ -192,6 +194,7 @@ def record_of(trial: FrozenTrial, inputs: StudyInputs) -> TrialRecord:
     key, predicted = plan_of(trial), trial.user_attrs.get("predicted")
     state = state_of(trial)
     outcome = outcome_of(trial.user_attrs) if trial.state.is_finished() else None
+    facts, predicted = _of_twin(outcome) or (trial.user_attrs.get("proxy") or {}, predicted)
     values = trial.values if isinstance(outcome, Measured) and state is State.MEASURED else []
     return TrialRecord(
         number=trial.number,
@@ -204,9 +207,19 @@ def record_of(trial: FrozenTrial, inputs: StudyInputs) -> TrialRecord:
         started=trial.datetime_start,
         ended=trial.datetime_complete,
         fidelity=fidelity_of(trial.user_attrs),
-        proxy=dict(trial.user_attrs.get("proxy") or {}),
+        proxy=dict(facts),
         device_s=None if (took_s := trial_s(trial)) is None else took_s * n_devices_of(trial),
     )
+
+
+def _of_twin(outcome: Outcome | None) -> tuple[Mapping[str, Any], Mapping[str, Any]] | None:
+    """In what a trainer's twin is smaller than the plan, and what is expected of it; None if the plan ran."""
+    effective = {} if outcome is None else outcome.effective
+    if not effective.get("proxy"):
+        return None
+    differs = effective["proxy"]
+    facts = {"plan": effective["plan"], "differs": differs, "words": difference_words(differs)}
+    return facts, effective["predicted"]
 
 
 def state_of(trial: FrozenTrial) -> State:

@@ -97,11 +97,11 @@ class Evidence:
 
 
 def past_study(view: StudyView) -> PastStudy:
-    """The measured trials of a study; the newest, if they are many."""
+    """The measured trials of a study that ran whole; the newest, if they are many."""
     pairs = [
-        (trial.plan.key, trial.outcome.step_s, _reading(trial.outcome))
+        (trial.plan.key, trial.outcome.step_s, trial.outcome.peak_memory_bytes)
         for trial in view.measured
-        if trial.plan is not None and isinstance(trial.outcome, Measured)
+        if trial.plan is not None and isinstance(trial.outcome, Measured) and not trial.proxy
     ][-MOST:]
     inputs = view.inputs
     return PastStudy(
@@ -113,11 +113,6 @@ def past_study(view: StudyView) -> PastStudy:
         step_s=tuple(step_s for _, step_s, _ in pairs),
         peak_memory_bytes=tuple(peak_bytes for _, _, peak_bytes in pairs),
     )
-
-
-def _reading(outcome: Measured) -> float:
-    """The peak that was read; none of a proxy's, which says nothing of the plan's."""
-    return 0.0 if outcome.effective.get("proxy") else outcome.peak_memory_bytes
 
 
 def _job_of(past: PastStudy, cluster: ClusterSpec) -> Job:
@@ -159,9 +154,9 @@ def _past_runs(name: str, runs: Sequence[MeasuredRun]) -> PastStudy:
 
 
 def past_proxies(view: StudyView) -> list[PastStudy]:
-    """The measured trials of a study's proxies, each a small study of the proxy's own job."""
+    """The measured trials of a study's proxies and twins, each a small study of the job that ran."""
     found = []
-    for trial in view.by_proxy:
+    for trial in (each for each in (*view.by_proxy, *view.measured) if each.proxy):
         job, plan = what_ran(view, trial)
         assert isinstance(trial.outcome, Measured)
         past = PastStudy(

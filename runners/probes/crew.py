@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
+from runners.owned_folder import owned_folder
 from runners.probes.allocation import Place
 from runners.probes.cases import Case, Facts, facts_of
 from runners.trial_process import Child
@@ -76,7 +77,7 @@ class Crew:
         # Ranks import torch for seconds: those that are sure to be needed do it at the same time.
         self._n_expected = 1 if place else n_expected
         self._kind, self._place, self._stopped = kind, place, stopped
-        self._folder = Path(tempfile.mkdtemp(prefix="meshtune-probes-"))
+        self._folder = owned_folder("meshtune-probes-", Path(tempfile.gettempdir()))
         self._children: list[Child] = []
         self._facts: Facts | None = None
         self._n_ranks = 0

@@ -7,6 +7,7 @@ other runners    the trial's server itself is started by srun, on the one node o
 import contextlib
 import os
 import shutil
+import socket
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -20,6 +21,7 @@ from runners.command_process import BoundedLog, Command, run_command
 from runners.in_process import InProcessExecutor
 from runners.logs.clues import Clues
 from runners.logs.verdict import Ending
+from runners.owned_folder import owned_folder
 from runners.placeholders import NODES, STEP
 from runners.protocol import RunnerRecipe
 from runners.slurm.account import without_outcome
@@ -134,6 +136,8 @@ class StepRunner:
 def session_folder(slurm: Slurm) -> Path:
     """A fresh private folder for one executor's trials, where every node sees it.
 
+    What executors of this host left that were killed is removed first.
+
     Raises
     ------
     RunnerError
@@ -142,7 +146,7 @@ def session_folder(slurm: Slurm) -> Path:
     parent = Path(slurm.folder).absolute()
     try:
         parent.mkdir(parents=True, exist_ok=True)
-        return Path(tempfile.mkdtemp(prefix="study-", dir=parent))
+        return owned_folder(f"study-{socket.gethostname()}-", parent)
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise RunnerError("[runner.slurm] folder must be writable", f"{parent} ({reason})") from None

@@ -12,6 +12,7 @@ A proxy's seconds are those of the proxy.  Nothing here scales them up.
 
 import hashlib
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from objectives.metrics import Job
@@ -50,13 +51,18 @@ class Twin:
     @property
     def words(self) -> str:
         """The differences as a person reads them; empty where there are none."""
-        return ", ".join(f"{name} {own} of {whole}" for name, (own, whole) in self.differs.items())
+        return difference_words(self.differs)
 
     @property
     def key(self) -> str:
         """The same for all plans that run alike: sixteen hexadecimal digits of everything that runs."""
         text = repr((neutral(self.plan).key, self.job.model, self.job.workload))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def difference_words(differs: Mapping[str, Sequence[int]]) -> str:
+    """`layers 4 of 32, devices 8 of 64`."""
+    return ", ".join(f"{name} {own} of {whole}" for name, (own, whole) in differs.items())
 
 
 def most_ranks() -> int:

@@ -42,6 +42,7 @@ def trial(number, tp, pp):
     return TrialRow(
         number=number,
         plan=plan(tp, pp),
+        ran=(job(), plan(tp, pp)),
         state="measured",
         predicted_s=0.9 * step_s,
         predicted_bytes=peak_bytes,
@@ -55,12 +56,25 @@ def failed(number):
         cause=Cause.CRASH, message=HOSTILE, origin=OutcomeOrigin.SIMULATED, log_tail=f"line 1\n{HOSTILE}"
     )
     return TrialRow(
-        number=number, plan=plan(4, 4), state="failed", predicted_s=2.0, predicted_bytes=50e9, outcome=outcome
+        number=number,
+        plan=plan(4, 4),
+        ran=(job(), plan(4, 4)),
+        state="failed",
+        predicted_s=2.0,
+        predicted_bytes=50e9,
+        outcome=outcome,
     )
 
 
 def running(number):
-    return TrialRow(number=number, plan=plan(2, 4), state="running", predicted_s=2.0, predicted_bytes=50e9)
+    return TrialRow(
+        number=number,
+        plan=plan(2, 4),
+        ran=(job(), plan(2, 4)),
+        state="running",
+        predicted_s=2.0,
+        predicted_bytes=50e9,
+    )
 
 
 def study_report(n_trials=11, *, metrics=("step_time", "peak_memory"), name="example"):

@@ -8,20 +8,22 @@ import pytest
 
 from objectives.measurements.runs import read_measurements
 from objectives.outcome import Measured
+from search_spaces.documents import read_toml
 from search_spaces.errors import InvalidSpec
 from search_spaces.units import KWH_J
-from tests.tuner.cli import meshtune
+from tests.tuner.cli import complaint, meshtune
 from tests.tuner.studies import read_study
 from tuner import cli_campaign
 from tuner.budget import Budget, Stop
-from tuner.campaign import Campaign, Share, stored_campaign
+from tuner.campaign import CAMPAIGN_ATTRIBUTE, Campaign, Share, campaign_from_tables, stored_campaign
 from tuner.campaign_run import run_campaign
 from tuner.config import read_config
+from tuner.events import ignore
 from tuner.papers.campaign import two_starts
 from tuner.recorded import write_studies
 from tuner.report.campaign import best_of, energy_kwh, failure_shares
 from tuner.storage import open_storage
-from tuner.study import tune
+from tuner.study import open_study, tune
 from tuner.view import load_study
 
 FILE = """
@@ -175,12 +177,22 @@ def test_the_command_line_runs_reports_and_goes_on(campaign_file, tmp_path):
     assert document["schema"] == "meshtune.campaign"
     assert sum(each["measured"] + each["failed"] for each in document["members"]) == 3
     assert len(read_measurements(tmp_path / "runs.csv").runs) == 3
+    assert meshtune("report", "two", "--storage", "sqlite:///two.db", "--html", "two.html").code == 0
+    assert_page((tmp_path / "two.html").read_text(), 3)
     assert meshtune("resume", "two", "--storage", "sqlite:///two.db", "--trials", "5").code == 0
     assert cli_campaign.stored("one", "sqlite:///two.db") is None
     counts = [
         len(load_study(name, "two.db").finished) for name in ("two/dense/2n", "two/dense/4n", "two/small/1n")
     ]
     assert sum(counts) == 5
+
+
+def assert_page(text, n_trials):
+    """The history has every trial of all members, and each member has a line."""
+    history = json.loads(text.split('<script type="application/json">')[1].split("</script>")[0])
+    drawn = history["data"][0]["x"] + [x for each in history["data"][2:] for x in each["x"]]
+    assert sorted(drawn) == list(range(n_trials))
+    assert all(f"<td>{family}</td>" in text for family in ("dense", "small"))
 
 
 @pytest.mark.parametrize(
@@ -193,6 +205,11 @@ def test_the_command_line_runs_reports_and_goes_on(campaign_file, tmp_path):
         ('executor = "in-process"', 'executor = "ray"', "must share one Ray cluster"),
         ('name = "two"', "", "must have a name"),
         ("space = { tp = 1,", "space = { tq = 1,", "did you mean 'tp'"),
+        ('share = "even"', 'share = "even"\nnodes = 9', "at most the 8 that [cluster] devices fill"),
+        ('name = "two"', "name = 2", "must have a name; got 2"),
+        ('name = "two"', 'name = " "', "must have a name"),
+        ("families.small", 'families."a/b"', "a name without /"),
+        ("families.small", 'families.""', "a name without /"),
         ("share =", "shore =", "did you mean 'share'"),
     ],
 )
@@ -203,6 +220,44 @@ def test_what_is_no_campaign_is_one_sentence(campaign_file, old, new, words):
     with pytest.raises(InvalidSpec) as error:
         run_campaign(read_study(campaign_file))
     assert words in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["campaign", "space"])
+def test_a_table_of_a_campaign_that_is_none_is_one_sentence(campaign_file, name):
+    tables = {**read_toml(campaign_file), name: 3}
+    with pytest.raises(InvalidSpec, match=rf"\[{name}\] must be a table of keys; got 3"):
+        campaign_from_tables(tables, folder=campaign_file.parent, where="the file")
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--model", "gpt2"), "[campaign.families.dense] has of its own; got model preset"),
+        (("--set", "pp=1"), "[campaign.families.small] has of its own; got space pp"),
+        (("--name", ""), "a campaign must have a name; got ''"),
+    ],
+)
+def test_flags_that_would_change_nothing_are_refused(campaign_file, flags, words):
+    assert words in complaint("tune", str(campaign_file), *flags)
+
+
+@pytest.mark.parametrize("n_made", [1, 2])
+def test_a_campaign_killed_while_it_was_made_says_the_way_out(campaign_file, monkeypatch, n_made):
+    """Its first member's study alone, or a second one that has not yet been told what it belongs to."""
+    campaign = read_study(campaign_file)
+    one, two, _ = campaign.members
+    storage = open_storage(campaign.lead.storage)
+    first = open_study(one.config, storage, ignore)
+    first.book.note(CAMPAIGN_ATTRIBUTE, campaign.document(one))
+    if n_made == 2:
+        open_study(two.config, storage, ignore)
+    left = "two/dense/4n, two/small/1n"
+    said = complaint("resume", "two", "--storage", "sqlite:///two.db")
+    assert f"campaign 'two' must have all its studies; got no {left}" in said
+    assert "run tune with the campaign's file again" in said
+    done = run_campaign(of_trials(campaign, 3))
+    assert sum(len(view.finished) for view in done.views) == 3
+    assert meshtune("resume", "two", "--storage", "sqlite:///two.db", "--trials", "3").code == 0
 
 
 def test_an_interrupted_campaign_gives_its_trials_back(campaign_file, monkeypatch):

@@ -11,13 +11,15 @@ from objectives.cost.result import StepMemory, StepTime
 from objectives.cost.step import estimate
 from objectives.metrics import METRICS, Goal
 from objectives.uncertainty import Z_SCORE, constants, formula_spread, step_interval_s, with_constant
-from search_spaces.plan import CpKind, Plan, Plans, Recompute, Schedule
+from search_spaces.plan import CpKind, ExpertTokens, OptimizerSync, Plan, Plans, Recompute, Schedule
 from tests.tuner.report_example import job, plan, study_report
 from tuner.report import words
 from tuner.report.content import accuracy, best_so_far, pair_order, pareto_front
+from tuner.report.figures import history
 from tuner.report.importance import knob_importance
+from tuner.report.page import page
 from tuner.report.parts import MEMORY_PARTS, TIME_PARTS
-from tuner.report.study_screen import summary
+from tuner.report.study_screen import summary, trials_table
 from tuner.report.tables import bar
 
 
@@ -160,3 +162,47 @@ def test_the_training_is_told_in_days_where_its_tokens_are_known():
     days = 1e12 / workload.tokens_per_step * asked.best.measured.step_s / 86_400
     assert f"{days:,.1f} days for 1 T tokens" in printed(summary(asked))
     assert "days for" not in printed(summary(known))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"nodes": 2},
+        {"n_microbatches": 8},
+        {"pipeline_limit": 4},
+        {"extra_warmup": 1},
+        {"offload_bucket": 4_000_000},
+        {"coalesced_buckets": 4},
+        {"optimizer_tile": 1_000_000},
+        {"optimizer_sync": OptimizerSync.POST_VALIDATION},
+        {"expert_tokens": ExpertTokens.DUPLICATED},
+        {"overlap_ep": True},
+        {"keep_received": True},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_plans_that_differ_in_a_knob_differ_in_words(change):
+    plan = Plan(tp=2, pp=2, dp=2, ep=2)
+    assert words.plan_words(dataclasses.replace(plan, **change)) != words.plan_words(plan)
+
+
+def test_one_is_no_plural():
+    assert (words.number_of(1, "trial"), words.number_of(1024, "trial")) == ("1 trial", "1,024 trials")
+
+
+def test_a_metric_that_no_column_has_gets_its_own():
+    report = study_report(metrics=("hfu", "peak_memory"))
+    console = Console(width=140, file=io.StringIO())
+    console.print(trials_table(report, report.ranked[:1]))
+    (best,) = report.ranked[:1]
+    assert "HFU" in console.file.getvalue()
+    assert words.percent(best.values[0]) in console.file.getvalue()
+    assert "HFU, simulated" in page(report)
+
+
+def test_the_history_has_room_for_its_first_and_last_trial():
+    report = study_report(30)
+    axis = history(report)["layout"]["xaxis"]
+    last = report.trials[-1].number
+    assert (axis["range"], axis["tick0"]) == ([-0.5, last + 0.5], 0)
+    assert isinstance(axis["dtick"], int)

@@ -8,7 +8,6 @@ Source: arXiv:2110.13005; github.com/axonn-ai/axonn, axonn/optim.py (CPUAdam) an
 
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 
@@ -20,7 +19,7 @@ from search_spaces.plan import Plan, Plans
 from search_spaces.space import SpaceSpec
 from search_spaces.units import BILLION, GB
 from tuner.config import read_config
-from tuner.papers.figure import Figure, Kind, Paper, Provenance
+from tuner.papers.figure import Figure, Kind, Paper, Provenance, figure_of
 from tuner.papers.frontier import hfu
 from tuner.presets import preset_path
 
@@ -73,38 +72,31 @@ def figures() -> tuple[Figure, ...]:
 
 
 def _figures() -> Iterator[Figure]:
-    exact = partial(
-        Figure, system=SYSTEM, kind=Kind.EXACT, provenance=Provenance.SOURCE, source=CODE, unit="GB"
-    )
-    ratio = partial(Figure, system=SYSTEM, kind=Kind.RATIO, provenance=Provenance.ABSTRACT, source=ABSTRACT)
+    exact = figure_of(SYSTEM, CODE, Provenance.SOURCE, Kind.EXACT)
+    ratio = figure_of(SYSTEM, ABSTRACT, Provenance.ABSTRACT, Kind.RATIO)
     whole, offloaded = (state_of(BILLION, plan) for plan in (GRID, f"{GRID} {OFFLOADED}"))
-    yield exact(what="state of 10⁹ parameters on the device", published=20.0, ours=whole / GB)
-    yield exact(
-        what="the same with the optimizer on the host",
-        published=4.256,
-        ours=offloaded / GB,
-        is_headline=True,
-    )
+    yield exact("state of 10⁹ parameters on the device", "GB", 20.0, whole / GB)
+    yield exact("the same with the optimizer on the host", "GB", 4.256, offloaded / GB, is_headline=True)
     yield ratio(
-        what="memory of the state, without over with the host",
-        unit="",
-        published=4.0,
-        ours=whole / offloaded,
+        "memory of the state, without over with the host",
+        "",
+        4.0,
+        whole / offloaded,
         note="the abstract says about 4; 20 bytes to 4.256 are 4.7",
     )
     yield ratio(
-        what="share of the peak, 24B on 96 V100",
-        unit="%",
-        published=(49.4 + 54.78) / 2,
-        ours=100 * hfu(study_job(), Plan.parse(f"{GRID} {OFFLOADED}")),
+        "share of the peak, 24B on 96 V100",
+        "%",
+        (49.4 + 54.78) / 2,
+        100 * hfu(study_job(), Plan.parse(f"{GRID} {OFFLOADED}")),
         note="published for 12B to 100B on 48 to 384 V100: 49.4 to 54.78 %, here their middle; recomputation "
         "counted, 512 tokens assumed",
     )
     yield ratio(
-        what="speed with the optimizer on the host over without, 12B on 48 V100",
-        unit="",
-        published=1.13,
-        ours=gain_of_offloading(),
+        "speed with the optimizer on the host over without, 12B on 48 V100",
+        "",
+        1.13,
+        gain_of_offloading(),
         note="the abstract's net gain; its grids are not named. Ours is best against best: without the host "
         "only one replica of 48 stages fits in 16 GB, a pipeline that idles and sends more",
     )

@@ -18,10 +18,11 @@ from search_spaces.model_presets import load_model
 from search_spaces.plan import Plans
 from search_spaces.space import SpaceSpec
 from search_spaces.workload import Workload
-from tuner.papers.figure import Figure, Kind, Paper, Provenance
+from tuner.papers.figure import Figure, Kind, Paper, Provenance, figure_of
 from tuner.warm import Evidence, PastStudy, learned_candidates
 
 NAME = "campaign"
+TABLES = "HydraGNN campaigns with DeepHyper: one table starts the next"
 SOURCE = "the tuning driver of arXiv:2312.12705 (DeepHyper, a queue of nodes)"
 ALLOCATION, A_TRIAL, DEVICES_A_NODE, DEVICES_A_WORKER = 8, 4, 8, 32
 SEEDS = (1, 4, 5)
@@ -90,33 +91,15 @@ def figures() -> tuple[Figure, ...]:
     note = f"{trials[0]} trials without a table and {trials[1]} with one, over {len(SEEDS)} hidden machines"
     nearer = sum(warm.error < cold.error for cold, warm in starts)
     workers = side_by_side(ALLOCATION, A_TRIAL)
+    order = figure_of(NAME, TABLES, Provenance.DERIVED, Kind.ORDER)
+    exact = figure_of(NAME, SOURCE, Provenance.SOURCE, Kind.EXACT)
+    fewer, published = int(trials[1] < trials[0]), ALLOCATION * DEVICES_A_NODE // DEVICES_A_WORKER
     return (
-        _figure("a campaign from another's table needs fewer trials", 1, int(trials[1] < trials[0]), note),
-        _figure("its predictions are nearer", len(SEEDS), nearer, ""),
-        _figure(
-            f"trials of {A_TRIAL} nodes at once on {ALLOCATION} nodes",
-            ALLOCATION * DEVICES_A_NODE // DEVICES_A_WORKER,
-            workers,
-            "",
-            kind=Kind.EXACT,
-        ),
-    )
-
-
-def _figure(what: str, published: int, ours: int, note: str, *, kind: Kind = Kind.ORDER) -> Figure:
-    is_exact = kind is Kind.EXACT
-    return Figure(
-        system=NAME,
-        what=what,
-        unit="trials" if is_exact else "comparisons",
-        published=published,
-        ours=ours,
-        kind=kind,
-        provenance=Provenance.SOURCE if is_exact else Provenance.DERIVED,
-        source=SOURCE if is_exact else "HydraGNN campaigns with DeepHyper: one table starts the next",
-        note=note,
-        is_headline=what.startswith("a campaign"),
-    )
+        order("a campaign from another's table needs fewer trials", "comparisons", 1, fewer, note=note,
+              is_headline=True),
+        order("its predictions are nearer", "comparisons", len(SEEDS), nearer),
+        exact(f"trials of {A_TRIAL} nodes at once on {ALLOCATION} nodes", "trials", published, workers),
+    )  # fmt: skip
 
 
 PAPER = Paper(

@@ -15,7 +15,7 @@ from search_spaces.model_presets import load_model
 from search_spaces.plan import Plan, Plans
 from search_spaces.space import SpaceSpec
 from search_spaces.workload import Workload
-from tuner.papers.figure import Figure, Kind, Paper, Provenance
+from tuner.papers.figure import Figure, Kind, Paper, Provenance, figure_of
 
 NAME, SOURCE = "energy", "arXiv:2605.01938, as summarised by a third party"
 STAND_INS = (
@@ -101,6 +101,9 @@ def preset_job() -> Job:
     return job("qwen3-8b", 16, global_batch=128)
 
 
+ORDER, RATIO = (figure_of(NAME, SOURCE, Provenance.SECOND_HAND, kind) for kind in (Kind.ORDER, Kind.RATIO))
+
+
 def figures() -> tuple[Figure, ...]:
     """Offload, sequence parallelism, ZeRO stages, and the two best plans."""
     ours = [async_offload(case) for case in ASYNC_OFFLOAD]
@@ -111,43 +114,49 @@ def figures() -> tuple[Figure, ...]:
     wide = zero_energy(MOST_DEVICES)
     fastest, thriftiest = best_plans()
     return (
-        _order("the fastest plan and the one of least energy differ", 1, int(fastest != thriftiest)),
-        _order(
+        ORDER(
+            "the fastest plan and the one of least energy differ",
+            "comparisons",
+            1,
+            int(fastest != thriftiest),
+            is_headline=True,
+        ),
+        ORDER(
             "async offload is faster and takes less energy",
+            "comparisons",
             6,
             sum(each < 1 for pair in ours for each in pair),
         ),
         *ratios,
-        _order(
-            "4-way sequence parallelism is faster and takes less energy", 2, sum(each < 1 for each in split)
+        ORDER(
+            "4-way sequence parallelism is faster and takes less energy",
+            "comparisons",
+            2,
+            sum(each < 1 for each in split),
         ),
-        _order(
+        ORDER(
             "ZeRO-1 takes the least energy on 4, 8 and 16 devices",
+            "comparisons",
             len(ZERO_DEVICES),
             sum(joules[1] <= min(joules) for joules in lowest),
         ),
-        _order(f"ZeRO stages are within 6 % on {MOST_DEVICES}", 1, int(max(wide) / min(wide) - 1 < SPREAD)),
+        ORDER(
+            f"ZeRO stages are within 6 % on {MOST_DEVICES}",
+            "comparisons",
+            1,
+            int(max(wide) / min(wide) - 1 < SPREAD),
+        ),
     )
-
-
-def _order(what: str, published: int, ours: int) -> Figure:
-    return Figure(
-        system=NAME, what=what, unit="comparisons", published=published, ours=ours, kind=Kind.ORDER,
-        provenance=Provenance.SECOND_HAND, source=SOURCE, is_headline=published == 1 and "plan" in what,
-    )  # fmt: skip
 
 
 def _ratios(case: Case, time: float, energy: float) -> list[Figure]:
     """Both ratios within 15 %: they are near 1, where 25 % would say nothing."""
+    notes = {"time": STAND_INS, "energy": f"{STAND_INS}; {OUR_MODEL}"}
+    pairs = {"time": (case.time, time), "energy": (case.energy, energy)}
     return [
-        Figure(
-            system=NAME, what=f"{case.size}: {name} with async offload", unit="of without",
-            published=published, ours=ours, kind=Kind.RATIO, provenance=Provenance.SECOND_HAND,
-            source=SOURCE, within=0.15,
-            note=STAND_INS if name == "time" else f"{STAND_INS}; {OUR_MODEL}",
-        )
-        for name, published, ours in (("time", case.time, time), ("energy", case.energy, energy))
-    ]  # fmt: skip
+        RATIO(f"{case.size}: {name} with async offload", "of without", *pair, within=0.15, note=notes[name])
+        for name, pair in pairs.items()
+    ]
 
 
 PAPER = Paper(

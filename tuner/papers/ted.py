@@ -9,7 +9,6 @@ Source: arXiv:2303.06318; DeepSpeed, utils/groups.py, moe/mappings.py, moe/shard
 """
 
 from collections.abc import Iterator
-from functools import partial
 
 from objectives.cost.dispatch import sent_tokens
 from objectives.cost.stages import rank_parameters, representatives, stages_of
@@ -20,7 +19,7 @@ from search_spaces.parameters import total_parameters
 from search_spaces.plan import Plan, Plans
 from search_spaces.units import BILLION
 from tuner.config import read_config
-from tuner.papers.figure import Figure, Kind, Paper, Provenance
+from tuner.papers.figure import Figure, Kind, Paper, Provenance, figure_of
 from tuner.presets import preset_path
 
 SYSTEM = "ted"
@@ -75,39 +74,34 @@ def figures() -> tuple[Figure, ...]:
 
 
 def _figures() -> Iterator[Figure]:
-    derived = partial(
-        Figure, system=SYSTEM, kind=Kind.EXACT, provenance=Provenance.DERIVED, source=GROUPS, unit=""
-    )
-    abstract = partial(Figure, system=SYSTEM, provenance=Provenance.ABSTRACT, source=ABSTRACT, unit="")
+    derived = figure_of(SYSTEM, GROUPS, Provenance.DERIVED, Kind.EXACT)
+    abstract = figure_of(SYSTEM, ABSTRACT, Provenance.ABSTRACT, Kind.RATIO)
     job, both = study_job(), Plans.of([plan(PLAIN), plan(DROPPED)])
     replicas = float(both.dp[0] / both.edp[0])
-    yield derived(what="replicas of the rest over those of an expert", published=16.0, ours=replicas)
+    yield derived("replicas of the rest over those of an expert", "", 16.0, replicas)
     ours, law = state_bytes_of(plan(PLAIN))
-    yield derived(what="bytes of state on a device", published=law, ours=ours)
+    yield derived("bytes of state on a device", "", law, ours)
     sent = sent_tokens(job, both)
-    yield derived(
-        what="tokens sent to experts, duplicated over dropped", published=4.0, ours=float(sent[0] / sent[1])
-    )
+    yield derived("tokens sent to experts, duplicated over dropped", "", 4.0, float(sent[0] / sent[1]))
     tiled = update_bytes(plan(f"{BOTH} optimizer_tile={TILE}"))
-    yield derived(what="bytes of fp32 gradients in a tiled update", published=4.0 * TILE, ours=tiled)
+    yield derived("bytes of fp32 gradients in a tiled update", "", 4.0 * TILE, tiled)
     size = total_parameters(job.model) / BILLION
+    yield abstract("billions of parameters, 6.7B with 16 experts", "", 40.0, size)
     yield abstract(
-        what="billions of parameters, 6.7B with 16 experts", kind=Kind.RATIO, published=40.0, ours=size
-    )
-    yield abstract(
-        what="speed with both communication optimisations over neither",
-        kind=Kind.RATIO,
-        published=1.26,
-        ours=speed_up(BOTH),
+        "speed with both communication optimisations over neither",
+        "",
+        1.26,
+        speed_up(BOTH),
         note="four of a node's six V100, tp 4, 2,048 tokens and 1,024 sequences are assumed",
         is_headline=True,
     )
     helps = [speed_up(more, over=over) > 1 for more, over in STEPS]
     yield abstract(
-        what="each optimisation helps, alone and beside the other",
+        "each optimisation helps, alone and beside the other",
+        "",
+        float(len(STEPS)),
+        float(sum(helps)),
         kind=Kind.ORDER,
-        published=float(len(STEPS)),
-        ours=float(sum(helps)),
     )
 
 

@@ -2,7 +2,9 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
+from html import escape
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -11,6 +13,16 @@ from objectives.metrics import Goal, metric_named
 from objectives.outcome import Failed, Measured
 from search_spaces.units import KWH_J
 from tuner.campaign import Campaign
+from tuner.report.content import StudyReport
+from tuner.report.from_study import trial_row
+from tuner.report.page import (
+    agreement_section,
+    definitions,
+    history_section,
+    html_document,
+    html_table,
+    section,
+)
 from tuner.report.study_screen import value_words
 from tuner.report.tables import facts, table
 from tuner.report.words import percent, plan_words
@@ -45,20 +57,54 @@ def energy_kwh(views: Sequence[StudyView]) -> tuple[float, int]:
 
 def campaign_screen(campaign: Campaign, views: Sequence[StudyView]) -> RenderableType:
     """Members, the best of all, failures and energy."""
+    columns, rows = members_table(campaign, views)
+    return Group(table([*columns[:-1], f"~{columns[-1]}"], rows), "", facts(campaign_lines(campaign, views)))
+
+
+def campaign_page(campaign: Campaign, views: Sequence[StudyView]) -> str:
+    """The same as one HTML file, with the trials of all members in the order in which they ended."""
+    report = together(campaign, views)
+    found = definitions(campaign_lines(campaign, views))
+    ran = [history_section(report), agreement_section(report)] if report.complete else []
+    note = f"Each has a report of its own, as {views[0].name}."
+    members = section("Studies", note, html_table(*members_table(campaign, views)), wide=True)
+    head = f"<h1>{escape(campaign.name)}</h1><dl>{found}</dl><br>"
+    return html_document(campaign.name, f'{head}<div class="grid">{"".join([*ran, members])}</div>')
+
+
+def together(campaign: Campaign, views: Sequence[StudyView]) -> StudyReport:
+    """All members' trials as those of one study, numbered in the order in which they ended."""
+    lead = campaign.lead.inputs
+    pairs = [(view, trial) for view in views for trial in view.finished]
+    pairs.sort(key=lambda pair: pair[1].ended or datetime.max)
+    rows = [row for view, trial in pairs if (row := trial_row(view, trial)) is not None]
+    return StudyReport(
+        name=campaign.name,
+        job=lead.job,
+        metrics=tuple(metric_named(name) for name in lead.objective),
+        trials=tuple(replace(row, number=i) for i, row in enumerate(rows)),
+    )
+
+
+def members_table(campaign: Campaign, views: Sequence[StudyView]) -> tuple[list[str], list[list[str]]]:
+    """Columns and cells of a line for each member; numbers begin with `>`, the plan comes last."""
     metric = metric_named(campaign.lead.inputs.objective[0])
+    is_proxied = any(view.by_proxy for view in views)
     rows = [
         [
             member.family,
             str(member.n_nodes),
             str(view.counts[State.MEASURED]),
+            *([str(view.counts[State.PROXY])] if is_proxied else []),
             str(view.counts[State.FAILED]),
             value_words(metric, view.best.values[metric.name]) if view.best else "none yet",
             plan_words(view.best.plan) if view.best and view.best.plan else "",
         ]
         for member, view in zip(campaign.members, views, strict=True)
     ]
-    columns = ["family", ">nodes", ">measured", ">failed", f">best {metric.name}", "~plan"]
-    return Group(table(columns, rows), "", facts(_lines(campaign, views)))
+    proxies = [">proxies"] if is_proxied else []
+    columns = ["family", ">nodes", ">measured", *proxies, ">failed", f">best {metric.name}", "plan"]
+    return columns, rows
 
 
 def campaign_document(campaign: Campaign, views: Sequence[StudyView]) -> dict[str, Any]:
@@ -97,7 +143,8 @@ def _failures(views: Sequence[StudyView]) -> Counter[str]:
     return Counter(str(each.cause) for each in outcomes if isinstance(each, Failed))
 
 
-def _lines(campaign: Campaign, views: Sequence[StudyView]) -> list[tuple[str, str]]:
+def campaign_lines(campaign: Campaign, views: Sequence[StudyView]) -> list[tuple[str, str]]:
+    """What all members together found, as names and words."""
     metric, best = metric_named(campaign.lead.inputs.objective[0]), best_of(views)
     found = [("campaign", f"{campaign.name}: {campaign.n_nodes} nodes, {len(views)} studies")]
     if best is not None:
@@ -110,4 +157,4 @@ def _lines(campaign: Campaign, views: Sequence[StudyView]) -> list[tuple[str, st
     found.append(("failures", f"{words or 'none'}; of each third in time: {shares or 'none'}"))
     joules, unknown = energy_kwh(views)
     left = f"; {unknown} trials without" if unknown else ""
-    return [*found, ("energy of a step", f"{joules:.3g} kWh over all measured trials{left}")]
+    return [*found, ("energy", f"{joules:.3g} kWh, one step of every measured trial{left}")]

@@ -17,12 +17,13 @@ from tuner.worth import Worth
 class TrialRow:
     """One trial: its plan, what was predicted, and what came of it (None: not yet).
 
-    Where a proxy ran in the plan's place `proxy_words` says in what it is smaller, and prediction and outcome
-    are the proxy's.
+    Where a proxy or a twin ran in the plan's place `proxy_words` says in what it is smaller, and prediction
+    and outcome are its own.  `ran` is the job and the plan that ran.
     """
 
     number: int
     plan: Plan
+    ran: tuple[Job, Plan]
     state: str
     predicted_s: float
     predicted_bytes: float
@@ -31,6 +32,19 @@ class TrialRow:
     fidelity: Fidelity = Fidelity.FULL
     proxy_words: str = ""
     device_s: float | None = None
+
+    @property
+    def mfu(self) -> float | None:
+        """Model FLOPs of what ran over the peak of its devices; None where nothing was observed."""
+        job, plan = self.ran
+        return float(job.of_plan(plan).mfu(self.measured.step_s)) if self.measured else None  # type: ignore[arg-type]
+
+    @property
+    def tokens_per_s_per_device(self) -> float | None:
+        """Tokens of what ran; None where nothing was observed."""
+        job = self.ran[0].of_plan(self.ran[1])
+        tokens = job.workload.tokens_per_step / job.cluster.n_devices
+        return tokens / self.measured.step_s if self.measured else None
 
     @property
     def words(self) -> str:
@@ -83,6 +97,11 @@ class StudyReport:
     def proxies(self) -> list[TrialRow]:
         """Trials of smaller proxies, whatever came of them."""
         return [row for row in self.trials if row.fidelity is not Fidelity.FULL]
+
+    @property
+    def any_smaller(self) -> bool:
+        """Whether something smaller than its plan ran in some trial."""
+        return any(row.proxy_words for row in self.trials)
 
     @property
     def device_s(self) -> float:

@@ -20,7 +20,7 @@ Figure = dict[str, Any]
 INK, MUTED, GRID = "#0f172a", "#64748b", "#e2e8f0"
 OBSERVED, PREDICTED, BEST, FAILED = "#2563eb", "#94a3b8", "#0d9488", "#dc2626"
 EVALUATOR_COLOURS = ("#2563eb", "#f59e0b")
-BAR_HEIGHT, LABEL_WIDTH = 58, 46
+BAR_PX, LINE_PX, LABEL_WIDTH = 20, 14, 46
 AIR = 1.04  # what an axis leaves free around its points
 
 
@@ -70,10 +70,14 @@ def history(report: StudyReport) -> Figure:
     ]
     if report.failures:
         data.append(_failure_marks(report.failures))
-    titles = layout(
-        "trial", axis_title(metric, report.origin), yaxis2=_strip(), xaxis=dict(rangemode="tozero")
-    )
+    titles = layout("trial", axis_title(metric, report.origin), yaxis2=_strip(), xaxis=_whole_numbers(report))
     return dict(data=data, layout=titles)
+
+
+def _whole_numbers(report: StudyReport) -> dict[str, Any]:
+    """An axis of trials, with room for the marks of the first and the last one."""
+    last = max(row.number for row in report.trials)
+    return dict(range=[-0.5, last + 0.5], tick0=0, dtick=max(1, -(-last // 8)))
 
 
 def _strip() -> dict[str, Any]:
@@ -174,8 +178,8 @@ def _in_gib(title: str) -> str:
 def time_breakdown(report: StudyReport, n: int = 8) -> Figure:
     """Where the step of the best plans goes as predicted, with the observed time as a mark."""
     rows = report.ranked[:n]
-    times = estimate(report.job, Plans.of(row.plan for row in rows)).time
-    parts = [time_by_part(times, i) for i in range(len(rows))]
+    times = [estimate(job, Plans.of([plan])).time for job, plan in (row.ran for row in rows)]
+    parts = [time_by_part(each, 0) for each in times]
     places = list(range(len(rows)))
     data = stacked(TIME_PARTS, parts, places, horizontal=True, unit="s")
     data.append(
@@ -191,14 +195,17 @@ def time_breakdown(report: StudyReport, n: int = 8) -> Figure:
     labels = [
         _bar_label(f"{row.number}: {row.words}", place) for row, place in zip(rows, places, strict=True)
     ]
+    n_lines = max(2, *(label["text"].count("<br>") + 1 for label in labels))
+    slot_px = BAR_PX + LINE_PX * n_lines + 10
     frame = layout(
         "seconds of one step",
         "",
         yaxis=dict(visible=False, autorange="reversed"),
         barmode="stack",
-        bargap=0.66,
+        bargap=1 - BAR_PX / slot_px,
         annotations=labels,
-        height=BAR_HEIGHT * len(rows) + 80,
+        margin=dict(l=8, r=16, t=LINE_PX * n_lines - 12, b=8),
+        height=slot_px * len(rows) + LINE_PX * n_lines + 52,
     )
     return dict(data=data, layout=frame)
 

@@ -4,6 +4,7 @@ from objectives.metrics import metric_named
 from objectives.uncertainty import constants
 from search_spaces.cluster import Origin
 from tuner.inputs import PARTS, StudyInputs, fingerprint, plain
+from tuner.ran import what_ran
 from tuner.report.content import Importance, StudyReport, TrialRow
 from tuner.report.importance import knob_importance
 from tuner.view import State, StudyView, TrialRecord
@@ -15,7 +16,7 @@ def study_report(view: StudyView, *, with_importance: bool = True) -> StudyRepor
         name=view.name,
         job=view.inputs.job,
         metrics=tuple(metric_named(name) for name in view.inputs.objective),
-        trials=tuple(row for trial in view.trials if (row := trial_row(trial)) is not None),
+        trials=tuple(row for trial in view.trials if (row := trial_row(view, trial)) is not None),
         importance=_importance(view) if with_importance else (),
         provenance=tuple(provenance(view).items()),
         worth=view.worth,
@@ -28,7 +29,7 @@ def _importance(view: StudyView) -> tuple[Importance, ...]:
     return knob_importance([plan for plan, _ in known], [value for _, value in known], metric.goal)
 
 
-def trial_row(trial: TrialRecord) -> TrialRow | None:
+def trial_row(view: StudyView, trial: TrialRecord) -> TrialRow | None:
     """A trial that got as far as a plan; what was withdrawn before it began is no news."""
     if trial.plan is None or trial.predicted is None or trial.state is State.WITHDRAWN:
         return None
@@ -43,6 +44,7 @@ def trial_row(trial: TrialRecord) -> TrialRow | None:
         fidelity=trial.fidelity,
         proxy_words=str(trial.proxy.get("words", "")),
         device_s=trial.device_s,
+        ran=what_ran(view, trial),
     )
 
 

@@ -10,6 +10,7 @@ from optuna.importance import BaseImportanceEvaluator, FanovaImportanceEvaluator
 from objectives.metrics import Goal
 from search_spaces.plan import KNOB_NAMES, Plan
 from tuner.report.content import Importance
+from tuner.report.words import number_of
 
 FEWEST_TRIALS = 8
 EVALUATORS: dict[str, Callable[[], BaseImportanceEvaluator]] = {
@@ -35,7 +36,7 @@ def knob_importance(plans: Sequence[Plan], values: Sequence[float], goal: Goal) 
 
 def _reason_to_skip(knobs: Sequence[str], values: Sequence[float]) -> str:
     if len(values) < FEWEST_TRIALS:
-        return f"{len(values)} trials ran, {FEWEST_TRIALS} are needed"
+        return f"{number_of(len(values), 'trial')} ran, {FEWEST_TRIALS} are needed"
     if not knobs:
         return "all trials had the same plan"
     return "all trials had the same value" if len(set(values)) == 1 else ""

@@ -16,7 +16,8 @@ from tuner.report.insight_screen import insight_html
 from tuner.report.parts import MEMORY_PARTS, TIME_PARTS, Part
 from tuner.report.proxies import proxy_lines
 from tuner.report.rank_screen import job_lines
-from tuner.report.words import gibibytes, percent, seconds, signed_percent, worth_words
+from tuner.report.study_screen import SHOWN, column_name, value_cell
+from tuner.report.words import gibibytes, number_of, percent, seconds, signed_percent, worth_words
 
 BEST_PLANS_SHOWN = 8
 DRAW = """
@@ -57,23 +58,32 @@ def _cards(report: StudyReport) -> str:
     best = report.best
     if best and best.measured:
         measured, limit = best.measured, report.job.cluster.device.memory_bytes
-        job = report.job.of_plan(best.plan)
-        tokens = job.workload.tokens_per_step / measured.step_s / job.cluster.n_devices
-        mfu = float(job.mfu(measured.step_s))  # type: ignore[arg-type]
         cards = [
             card(
                 seconds(measured.step_s),
                 f"best step, {measured.origin}; predicted {seconds(best.predicted_s)}",
             ),
-            card(f"{tokens:,.0f}", "tokens/s/device"),
-            card(percent(mfu), f"MFU of the dense {report.job.workload.precision} peak"),
+            card(f"{best.tokens_per_s_per_device:,.0f}", "tokens/s/device"),
+            card(percent(best.mfu or 0.0), f"MFU of the dense {report.job.workload.precision} peak"),
+            *_objective_cards(report, best),
             card(gibibytes(measured.peak_memory_bytes), f"peak memory of {gib(limit):.1f} GiB"),
             *cards,
         ]
     plan = f"<p>Best plan: <code>{escape(best.plan.key)}</code></p>" if best else ""
+    plan += f"<p>What ran is smaller: {escape(best.proxy_words)}.</p>" if best and best.proxy_words else ""
     plan += "".join(f"<p>{name.capitalize()}: {escape(words)}.</p>" for name, words in proxy_lines(report))
     plan += f"<p>More trials: {escape(worth_words(report.worth))}.</p>" if report.worth else ""
     return f'<div class="cards">{"".join(cards)}</div>\n{plan}'
+
+
+def _objective_cards(report: StudyReport, best: TrialRow) -> list[str]:
+    """Metrics that the study asked for, and that no other card has."""
+    pairs = zip(report.metrics, best.values, strict=True)
+    return [
+        card(value_cell(metric, value), f"{column_name(metric)}, {report.origin}")
+        for metric, value in pairs
+        if metric.name not in (*SHOWN, "tokens_per_s_per_device")
+    ]
 
 
 def card(value: str, label: str) -> str:
@@ -83,8 +93,8 @@ def card(value: str, label: str) -> str:
 
 def _sections(report: StudyReport) -> Iterable[str]:
     if report.complete:
-        yield _history(report)
-        yield _agreement(report)
+        yield history_section(report)
+        yield agreement_section(report)
         yield _breakdown(report)
         yield _pareto(report)
         yield _memory(report)
@@ -119,6 +129,27 @@ def plot(figure: Figure) -> str:
     )
 
 
+def definitions(rows: Iterable[tuple[str, str]]) -> str:
+    """Names and what they stand for, as HTML."""
+    return "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in rows)
+
+
+def html_table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """A table of plain texts; columns that begin with `>` are numbers."""
+    names = list(columns)
+    heads = [f"<th{_number(name.startswith('>'))}>{escape(name.lstrip('>'))}</th>" for name in names]
+    body = [
+        "".join(
+            _cell(text, "number" if name.startswith(">") else "")
+            for name, text in zip(names, row, strict=True)
+        )
+        for row in rows
+    ]
+    lines = "".join(f"<tr>{cells}</tr>" for cells in body)
+    head = f"<thead><tr>{''.join(heads)}</tr></thead>"
+    return f'<div class="scroll"><table>{head}<tbody>{lines}</tbody></table></div>'
+
+
 def legend(entries: Iterable[tuple[str, str]]) -> str:
     """Colours and what they mean."""
     items = (f'<li><i style="background:{colour}"></i>{escape(label)}</li>' for colour, label in entries)
@@ -130,7 +161,8 @@ def _part_legend(table: Mapping[str, Part], figure: Figure) -> str:
     return legend((part.colour, part.label) for part in table.values() if part.label in drawn)
 
 
-def _history(report: StudyReport) -> str:
+def history_section(report: StudyReport) -> str:
+    """Every trial in order, the best so far, and failures."""
     entries = [(figures.OBSERVED, "trial"), (figures.BEST, "best so far")]
     if report.failures:
         entries.append((figures.FAILED, "failed (along the bottom)"))
@@ -138,14 +170,15 @@ def _history(report: StudyReport) -> str:
     return section("History", note, legend(entries), plot(figures.history(report)))
 
 
-def _agreement(report: StudyReport) -> str:
+def agreement_section(report: StudyReport) -> str:
+    """Predicted against observed seconds of the trials that ran."""
     figures_of_error = accuracy(report.complete)
     note = ""
     if figures_of_error:
         order = figures_of_error.pair_order
         ordered = f", {percent(order)} of pairs in the right order" if order is not None else ""
         note = (
-            f"{figures_of_error.n} trials: median error {percent(figures_of_error.median_ape)}, "
+            f"{number_of(figures_of_error.n, 'trial')}: median error {percent(figures_of_error.median_ape)}, "
             f"mean {signed_percent(figures_of_error.bias)}{ordered}. The grey band is ±10 %."
         )
     return section(
@@ -189,10 +222,10 @@ def _importance(report: StudyReport) -> str:
 
 
 def _trials(report: StudyReport) -> str:
-    head = ["#", "plan", "state", "predicted", report.origin, "error", "peak memory", "outcome"]
-    numbers = {0, 3, 4, 5, 6}
+    head = ["#", "plan", "state", "predicted", report.origin, "error", "MFU", "peak memory", "outcome"]
+    numbers = {0, 3, 4, 5, 6, 7}
     note = "Failures with their cause and the log's last lines."
-    note += " A proxy's seconds and bytes are its own, not the plan's." if report.proxies else ""
+    note += " A proxy's seconds, MFU and bytes are its own, not the plan's." if report.any_smaller else ""
     cells = "".join(f"<th{_number(i in numbers)}>{escape(text)}</th>" for i, text in enumerate(head))
     rows = "".join(_trial(row, is_best=row is report.best) for row in report.trials)
     table = f'<div class="scroll"><table><thead><tr>{cells}</tr></thead><tbody>{rows}</tbody></table></div>'
@@ -212,6 +245,7 @@ def _trial(row: TrialRow, *, is_best: bool) -> str:
         _cell(seconds(row.predicted_s), "number"),
         _cell(seconds(measured.step_s) if measured else "", "number"),
         _cell(signed_percent(row.error) if row.error is not None else "", "number"),
+        _cell(percent(row.mfu) if row.mfu is not None else "", "number"),
         _cell(gibibytes(measured.peak_memory_bytes if measured else row.predicted_bytes), "number"),
         f'<td class="outcome">{_outcome(row)}</td>',
     ]
@@ -237,6 +271,6 @@ def _log(tail: str) -> str:
 
 
 def _provenance(report: StudyReport) -> str:
-    rows = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in report.provenance)
+    rows = definitions(report.provenance)
     note = "What predicted figures start from is said with the sampler; what a number rests on, beside it."
     return section("Provenance", note, f"<dl>{rows}</dl>", wide=True)

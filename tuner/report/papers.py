@@ -33,23 +33,23 @@ def papers_screen(papers: Sequence[tuple[Paper, Sequence[Figure]]]) -> Renderabl
     rows = []
     for paper, figures in papers:
         head = headline(figures)
-        rows.append([paper.name, head.what, *_numbers(head), _reached_words(figures), paper.source])
+        rows.append([paper.name, _titled(head), *_numbers(head), _reached_words(figures), paper.source])
     return table(["system", "~figure", ">published", ">ours", ">ratio", ">reached", "~source"], rows)
 
 
 def paper_screen(paper: Paper, figures: Sequence[Figure]) -> RenderableType:
     """One system's figures, and the reasons of those that are missed."""
-    rows = [
-        [f"{each.what} ({each.unit})" if each.unit else each.what, *_numbers(each), each.kind, _mark(each)]
-        for each in figures
-    ]
+    rows = [[_titled(each), *_numbers(each), each.kind, _mark(each)] for each in figures]
     parts: list[RenderableType] = [
         Text(f"{paper.title} ({paper.source})", style="bold"),
         table(["~figure", ">published", ">ours", ">ratio", "kind", "reached"], rows),
     ]
-    notes = [each for each in figures if each.note]
+    notes: dict[str, list[str]] = {}
+    for each in figures:
+        if each.note:
+            notes.setdefault(each.note, []).append(each.what)
     if notes:
-        parts += ["", *(Text(f"{each.what}: {each.note}") for each in notes)]
+        parts += ["", *(Text(f"{'; '.join(whats)}: {note}") for note, whats in notes.items())]
     return Group(*parts)
 
 
@@ -95,8 +95,7 @@ def _summary(papers: Sequence[tuple[Paper, Sequence[Figure]]]) -> str:
     for paper, figures in papers:
         head = headline(figures)
         name = f"[{paper.name}](#{paper.name})"
-        what = f"{head.what} ({head.unit})" if head.unit else head.what
-        rows.append([name, what, *_numbers(head), _reached_words(figures), f"`{paper.command}`"])
+        rows.append([name, _titled(head), *_numbers(head), _reached_words(figures), f"`{paper.command}`"])
     return _markdown(("system", "figure", "published", "ours", "ratio", "figures reached", "command"), rows)
 
 
@@ -121,6 +120,10 @@ def _section(paper: Paper, figures: Sequence[Figure]) -> str:
     ]
     notes = [f"- {each.what}: {each.note}" for each in figures if each.note]
     return "\n\n".join([*parts, "\n".join(notes)] if notes else parts)
+
+
+def _titled(each: Figure) -> str:
+    return f"{each.what} ({each.unit})" if each.unit else each.what
 
 
 def _numbers(each: Figure) -> list[str]:

@@ -7,11 +7,11 @@ from rich.console import RenderableType
 from search_spaces.units import HOUR_S
 from tuner.report.content import StudyReport, TrialRow
 from tuner.report.tables import table
-from tuner.report.words import seconds
+from tuner.report.words import percent, seconds
 
 
 def proxies_table(rows: list[TrialRow]) -> RenderableType:
-    """Trials of smaller proxies: in what they are smaller, their own seconds, and what they held."""
+    """Trials of smaller proxies: in what they are smaller, their own seconds and MFU, and what they held."""
     cells = [
         [
             str(row.number),
@@ -20,11 +20,21 @@ def proxies_table(rows: list[TrialRow]) -> RenderableType:
             row.proxy_words,
             seconds(row.predicted_s),
             seconds(row.measured.step_s) if row.measured else "",
+            percent(row.mfu) if row.mfu is not None else "",
             f"{row.device_s / HOUR_S:.2f}" if row.device_s is not None else "",
         ]
         for row in rows
     ]
-    columns = [">trial", "fidelity", "~of the plan", "~smaller in", ">predicted", ">step", ">device-hours"]
+    columns = [
+        ">trial",
+        "fidelity",
+        "~of the plan",
+        "~smaller in",
+        ">predicted",
+        ">step",
+        ">MFU",
+        ">device-hours",
+    ]
     return table(columns, cells)
 
 

@@ -22,7 +22,7 @@ from tuner.report.energy import energy_lines, shows_energy
 from tuner.report.parts import MEMORY_PARTS, TIME_PARTS, Part, memory_by_part, time_by_part
 from tuner.report.rescored import simulated_cells, simulated_lines
 from tuner.report.tables import bar, facts, table
-from tuner.report.words import count, gibibytes, percent, plan_words, seconds
+from tuner.report.words import count, gibibytes, number_of, percent, plan_words, seconds
 
 if TYPE_CHECKING:
     from tuner.foretold import Foretold  # loads SciPy's optimisers
@@ -51,7 +51,7 @@ def job_lines(job: Job) -> list[tuple[str, str]]:
         ),
         (
             "workload",
-            f"{workload.global_batch:,} sequences of {workload.seq_len:,} tokens a step"
+            f"{number_of(workload.global_batch, 'sequence')} of {workload.seq_len:,} tokens a step"
             f" ({count(workload.tokens_per_step)} tokens), {workload.precision}{trainer}",
         ),
     ]

@@ -18,6 +18,7 @@ from tuner.report.words import count, gibibytes, percent, seconds, signed_percen
 from tuner.view import State, StudyView
 
 BEST_SHOWN = 10
+SHOWN = ("step_time", "mfu", "peak_memory")  # metrics that the table of trials has for any study
 
 
 def report_screen(report: StudyReport) -> RenderableType:
@@ -100,21 +101,23 @@ def summary(report: StudyReport) -> RenderableType:
             name = f"best {metric.name}" if metric is first else f"its {metric.name}"
             lines.append((name, f"{value_words(metric, value)}, {report.origin}"))
         lines.append(("best plan", best.plan.key))
+        lines += [("what ran", f"a smaller twin: {best.proxy_words}")] if best.proxy_words else []
         lines += [("more trials", worth_words(report.worth))] if report.worth else []
-        lines += _energy(report.job, best, [metric.name for metric in report.metrics])
+        lines += _energy(best, [metric.name for metric in report.metrics])
         lines += _training(report.job, best)
     return facts(lines)
 
 
-def _energy(job: Job, best: TrialRow, metrics: Sequence[str]) -> list[tuple[str, str]]:
+def _energy(best: TrialRow, metrics: Sequence[str]) -> list[tuple[str, str]]:
     """Energy of the best plan's step and of the whole training: of studies of energy, and of real trials."""
     ran = best.measured
     if ran is None or not (set(metrics) & set(ENERGY_METRICS) or ran.origin is OutcomeOrigin.MEASURED):
         return []
     if ran.energy_j is None and not set(metrics) & set(ENERGY_METRICS):
         return [("energy", "not measured")]
-    joules = outcome_energy_j(job, best.plan, ran)
-    tokens = job.workload.train_tokens
+    job, plan = best.ran
+    joules = outcome_energy_j(job, plan, ran)
+    tokens = None if best.proxy_words else job.workload.train_tokens
     per_token_j = joules / job.workload.tokens_per_step
     whole = "" if tokens is None else f", {tokens * per_token_j / KWH_J:,.0f} kWh in all"
     how = "devices not measured: by the model" if ran.energy_j is None else f"devices {ran.origin}"
@@ -125,7 +128,7 @@ def _energy(job: Job, best: TrialRow, metrics: Sequence[str]) -> list[tuple[str,
 def _training(job: Job, best: TrialRow) -> list[tuple[str, str]]:
     """Days of the whole training with the best plan, where the workload says how many tokens it has."""
     tokens = job.workload.train_tokens
-    if tokens is None or best.measured is None:
+    if tokens is None or best.measured is None or best.proxy_words:
         return []
     days = tokens / job.workload.tokens_per_step * best.measured.step_s / DAY_S
     return [("training", f"{days:,.1f} days for {count(tokens)} tokens, without checkpoints and failures")]
@@ -144,7 +147,8 @@ def _agreement(report: StudyReport) -> list[tuple[str, str]]:
 
 def trials_table(report: StudyReport, rows: list[TrialRow]) -> RenderableType:
     """Trials that ran, predicted and observed side by side."""
-    limit = gib(report.job.cluster.device.memory_bytes)
+    limit, first = gib(report.job.cluster.device.memory_bytes), report.metrics[0]
+    is_more = first.name not in SHOWN
     cells = [
         [
             str(row.number),
@@ -152,14 +156,16 @@ def trials_table(report: StudyReport, rows: list[TrialRow]) -> RenderableType:
             seconds(row.predicted_s),
             seconds(row.measured.step_s),
             signed_percent(row.error or 0.0),
-            percent(float(report.job.of_plan(row.plan).mfu(row.measured.step_s))),  # type: ignore[arg-type]
+            *([value_cell(first, row.values[0])] if is_more else []),
+            percent(row.mfu or 0.0),
             gibibytes(row.measured.peak_memory_bytes),
         ]
         for row in rows
         if row.measured
     ]
-    columns = [">trial", "~plan", ">predicted", f">{report.origin}", ">error", ">MFU", f">of {limit:.1f} GiB"]
-    return table(columns, cells)
+    more = [f">{column_name(first)}"] if is_more else []
+    columns = [">trial", "~plan", ">predicted", f">{report.origin}", ">error", *more, ">MFU"]
+    return table([*columns, f">of {limit:.1f} GiB"], cells)
 
 
 def front_table(report: StudyReport) -> RenderableType:
@@ -202,6 +208,18 @@ def failures_table(rows: list[TrialRow]) -> RenderableType:
     return table([">trial", "~plan", "cause", "~message"], cells)
 
 
+def value_cell(metric: Metric, value: float) -> str:
+    """A metric's value under a heading that has the unit."""
+    return value_words(metric, value).removesuffix(f" {metric.unit}")
+
+
+def column_name(metric: Metric) -> str:
+    """The heading of a column of `value_cell`s."""
+    name = {"hfu": "HFU", "tokens_per_s_per_device": "tokens/s/device"}.get(metric.name, metric.name)
+    is_told = metric.name in ("hfu", "step_time", "peak_memory", "mfu", "tokens_per_s_per_device")
+    return name if is_told else f"{name} ({metric.unit})"
+
+
 def value_words(metric: Metric, value: float) -> str:
     """A metric's value with its unit."""
     match metric.name:
@@ -209,7 +227,7 @@ def value_words(metric: Metric, value: float) -> str:
             return seconds(value)
         case "peak_memory":
             return gibibytes(value)
-        case "mfu":
+        case "mfu" | "hfu":
             return percent(value)
         case "max_seq_len":
             return f"{value:,.0f} {metric.unit}"

@@ -34,6 +34,11 @@ def count(value: float) -> str:
     return f"{value:g}"
 
 
+def number_of(n: int, thing: str) -> str:
+    """`1 sequence`, `1,024 sequences`."""
+    return f"{n:,} {thing}" if n == 1 else f"{n:,} {thing}s"
+
+
 def percent(share: float) -> str:
     """`41.2 %` of a fraction."""
     return f"{100 * share:.1f} %"
@@ -78,7 +83,12 @@ def plan_words(plan: Plan) -> str:
 def _expert_words(plan: Plan) -> list[str]:
     """`padding-free`, `ep-once`, `ep-by-node`, `migrate100`: how tokens reach experts, and these move."""
     words = [] if plan.dispatch is Dispatch.PLAIN else [str(plan.dispatch)]
-    named = (("ep-once", plan.deduplicate_ep), ("ep-by-node", plan.hierarchical_ep))
+    words += [] if plan.expert_tokens is Plan().expert_tokens else [f"tokens-{plan.expert_tokens}"]
+    named = (
+        ("ep-once", plan.deduplicate_ep),
+        ("ep-by-node", plan.hierarchical_ep),
+        ("keep-received", plan.keep_received),
+    )
     words += [word for word, is_on in named if is_on]
     return [*words, f"migrate{plan.migrate_every}"] if plan.migrate_every else words
 
@@ -98,12 +108,27 @@ def _lesser_words(plan: Plan) -> list[str]:
     if plan.offload_optimizer:
         words.append("offload-overlapped" if plan.overlap_offload else "offload")
     words += [f"cap{plan.power_cap_w}W"] if plan.power_cap_w else []
-    overlapped = [axis for axis in ("dp", "tp", "pp") if getattr(plan, f"overlap_{axis}")]
+    overlapped = [axis for axis in ("dp", "tp", "pp", "ep") if getattr(plan, f"overlap_{axis}")]
     if overlapped:
         words.append("overlap-" + "+".join(overlapped))
     if plan.rank_order is not RankOrder.TP_CP_DP_PP:
         words.append(str(plan.rank_order))
-    return [*words, *_zero_plus_words(plan), *_host_words(plan)]
+    return [*words, *_size_words(plan), *_zero_plus_words(plan), *_host_words(plan)]
+
+
+def _size_words(plan: Plan) -> list[str]:
+    """`nodes12 microbatches320 limit8 bucket4000000`: numbers that most plans leave alone."""
+    named = {
+        "nodes": plan.nodes,
+        "microbatches": plan.n_microbatches,
+        "limit": plan.pipeline_limit,
+        "warmup": plan.extra_warmup,
+        "bucket": plan.offload_bucket,
+        "coalesce": plan.coalesced_buckets,
+        "tile": plan.optimizer_tile,
+    }
+    words = [f"{name}{value}" for name, value in named.items() if value]
+    return words if plan.optimizer_sync is Plan().optimizer_sync else [*words, str(plan.optimizer_sync)]
 
 
 def _zero_plus_words(plan: Plan) -> list[str]:
