@@ -226,11 +226,15 @@ def test_twenty_trials_find_a_plan_within_2_percent_of_the_best(metric, seed, tm
 
 
 @pytest.mark.slow
-def test_the_micro_batch_is_among_the_two_knobs_that_matter_most(tmp_path):
-    """On our simulator; the study's own order was not re-read."""
+def test_with_as_many_micro_batches_the_stages_matter_most(tmp_path):
+    """The bubble's share is (p - 1) / (m + p - 1).
+
+    A summary of the study has the size of the micro-batch first, by SHAP values; it was not re-read, and does
+    not hold on our simulator.
+    """
     storage = studies.storage_url(tmp_path, "sqlite")
     wide = {"micro_batch": [1, 2, 4, 8], "n_microbatches": [40], "recompute": ["full"], "schedule": ["1f1b"]}
     tune(study_config(storage, study={"sampler": "random"}, space=wide, budget={"trials": 40}))
     found = {each.evaluator: each.shares for each in explain(studies.NAME, storage).importance}
     for evaluator, shares in found.items():
-        assert "micro_batch" in sorted(shares, key=shares.get, reverse=True)[:2], (evaluator, shares)
+        assert max(shares, key=shares.get) == "pp", (evaluator, shares)
