@@ -15,8 +15,12 @@ degrees share, and of each run for itself (1 %).  Regret counts plans that ran w
 """
 
 import argparse
+import sys
 from dataclasses import dataclass, replace
+from pathlib import Path
 from zlib import crc32
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import numpy as np
 import optuna
