@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.rows import Key, Rows, trusted_runs
-from objectives.cost import activations, collectives, kernels, layers, pipeline, states, step
+from objectives.cost import activations, collectives, kernels, layers, memory, pipeline, states
 from objectives.cost.result import StepTime
 from objectives.measurements import MeasuredRun
 from objectives.measurements.tables import MemoryStage
@@ -274,7 +274,7 @@ def memory_accuracies(runs: Sequence[MeasuredRun], without: str = "") -> dict[st
         return replace(profile, memory=replace(profile.memory, **{without: getattr(FRUGAL, without)}))
 
     with ExitStack() as stack:
-        for module in (activations, states, step) if without else ():
+        for module in (activations, states, memory) if without else ():
             stack.enter_context(replaced(module, "framework_named", frugal))
         predictions = predict(runs)
     names = sorted({run.labels["source"] for run in runs if run.peak_memory_bytes})

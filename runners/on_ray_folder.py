@@ -14,7 +14,7 @@ import psutil
 from runners.owned_folder import owned_folder
 
 _PREFIX, _PROCESSES = "mt-ray-", "processes.json"
-_PREFIX_LENGTH = 24  # with the owner's id and a random part
+_PREFIX_LENGTH = 31  # with the host, the owner's id and a random part
 _SOCKET_PATH_ROOM = 40  # Ray adds some 65 characters to its folder; a socket's path may have 107
 
 

@@ -1,7 +1,6 @@
 """What differs between trainers: which plans they can run, and how they hold and move state.
 
-A profile never holds a speed of a device or a network.  Sources are the trainers' own documentation and
-parsers.
+A profile never holds a speed of a device or a network.  Sources: the trainers' documentation and parsers.
 """
 
 from collections.abc import Mapping

@@ -18,6 +18,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from search_spaces.columns import taken
 from search_spaces.errors import InvalidSpec, UnknownName, check
 
 Ints = NDArray[np.int64]
@@ -476,26 +477,6 @@ class Plans:
 
 
 KNOB_NAMES: tuple[str, ...] = tuple(field.name for field in fields(Plan))
-
-
-def constant(value: Any, n_rows: int) -> NDArray[Any]:
-    """A column of one value, held once."""
-    return np.broadcast_to(value, (n_rows,))
-
-
-def is_constant(values: NDArray[Any]) -> bool:
-    """Whether a column holds its one value once."""
-    return values.strides == (0,)
-
-
-def taken(values: NDArray[Any], rows: NDArray[Any]) -> NDArray[Any]:
-    """A column at the given positions."""
-    return constant(values[0], len(rows)) if is_constant(values) and len(values) else values.take(rows)
-
-
-def repeated(values: NDArray[Any], times: NDArray[Any] | int, n_rows: int) -> NDArray[Any]:
-    """A column with every row so many times, `n_rows` in all."""
-    return constant(values[0], n_rows) if is_constant(values) else np.repeat(values, times)
 
 
 def column(values: Sequence[Any], name: str) -> NDArray[Any]:

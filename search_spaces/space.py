@@ -14,18 +14,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from search_spaces.cluster import ClusterSpec
+from search_spaces.columns import constant, joined, repeated, taken
 from search_spaces.errors import InvalidSpec, NoLegalPlan
 from search_spaces.first_names import NAMED_ONCE, all_names
 from search_spaces.knobs import OPT_IN, ORDER, asked_choices, default_choices, default_splits
 from search_spaces.model import ModelSpec
-from search_spaces.plan import KNOB_NAMES, Plan, Plans, column, constant, is_constant, repeated, taken
+from search_spaces.plan import KNOB_NAMES, Plan, Plans, column
 from search_spaces.relations import parse_relations
 from search_spaces.rule import Context, Rule, devices_asked
 from search_spaces.rules import RULES, broken_rules
 from search_spaces.workload import Workload
 
 Columns = dict[str, NDArray[Any]]
-CHUNK_ROWS = 131_072  # enough that what a piece costs whatever its length does not count
+CHUNK_ROWS = 131_072  # so many that what a piece costs whatever its length hardly counts
 WHERE = "where"
 
 
@@ -237,13 +238,7 @@ class _Held:
         if len(pieces) == 1:
             return Plans(**pieces[0])
         n_rows = sum(len(piece["tp"]) for piece in pieces)
-        return Plans(**{name: _joined([piece[name] for piece in pieces], n_rows) for name in KNOB_NAMES})
-
-
-def _joined(parts: list[NDArray[Any]], n_rows: int) -> NDArray[Any]:
-    """One column of all parts; a knob that has one value in all of them keeps it once."""
-    same = all(is_constant(part) and part[0] == parts[0][0] for part in parts)
-    return constant(parts[0][0], n_rows) if same else np.concatenate(parts)
+        return Plans(**{name: joined([piece[name] for piece in pieces], n_rows) for name in KNOB_NAMES})
 
 
 def _knobs_set(depth: int) -> set[str]:

@@ -72,8 +72,8 @@ class CampaignTable:
             sizes = family.sizes
             fine = bool(sizes) and min(sizes) >= 1 and len(set(sizes)) == len(sizes)
             check(fine, must, f"{family.nodes} for {name!r}")
-            must = "a family of [campaign.families] must have a name without /"
-            check(bool(name.strip()) and "/" not in name, must, repr(name))
+            must = "a family of [campaign.families] must have a printable name without /"
+            check(bool(name.strip()) and "/" not in name and name.isprintable(), must, repr(name))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,8 +177,9 @@ def refuse_flags(tables: Mapping[str, Any], given: Mapping[str, Mapping[str, Any
     for family, table in families.items() if isinstance(families, Mapping) else ():
         for name in OVERRIDING:
             own = table.get(name) if isinstance(table, Mapping) else None
-            asked = given.get(name, {}).keys() if isinstance(own, Mapping) and own else set()
-            taken = sorted(asked if name == "model" else asked & set(own or ()))
+            own = own if isinstance(own, Mapping) else {}
+            asked = given.get(name, {}).keys() if own else set()
+            taken = sorted(asked if name == "model" else asked & own.keys())
             must = f"flags must not give what [campaign.families.{family}] has of its own"
             check(not taken, must, f"{name} {', '.join(taken)}", hint="change it in the file")
 

@@ -11,7 +11,8 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from search_spaces.plan import Ints, Plans, is_constant
+from search_spaces.columns import is_constant
+from search_spaces.plan import Ints, Plans
 
 Table = TypeVar("Table")
 

@@ -107,10 +107,13 @@ if command -v nvidia-smi >/dev/null; then
   if [ "${{1:-set}}" = set ]; then
     nvidia-smi -pl {device_w}
   else
-    nvidia-smi --query-gpu=index,power.default_limit --format=csv,noheader,nounits |
+    nvidia-smi --query-gpu=index,power.default_limit --format=csv,noheader,nounits | {{
+      failed=0
       while IFS=', ' read -r index watts; do
-        nvidia-smi -i "$index" -pl "$watts"
+        nvidia-smi -i "$index" -pl "$watts" || failed=1  # and the others all the same
       done
+      exit "$failed"
+    }}
   fi
 elif command -v rocm-smi >/dev/null; then
   if [ "${{1:-set}}" = set ]; then

@@ -7,7 +7,6 @@ other runners    the trial's server itself is started by srun, on the one node o
 import contextlib
 import os
 import shutil
-import socket
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -27,7 +26,7 @@ from runners.protocol import RunnerRecipe
 from runners.slurm.account import without_outcome
 from runners.slurm.choice import COMMAND, START_S, Slurm, allocated, alone_words, placed, slots
 from runners.slurm.nodes import NodeQueue
-from runners.slurm.trial import Request, read_outcome, write_request
+from runners.slurm.trial import ALIVE, Request, is_orphaned, read_outcome, write_request
 from search_spaces.errors import RunnerError
 from search_spaces.plan import Plan, Plans
 from search_spaces.units import MB
@@ -136,7 +135,7 @@ class StepRunner:
 def session_folder(slurm: Slurm) -> Path:
     """A fresh private folder for one executor's trials, where every node sees it.
 
-    What executors of this host left that were killed is removed first.
+    What killed executors of this host left is removed first, once no job of theirs may start any more.
 
     Raises
     ------
@@ -146,10 +145,15 @@ def session_folder(slurm: Slurm) -> Path:
     parent = Path(slurm.folder).absolute()
     try:
         parent.mkdir(parents=True, exist_ok=True)
-        return owned_folder(f"study-{socket.gethostname()}-", parent)
+        return owned_folder("study-", parent, remove=_remove_orphaned)
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise RunnerError("[runner.slurm] folder must be writable", f"{parent} ({reason})") from None
+
+
+def _remove_orphaned(folder: Path) -> None:
+    if not (folder / ALIVE).exists() or is_orphaned(folder):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def remove_session(folder: Path) -> None:

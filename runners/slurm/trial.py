@@ -116,10 +116,10 @@ def _write(folder: Path, document: Mapping[str, Any]) -> None:
     fresh.replace(folder / OUTCOME)
 
 
-def _is_orphan(folder: Path) -> bool:
-    """Whether the executor is gone; without the file nobody has promised to touch it."""
-    alive = folder.parent / ALIVE
-    return alive.exists() and time.time() - alive.stat().st_mtime > ORPHAN_S
+def is_orphaned(session: Path) -> bool:
+    """Whether an executor is gone, or its folder is; without the file nobody has promised to touch it."""
+    alive = session / ALIVE
+    return not session.exists() or (alive.exists() and time.time() - alive.stat().st_mtime > ORPHAN_S)
 
 
 def _stop(*_: object) -> NoReturn:
@@ -131,7 +131,7 @@ def main() -> None:
     folder = Path(sys.argv[1])
     for each in (signal.SIGTERM, signal.SIGINT):
         signal.signal(each, _stop)
-    if _is_orphan(folder):
+    if is_orphaned(folder.parent):
         sys.exit(ORPHANED)
     try:
         document: dict[str, Any] = {"outcome": outcome_to_dict(try_in(folder, os.environ))}

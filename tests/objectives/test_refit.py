@@ -140,3 +140,10 @@ def test_a_memory_habit_taken_away_moves_its_trainers_rows_alone(rows):
     assert set(whole) == {"simumax-b200", "zero-bubble"}
     assert off["simumax-b200"].memory_median_ape > whole["simumax-b200"].memory_median_ape
     assert memory_accuracies(rows.runs, "whole_sequences") == whole
+
+
+def test_whole_sequences_are_taken_from_the_trainer_that_has_them():
+    sources = ("playbook",)
+    runs = [run for run in trusted_runs() if run.labels["source"] in sources and run.plan.tp > 1][::40]
+    whole, off = memory_accuracies(runs), memory_accuracies(runs, "whole_sequences")
+    assert off["playbook"].memory_median_ape != whole["playbook"].memory_median_ape

@@ -11,11 +11,11 @@ import pytest
 from objectives.simulator.memory import rank_memory
 from objectives.simulator.schedules import program
 from objectives.simulator.step import StepOptions, simulate_step
-from objectives.simulator.step_graph import Stream
 from objectives.simulator.timeline import PassTimes, simulate
-from objectives.simulator.trace import Spans, step_spans, write_trace
+from objectives.simulator.trace import step_spans, write_trace
 from search_spaces.plan import Plan
 from tests.objectives.jobs import job_of
+from tests.objectives.spans import pass_spans
 
 CASES = [("gpipe", 4, 8, 1), ("1f1b", 4, 8, 1), ("interleaved", 4, 8, 2), ("zb-h1", 4, 8, 1),
          ("zb-v", 4, 8, 2), ("dualpipe", 8, 20, 2)]  # fmt: skip
@@ -93,24 +93,6 @@ def some_step(**options):
         tp=2, pp=4, dp=2, micro_batch=1, zero=1, sequence_parallel=True, overlap_dp=True, overlap_tp=True
     )
     return simulate_step(job, plan, StepOptions(**options))
-
-
-def pass_spans(ran):
-    """The passes of a schedule's timeline, all on the compute streams."""
-    order = ran.program
-    return Spans(
-        n_ranks=order.n_ranks,
-        rank=ran.rank,
-        stream=np.full(len(order), Stream.COMPUTE, np.int64),
-        kind=order.kind,
-        start_s=ran.start_s,
-        finish_s=ran.finish_s,
-        microbatch=order.microbatch,
-        chunk=order.chunk,
-        stage=order.stage[ran.rank, order.chunk],
-        with_microbatch=order.with_microbatch,
-        with_chunk=order.with_chunk,
-    )
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case[0])

@@ -208,8 +208,9 @@ def assert_page(text, n_trials):
         ('share = "even"', 'share = "even"\nnodes = 9', "at most the 8 that [cluster] devices fill"),
         ('name = "two"', "name = 2", "must have a name; got 2"),
         ('name = "two"', 'name = " "', "must have a name"),
-        ("families.small", 'families."a/b"', "a name without /"),
-        ("families.small", 'families.""', "a name without /"),
+        ("families.small", 'families."a/b"', "a printable name without /"),
+        ("families.small", 'families."a\\nb"', "a printable name without /"),
+        ("families.small", 'families.""', "a printable name without /"),
         ("share =", "shore =", "did you mean 'share'"),
     ],
 )
@@ -239,6 +240,12 @@ def test_a_table_of_a_campaign_that_is_none_is_one_sentence(campaign_file, name)
 )
 def test_flags_that_would_change_nothing_are_refused(campaign_file, flags, words):
     assert words in complaint("tune", str(campaign_file), *flags)
+
+
+def test_a_family_s_table_that_is_none_is_one_sentence(campaign_file):
+    text = campaign_file.read_text()
+    campaign_file.write_text(text.replace("space = { tp = 1, pp = [1, 2] }", "space = 3"))
+    assert "families.small.space: input should be an object; got 3" in complaint("tune", str(campaign_file))
 
 
 @pytest.mark.parametrize("n_made", [1, 2])

@@ -10,7 +10,7 @@ from objectives.simulator.memory import rank_memory
 from objectives.simulator.schedules import program
 from objectives.simulator.step_graph import Activity
 from objectives.simulator.timeline import PassTimes, simulate
-from objectives.simulator.trace import pass_spans
+from tests.objectives.spans import pass_spans
 from tuner.report.timeline_picture import (
     COLOURS,
     GUTTER,

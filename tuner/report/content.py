@@ -18,12 +18,13 @@ class TrialRow:
     """One trial: its plan, what was predicted, and what came of it (None: not yet).
 
     Where a proxy or a twin ran in the plan's place `proxy_words` says in what it is smaller, and prediction
-    and outcome are its own.  `ran` is the job and the plan that ran.
+    and outcome are its own.  `ran` is the job and the plan that ran; None of
+    a proxy that this Meshtune makes no longer.
     """
 
     number: int
     plan: Plan
-    ran: tuple[Job, Plan]
+    ran: tuple[Job, Plan] | None
     state: str
     predicted_s: float
     predicted_bytes: float
@@ -36,15 +37,18 @@ class TrialRow:
     @property
     def mfu(self) -> float | None:
         """Model FLOPs of what ran over the peak of its devices; None where nothing was observed."""
+        if self.measured is None or self.ran is None:
+            return None
         job, plan = self.ran
-        return float(job.of_plan(plan).mfu(self.measured.step_s)) if self.measured else None  # type: ignore[arg-type]
+        return float(job.of_plan(plan).mfu(self.measured.step_s))  # type: ignore[arg-type]
 
     @property
     def tokens_per_s_per_device(self) -> float | None:
         """Tokens of what ran; None where nothing was observed."""
+        if self.measured is None or self.ran is None:
+            return None
         job = self.ran[0].of_plan(self.ran[1])
-        tokens = job.workload.tokens_per_step / job.cluster.n_devices
-        return tokens / self.measured.step_s if self.measured else None
+        return job.workload.tokens_per_step / job.cluster.n_devices / self.measured.step_s
 
     @property
     def words(self) -> str:

@@ -1,8 +1,10 @@
 """A stored study as the content of a report."""
 
-from objectives.metrics import metric_named
+from objectives.metrics import Job, metric_named
 from objectives.uncertainty import constants
 from search_spaces.cluster import Origin
+from search_spaces.errors import InvalidSpec
+from search_spaces.plan import Plan
 from tuner.inputs import PARTS, StudyInputs, fingerprint, plain
 from tuner.ran import what_ran
 from tuner.report.content import Importance, StudyReport, TrialRow
@@ -44,8 +46,16 @@ def trial_row(view: StudyView, trial: TrialRecord) -> TrialRow | None:
         fidelity=trial.fidelity,
         proxy_words=str(trial.proxy.get("words", "")),
         device_s=trial.device_s,
-        ran=what_ran(view, trial),
+        ran=_known_run(view, trial),
     )
+
+
+def _known_run(view: StudyView, trial: TrialRecord) -> tuple[Job, Plan] | None:
+    """What the trial ran; None of a proxy that this Meshtune makes no longer."""
+    try:
+        return what_ran(view, trial)
+    except InvalidSpec:
+        return None
 
 
 def provenance(view: StudyView) -> dict[str, str]:

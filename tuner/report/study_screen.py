@@ -111,7 +111,11 @@ def summary(report: StudyReport) -> RenderableType:
 def _energy(best: TrialRow, metrics: Sequence[str]) -> list[tuple[str, str]]:
     """Energy of the best plan's step and of the whole training: of studies of energy, and of real trials."""
     ran = best.measured
-    if ran is None or not (set(metrics) & set(ENERGY_METRICS) or ran.origin is OutcomeOrigin.MEASURED):
+    if (
+        ran is None
+        or best.ran is None
+        or not (set(metrics) & set(ENERGY_METRICS) or ran.origin is OutcomeOrigin.MEASURED)
+    ):
         return []
     if ran.energy_j is None and not set(metrics) & set(ENERGY_METRICS):
         return [("energy", "not measured")]

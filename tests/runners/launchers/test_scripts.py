@@ -248,6 +248,19 @@ def test_a_power_limit_is_set_and_undone_by_the_drivers_tool(cluster, tmp_path, 
     assert machine.called.read_bytes().decode().split("\0")[:-1] == undoes
 
 
+def test_a_device_that_tells_no_limit_keeps_none_of_the_others_from_theirs(tmp_path, machine):
+    export(NODE, Plan(dp=8, power_cap_w=400), "megatron-lm", "both", tmp_path / "out", Options())
+    tool = machine.tools / "nvidia-smi"
+    tool.write_text(TOLD.replace("0, 700.00", "0, [N/A]") + 'test "$4" != "[N/A]"\n')
+    tool.chmod(0o755)
+    done = subprocess.run(
+        ["bash", tmp_path / "out" / "power.sh", "reset"], check=False, timeout=60,
+        env={"PATH": f"{machine.tools}:/usr/bin:/bin", "CALLED": str(machine.called)},
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "nvidia-smi -i 1 -pl 650.00" in machine.called.read_bytes().decode()
+
+
 def test_a_node_without_either_tool_says_so(tmp_path, machine):
     export(NODE, Plan(dp=8, power_cap_w=400), "megatron-lm", "both", tmp_path / "out", Options())
     done, called = machine.run(tmp_path / "out" / "power.sh")
