@@ -2,9 +2,15 @@
 
 import os
 import tempfile
+import time
 from pathlib import Path
 
+import pytest
+
 from runners.owned_folder import _here, owned_folder
+from runners.slurm.allocation import session_folder
+from runners.slurm.choice import Slurm
+from runners.slurm.trial import ALIVE, ORPHAN_S, is_orphaned
 from runners.trial_process import TrialProcess
 from tests.runners.misbehaving import GOOD, Misbehaving
 from tests.tuner.studies import ended_process
@@ -64,3 +70,14 @@ def test_a_trial_process_clears_up_behind_a_killed_one(tmp_path, monkeypatch):
     assert not left.exists()
     process.close()
     assert not list(tmp_path.glob("meshtune-trials-*"))
+
+
+@pytest.mark.parametrize(("age_s", "stays"), [(0, True), (2 * ORPHAN_S, False)])
+def test_the_folder_of_a_killed_driver_of_jobs_stays_until_none_may_start(tmp_path, age_s, stays):
+    left = tmp_path / named("study-", ended_process())
+    left.mkdir()
+    (left / ALIVE).touch()
+    os.utime(left / ALIVE, (time.time() - age_s,) * 2)
+    session_folder(Slurm(folder=str(tmp_path)))
+    assert left.exists() is stays
+    assert is_orphaned(left) is not stays

@@ -1,5 +1,6 @@
 """Campaigns and studies with proxies on Ray and a real Slurm: killed with trials under way, then resumed."""
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -110,7 +111,9 @@ def killed_midway(folder, file, names):
             time.sleep(0.1)
         below = [process.pid for process in psutil.Process(driver.pid).children(recursive=True)]
         driver.kill()
-    assert gone(below, timeout_s=30)
+    assert gone(below)
+    for alive in folder.glob("meshtune-slurm/*/alive"):  # as a quarter of an hour later
+        os.utime(alive, (0, 0))
 
 
 def resumed(folder):
