@@ -10,7 +10,7 @@ from objectives.cost.step import estimate_chunk, join_estimates, least_step_s
 from objectives.metrics import TIME_METRICS, Goal, Job, metric_named
 from objectives.valuing import metric_values
 from search_spaces.errors import NothingFits, check
-from search_spaces.plan import Bools, Floats, Ints, Plans
+from search_spaces.plan import Floats, Ints, Plans
 from search_spaces.space import SearchSpace, SpaceSpec, Tally
 from search_spaces.units import gib
 
@@ -118,7 +118,7 @@ def rank(job: Job, space: SpaceSpec, *, metric: str = "step_time", keep: int = D
         fits = np.flatnonzero(beyond <= 0)
         too_large += len(legal) - len(fits)
         shortfall = min(shortfall, float(np.min(beyond, initial=np.inf, where=beyond > 0)))
-        rows = fits[_may_be_kept(job, metric, legal.take(fits), best.worst_kept)]
+        rows = _worth_pricing(job, metric, legal, fits, best.worst_kept)
         n_priced += len(rows)
         if len(rows):
             plans = legal.take(rows)
@@ -143,13 +143,14 @@ def rank(job: Job, space: SpaceSpec, *, metric: str = "step_time", keep: int = D
     return Ranking(ledger=ledger, candidates=best.candidates(), metric=metric)
 
 
-def _may_be_kept(job: Job, metric: str, plans: Plans, worst_kept: float) -> Bools:
-    """Where a plan's least step is better than the worst step that is kept."""
-    if metric not in TIME_METRICS or not np.isfinite(worst_kept) or not len(plans):
-        return np.ones(len(plans), dtype=np.bool_)
+def _worth_pricing(job: Job, metric: str, legal: Plans, rows: Ints, worst_kept: float) -> Ints:
+    """Those of the rows whose plan's least step is better than the worst step that is kept."""
+    if metric not in TIME_METRICS or not np.isfinite(worst_kept) or not len(rows):
+        return rows
+    plans = legal.take(rows)
     values = job.values(metric, least_step_s(job, plans), np.zeros(len(plans)), plans)
-    better: Bools = (values if metric_named(metric).goal is Goal.MINIMIZE else -values) < worst_kept
-    return better
+    score = values if metric_named(metric).goal is Goal.MINIMIZE else -values
+    return rows[score < worst_kept]
 
 
 class _Best:

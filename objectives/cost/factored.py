@@ -52,10 +52,16 @@ def distinct_settings(code: Ints) -> tuple[Ints, Ints]:
     return heads[first], np.repeat(inverse, lengths)
 
 
+def distinct(plans: Plans, knobs: Sequence[str]) -> tuple[Plans, Ints]:
+    """The first plan of every setting of the named knobs, and for each plan which of them has its setting."""
+    first, inverse = distinct_settings(setting_codes(plans, knobs))
+    return plans.take(first), inverse
+
+
 def factored(plans: Plans, knobs: Sequence[str], function: Callable[[Plans], Table]) -> Table:
     """`function(plans)`, a struct of arrays whose last axis is the plan, once per distinct setting."""
-    first, inverse = distinct_settings(setting_codes(plans, knobs))
-    return spread(function(plans.take(first)), inverse)
+    some, inverse = distinct(plans, knobs)
+    return spread(function(some), inverse)
 
 
 def spread(table: Table, index: NDArray[Any]) -> Table:

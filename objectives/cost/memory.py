@@ -15,7 +15,7 @@ from objectives.cost.activations import (
     boundary_bytes,
     stage_activations,
 )
-from objectives.cost.factored import distinct_settings, factored, setting_codes, spread
+from objectives.cost.factored import distinct, factored, spread
 from objectives.cost.result import StepMemory
 from objectives.cost.stages import Stages, held_stages, representatives
 from objectives.cost.states import STATE_BYTES_KNOBS, StateBytes, held_parameters, held_states, state_bytes
@@ -63,44 +63,21 @@ class PeakMemory:
 
 def peak_memory(job: Job, plans: Plans) -> PeakMemory:
     """Peak bytes of every plan; of many with one setting of `MEMORY_KNOBS` only the first is looked at."""
-    first, setting = distinct_settings(setting_codes(plans, MEMORY_KNOBS))
-    memory, stage = fullest_stage(job, plans.take(first))
+    some, setting = distinct(plans, MEMORY_KNOBS)
+    memory, stage = fullest_stage(job, some)
     return PeakMemory(memory=memory, stage=stage, setting=setting)
 
 
 def fullest_stage(job: Job, plans: Plans) -> tuple[StepMemory, Ints]:
     """Bytes of the fullest of the representative stages, by part; each of shape (n_plans,)."""
-    index, m = representatives(job, plans).index, microbatches(job, plans)
+    index = representatives(job, plans).index
     states = factored(plans, STATE_BYTES_KNOBS, lambda rows: held_states(job, rows))
     kept = factored(plans, ACTIVATION_KNOBS, lambda rows: kept_activations(job, rows))
-    activations = pipeline.in_flight(plans, m, index, release_of(job)) * kept.kept_bytes
-    buffers = buffer_bytes(job, plans, boundary_bytes(job, plans), kept.transient_bytes, states)
-    gradients = _beside_activations(
-        job, m, states.gradients_bytes, activations + kept.logits_bytes + kept.transient_bytes
-    )
-    total = states.weights_bytes + gradients
-    total += states.optimizer_bytes
-    total += activations
-    total += kept.logits_bytes
-    buffers = _through_update(buffers, states.update_bytes, activations + kept.logits_bytes)
-    total += buffers
-    fullest = np.argmax(total, axis=0)
-    flat = fullest * len(plans) + np.arange(len(plans))
-
-    def at_peak(part: Floats) -> Floats:
-        picked: Floats = part.ravel()[flat]
-        return picked
-
-    memory = StepMemory(
-        weights_bytes=at_peak(states.weights_bytes),
-        gradients_bytes=at_peak(gradients),
-        optimizer_bytes=at_peak(states.optimizer_bytes),
-        activations_bytes=at_peak(activations),
-        logits_bytes=at_peak(kept.logits_bytes),
-        buffers_bytes=at_peak(buffers),
-        reserve_bytes=np.full(len(plans), job.cluster.memory_reserve_bytes.value),
-    )
-    return memory, index.ravel()[flat]
+    flights = pipeline.in_flight(plans, microbatches(job, plans), index, release_of(job))
+    by_stage = _at_peak(job, plans, states, kept, flights)
+    flat = np.argmax(by_stage.total_bytes, axis=0) * len(plans) + np.arange(len(plans))
+    parts = {name: getattr(by_stage, name).ravel()[flat] for name in StepMemory.__dataclass_fields__}
+    return StepMemory(**parts), index.ravel()[flat]
 
 
 def kept_activations(job: Job, plans: Plans) -> StageActivations:
@@ -144,20 +121,27 @@ def stage_memory(
     job: Job, one: Plans, stages: Stages, activations: StageActivations, flights: Floats
 ) -> StepMemory:
     """Bytes of every stage of one plan, by part."""
-    index = stages.index
     held = state_bytes(job, one, held_parameters(job, one, stages), stages)
-    kept = flights * activations.kept_bytes
-    buffers = buffer_bytes(job, one, boundary_bytes(job, one), activations.transient_bytes, held)
-    buffers = _through_update(buffers, held.update_bytes, kept + activations.logits_bytes)
-    reserve = np.full(len(index), job.cluster.memory_reserve_bytes.value)
-    freed = kept + activations.logits_bytes + activations.transient_bytes
-    gradients = _beside_activations(job, microbatches(job, one), held.gradients_bytes, freed)
-    return StepMemory(
-        weights_bytes=held.weights_bytes[:, 0],
-        gradients_bytes=np.broadcast_to(gradients, index.shape)[:, 0],
-        optimizer_bytes=held.optimizer_bytes[:, 0],
-        activations_bytes=kept[:, 0],
-        logits_bytes=np.broadcast_to(activations.logits_bytes, index.shape)[:, 0],
-        buffers_bytes=np.broadcast_to(buffers, index.shape)[:, 0],
-        reserve_bytes=reserve,
+    by_stage = _at_peak(job, one, held, activations, flights)
+    return StepMemory(**{name: getattr(by_stage, name)[:, 0] for name in StepMemory.__dataclass_fields__})
+
+
+def _at_peak(
+    job: Job, plans: Plans, states: StateBytes, kept: StageActivations, flights: Floats
+) -> StepMemory:
+    """Bytes of each stage at its peak, by part; arrays of shape (n_stages, n_plans)."""
+    activations = flights * kept.kept_bytes
+    with_loss = activations + kept.logits_bytes
+    buffers = buffer_bytes(job, plans, boundary_bytes(job, plans), kept.transient_bytes, states)
+    parts = dict(
+        weights_bytes=states.weights_bytes,
+        gradients_bytes=_beside_activations(
+            job, microbatches(job, plans), states.gradients_bytes, with_loss + kept.transient_bytes
+        ),
+        optimizer_bytes=states.optimizer_bytes,
+        activations_bytes=activations,
+        logits_bytes=kept.logits_bytes,
+        buffers_bytes=_through_update(buffers, states.update_bytes, with_loss),
+        reserve_bytes=np.array(job.cluster.memory_reserve_bytes.value),
     )
+    return StepMemory(**{name: np.broadcast_to(part, flights.shape) for name, part in parts.items()})

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from objectives.cost.factored import distinct_settings, setting_codes
+from objectives.cost.factored import distinct
 from objectives.metrics import Job
 from search_spaces.framework import EndStages, framework_named
 from search_spaces.model import ModelSpec
@@ -69,8 +69,8 @@ def representatives(job: Job, plans: Plans) -> Representatives:
         if plans.recompute_stages.any():
             return _with_boundary(plans, index, weight)
         return Representatives(index=index, weight=weight)
-    layouts, which = distinct_settings(setting_codes(plans, LAYOUT_KNOBS))
-    index, weight = _kinds_between(job, plans.take(layouts))
+    layouts, which = distinct(plans, LAYOUT_KNOBS)
+    index, weight = _kinds_between(job, layouts)
     index, weight = index[:, which], weight[:, which]
     return Representatives(
         index=np.concatenate([np.zeros_like(last)[None], index, last[None]]),

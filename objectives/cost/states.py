@@ -68,7 +68,7 @@ class StateBytes:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class StateTimes:
-    """Seconds of sharing and updating the state of the fullest stage; every array has shape (n_plans,).
+    """Seconds of sharing and updating state on the slowest stage; every array has shape (n_plans,).
 
     `reduce_s` and `gather_s` are one reduction of all gradients and one gather of all weights, the mean of
     both passes' where they differ (`objectives.cost.zero_plus`); `tie_s` adds the gradients of tied
@@ -187,7 +187,7 @@ def held_states(job: Job, plans: Plans) -> StateBytes:
 
 
 def state_times(job: Job, plans: Plans) -> StateTimes:
-    """Seconds of moving and updating the state of the stage that holds the most parameters."""
+    """Seconds of the stages that share and update their state the longest."""
     stages = stages_of(job, plans, representatives(job, plans).index)
     parameters = held_parameters(job, plans, stages)
     fullest = np.argmax(parameters.total, axis=0)[None]

@@ -7,7 +7,7 @@ import numpy as np
 
 from objectives.cost import pipeline
 from objectives.cost.activations import stage_activations
-from objectives.cost.factored import distinct_settings, factored, setting_codes
+from objectives.cost.factored import distinct, factored
 from objectives.cost.memory import PeakMemory, peak_memory, release_of, stage_memory
 from objectives.cost.migration import migration_share_s
 from objectives.cost.passes import PASS_KNOBS, PassTable, pass_table, stage_pass
@@ -84,8 +84,7 @@ def least_step_s(job: Job, plans: Plans) -> Floats:
     All else that a step takes only adds, and a power cap makes nothing faster.  Where devices take turns on
     a core, so that one uses what another leaves, the stages' mean counts.
     """
-    first, setting = distinct_settings(setting_codes(plans, PASS_KNOBS))
-    some = plans.take(first)
+    some, setting = distinct(plans, PASS_KNOBS)
     passes = pass_table(job, some)
     one_s = passes.worst_s if job.cluster.turns == 1 else passes.all_stages_s / some.pp
     return microbatches(job, plans) * one_s[setting] * (1 - ROUNDING)

@@ -55,25 +55,22 @@ def failed(number):
     outcome = Failed(
         cause=Cause.CRASH, message=HOSTILE, origin=OutcomeOrigin.SIMULATED, log_tail=f"line 1\n{HOSTILE}"
     )
-    return TrialRow(
-        number=number,
-        plan=plan(4, 4),
-        ran=(job(), plan(4, 4)),
-        state="failed",
-        predicted_s=2.0,
-        predicted_bytes=50e9,
-        outcome=outcome,
-    )
+    return without_values(number, plan(4, 4), "failed", outcome=outcome)
 
 
 def running(number):
+    return without_values(number, plan(2, 4), "running")
+
+
+def without_values(number, tried, state, **more):
     return TrialRow(
         number=number,
-        plan=plan(2, 4),
-        ran=(job(), plan(2, 4)),
-        state="running",
+        plan=tried,
+        ran=(job(), tried),
+        state=state,
         predicted_s=2.0,
         predicted_bytes=50e9,
+        **more,
     )
 
 

@@ -18,8 +18,8 @@ class TrialRow:
     """One trial: its plan, what was predicted, and what came of it (None: not yet).
 
     Where a proxy or a twin ran in the plan's place `proxy_words` says in what it is smaller, and prediction
-    and outcome are its own.  `ran` is the job and the plan that ran; None of
-    a proxy that this Meshtune makes no longer.
+    and outcome are its own.  `ran` is the job and the plan that ran; None of a proxy that this Meshtune makes
+    no longer.
     """
 
     number: int

@@ -177,8 +177,9 @@ def _in_gib(title: str) -> str:
 
 def time_breakdown(report: StudyReport, n: int = 8) -> Figure:
     """Where the step of the best plans goes as predicted, with the observed time as a mark."""
-    rows = [row for row in report.ranked if row.ran is not None][:n]
-    times = [estimate(row.ran[0], Plans.of([row.ran[1]])).time for row in rows if row.ran is not None]
+    known = [(row, row.ran) for row in report.ranked if row.ran is not None][:n]
+    rows = [row for row, _ in known]
+    times = [estimate(job, Plans.of([plan])).time for _, (job, plan) in known]
     parts = [time_by_part(each, 0) for each in times]
     places = list(range(len(rows)))
     data = stacked(TIME_PARTS, parts, places, horizontal=True, unit="s")
