@@ -21,7 +21,7 @@ from search_spaces.plan import (
     Schedule,
     parse_value,
 )
-from search_spaces.rule import Context, has_capacity, scale_up_devices
+from search_spaces.rule import Context, scale_up_devices
 
 MAX_MICRO_BATCH = 64
 LAYER_BYTES_PER_ENTRY = 34  # one layer's activations, Korthikanti et al. (2022), arXiv:2205.05198, equation 1
@@ -110,7 +110,7 @@ def _unasked_choices(context: Context, name: str) -> tuple[Any, ...]:
     update, dispatches = context.framework.update, context.framework.experts.dispatches
     if name == "coalesced_buckets" and update.always_coalesces:
         return 0, OWN_COALESCED_BUCKETS
-    if name == "dispatch" and has_capacity(context) and OPT_IN[name] not in dispatches:
+    if name == "dispatch" and context.model.has_capacity and OPT_IN[name] not in dispatches:
         return dispatches
     return (OPT_IN[name],)
 

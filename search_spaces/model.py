@@ -228,6 +228,11 @@ class ModelSpec:
         return sum(self.is_moe_layer)
 
     @property
+    def has_capacity(self) -> bool:
+        """Whether its experts take a limited number of tokens."""
+        return self.moe is not None and self.moe.capacity_factor is not None
+
+    @property
     def window_of_layer(self) -> tuple[int | None, ...]:
         """For each layer, its attention window in tokens (None: the whole sequence)."""
         attention = self.attention

@@ -9,7 +9,6 @@ from search_spaces.rule import (
     Rule,
     among,
     chosen,
-    has_capacity,
     opt_in,
     rule,
     runs,
@@ -18,7 +17,7 @@ from search_spaces.rule import (
 
 
 def _dispatch_has_capacity(c: Context, p: Columns) -> Bools:
-    held: Bools = chosen(p, Dispatch.PLAIN, "dispatch") | has_capacity(c)
+    held: Bools = chosen(p, Dispatch.PLAIN, "dispatch") | c.model.has_capacity
     return held
 
 
@@ -119,7 +118,7 @@ OPT_IN_RULES: tuple[Rule, ...] = (
     opt_in("dispatch is set only for a model with a capacity_factor: without one nothing is padded",
           "dispatch", _dispatch_has_capacity),
     rule("the framework sends tokens to experts of limited capacity in this way (dispatch)", "dispatch",
-          lambda c, p: among(p["dispatch"], c.framework.experts.dispatches) | (not has_capacity(c))),
+          lambda c, p: among(p["dispatch"], c.framework.experts.dispatches) | (not c.model.has_capacity)),
     opt_in("quantized_weights, hpz above 1 and quantized_gradients need zero=3",
           "zero quantized_weights hpz quantized_gradients",
           lambda c, p: (p["zero"] == 3) | ~_zero_plus(p)),

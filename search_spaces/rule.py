@@ -74,11 +74,6 @@ def chosen(p: Columns, value: StrEnum, knob: str) -> Bools:
     return held
 
 
-def has_capacity(context: Context) -> bool:
-    """Whether an expert of the model takes a limited number of tokens."""
-    return context.model.moe is not None and context.model.moe.capacity_factor is not None
-
-
 def divides(degree: Ints, whole: int | Ints) -> Bools:
     """Where a degree divides a whole; shape (n_plans,)."""
     divides: Bools = whole % degree == 0

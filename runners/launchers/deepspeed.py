@@ -237,8 +237,7 @@ def _overlap_lacks(job: Job, plan: Plan) -> list[str]:
         found.append("overlap_tp=true: Megatron-DeepSpeed does not overlap tensor parallelism")
     if plan.overlap_pp and plan.pp > 1:
         found.append("overlap_pp=true: DeepSpeed's pipeline engine does not overlap its transfers")
-    limited = job.model.moe is not None and job.model.moe.capacity_factor is not None
-    if limited and plan.dispatch is Dispatch.PLAIN:
+    if job.model.has_capacity and plan.dispatch is Dispatch.PLAIN:
         found.append(
             "dispatch=plain: DeepSpeed pads by products with masks (einsum), or as Tutel does (padded)"
         )

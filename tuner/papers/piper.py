@@ -71,8 +71,7 @@ MESSAGE_BYTES = 16e6
 def mesh_tflops(model: str, n_devices: int, *, recompute: list[str], seq_len: int = 4096) -> float:
     """Of the best plan that keeps Piper's constraints, with 256 sequences a replica."""
     spec = load_model(model)
-    has_capacity = spec.moe is not None and spec.moe.capacity_factor is not None
-    more = {"dispatch": "padding-free"} if has_capacity else {}
+    more = {"dispatch": "padding-free"} if spec.has_capacity else {}
     found = []
     for ep in DEGREES:
         job = job_on(
