@@ -160,11 +160,11 @@ def test_a_node_that_fails_under_a_job_is_no_fault_of_the_plan(make, slurm, tmp_
 
 
 def test_a_job_that_slurm_ends_at_its_limit_is_a_timeout(make, slurm):
-    """Slurm's shortest limit is a minute: the job's is moved to where it is now, once its trial runs."""
+    """Slurm's shortest limit is a minute: the end is moved to a few seconds away, once the trial runs."""
     executor = make(recipe("hang", "3"))
     executor.submit(0, TWO_NODES)
     wait_for(executor, lambda: bool(slurm.steps()))
-    slurm.call("scontrol", "update", f"JobId={executor.jobs[0]}", "EndTime=now")
+    slurm.call("scontrol", "update", f"JobId={executor.jobs[0]}", "EndTime=now+5seconds")
     found = collect(executor, 1)[0]
     assert found.cause in (Cause.TIMEOUT, Cause.PREEMPTED), found
 
