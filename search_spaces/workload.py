@@ -9,14 +9,23 @@ from search_spaces.state import FP32_STATE, TrainingState
 
 
 class Precision(StrEnum):
-    """Number format of the matrix products; fp8 has a scale a tensor, mxfp8 one for every 32 entries."""
+    """Number format of the matrix products; fp8 has a scale a tensor, mxfp8 one for every 32 entries.
+
+    tf32 keeps everything in fp32 and multiplies with 10 bits of each mantissa.
+    """
 
     BF16 = "bf16"
     FP16 = "fp16"
     FP8 = "fp8"
     MXFP8 = "mxfp8"
     NVFP4 = "nvfp4"
+    TF32 = "tf32"
     FP32 = "fp32"
+
+    @property
+    def is_wide(self) -> bool:
+        """Whether all that is kept takes 32 bits."""
+        return self in (Precision.TF32, Precision.FP32)
 
 
 class CudaGraphs(StrEnum):
@@ -97,7 +106,7 @@ class Workload:
         profile = framework_named(self.framework)
         if self.precision is Precision.FP16 and profile.state_in_fp16 is not None:
             return profile.state_in_fp16
-        return FP32_STATE if self.precision is Precision.FP32 else profile.state
+        return FP32_STATE if self.precision.is_wide else profile.state
 
     @property
     def tokens_per_step(self) -> int:

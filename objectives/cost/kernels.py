@@ -41,7 +41,7 @@ def activation_precision(precision: Precision) -> Precision:
 
 def entry_bytes(precision: Precision) -> float:
     """Bytes of one activation: fp32 training keeps all of it, the others 16 bits outside their products."""
-    return 4.0 if precision is Precision.FP32 else 2.0
+    return 4.0 if precision.is_wide else 2.0
 
 
 def cast_s(job: Job, entries: Floats) -> Floats:

@@ -51,7 +51,7 @@ def cluster_of(
 
 
 def _described(cells: Cells, tables: WordTables, text: str, n_devices: int) -> Described:
-    device = cells.text("accelerator").lower()
+    device = tables.device(cells.text("accelerator"))
     words = tables.network(text)
     preset = (words.preset if words else "") or tables.accelerators.get(device, "")
     if device not in device_names() or not preset:

@@ -1,5 +1,6 @@
 """The layout columns of a row as a plan."""
 
+import re
 from dataclasses import replace
 from enum import StrEnum
 from types import MappingProxyType
@@ -28,10 +29,20 @@ SCHEDULES = MappingProxyType({
     "1f1b-interleaved": Schedule.INTERLEAVED,
     "zb-1p": Schedule.ZB_H1,
     "zb-2p": Schedule.ZB_H2,
+    "zbv": Schedule.ZB_V,
+    "zbvzerobubble": Schedule.ZB_V,
+    "dualpipev": Schedule.DUALPIPE_V,
+    "afab": Schedule.GPIPE,
+    "interleaved1f1b": Schedule.INTERLEAVED,
 })  # fmt: skip
 # Published as without bubbles, which they are where stages update before they agree.
 INTERLOCKING = (Schedule.ZB_H2, Schedule.ZB_V)
 CORE_ATTENTION = "core_attn"
+_CORE_WORDS = frozenset({CORE_ATTENTION, "core_attention", "attention", "attn"})
+# Every n-th layer ("selective:2", "selective:layer2"); and what keeps the outputs of every second product
+# (torchtitan's "op"), which redoes and keeps half of a layer as redoing every second layer does.
+_EVERY_NTH = re.compile(r"(?:layer)?(\d+)")
+_EVERY_SECOND = frozenset({"op", "ops"})
 MODULES = MappingProxyType({
     **{str(module): module for module in Module},
     "norm": Module.LAYERNORM,
@@ -62,7 +73,7 @@ def plan_of(cells: Cells, n_layers: int) -> tuple[Plan, list[str]]:
     schedule, vpp = _schedule(cells, degrees["pp"], notes)
     first, last = _uneven(n_layers, degrees["pp"], vpp, notes)
     overlaps = _overlaps(cells, degrees, notes)
-    recompute, modules = _recompute(cells, notes)
+    recompute, modules, every = _recompute(cells, notes)
     plan = Plan(
         tp=degrees["tp"],
         pp=degrees["pp"],
@@ -80,6 +91,7 @@ def plan_of(cells: Cells, n_layers: int) -> tuple[Plan, list[str]]:
         optimizer_sync=_sync(schedule),
         recompute=recompute,
         recompute_modules=modules,
+        recompute_every=every,
         sequence_parallel=cells.is_set("seq_parallel") and degrees["tp"] > 1,
         offload_optimizer=_offloads_optimizer(cells, notes),
         overlap_dp=overlaps["overlap_dp"],
@@ -161,7 +173,7 @@ def _schedule(cells: Cells, pp: int, notes: list[str]) -> tuple[Schedule, int]:
         return SCHEDULES[word], 2
     if vpp > 1:
         return Schedule.INTERLEAVED, vpp
-    if not word:
+    if word in ("", "unknown"):
         notes.append("schedule not stated: 1f1b")
         return Schedule.ONE_F_ONE_B, 1
     if word not in SCHEDULES:
@@ -214,22 +226,33 @@ def cp_kind(cells: Cells) -> CpKind:
     return CpKind.ULYSSES if "a2a" in word or "ulysses" in word else CpKind.RING
 
 
-def _recompute(cells: Cells, notes: list[str]) -> tuple[Recompute, StrEnum]:
-    """What is redone: nothing, the attention core, or all; and the modules redone by name."""
+def _recompute(cells: Cells, notes: list[str]) -> tuple[Recompute, StrEnum, int]:
+    """What is redone: nothing, the attention core, or all; modules by name; and in every n-th layer."""
     word, _, named = cells.text("recompute").lower().partition(":")
     if word in ("", "unknown"):
         notes.append("recompute not stated: none to full")
-        return Recompute.NONE, NO_MODULES
+        return Recompute.NONE, NO_MODULES, 1
     if word in ("none", "full"):
-        return Recompute(word), NO_MODULES
+        return Recompute(word), NO_MODULES, 1
     if word != "selective":
         raise BadRow(f"recompute must be none, full, unknown or selective:MODULES; got {word!r}")
-    words = set(named.split("+")) if named else {CORE_ATTENTION}
-    unknown = sorted(words - {CORE_ATTENTION} - set(MODULES))
+    if every := _every(named, notes):
+        return Recompute.FULL, NO_MODULES, every
+    words = set(re.split(r"\s*[+,]\s*", named)) if named else {CORE_ATTENTION}
+    unknown = sorted(words - _CORE_WORDS - set(MODULES))
     if unknown:
         notes.append(f"recomputes {'+'.join(unknown)}, which has no word here")
-    core = Recompute.SELECTIVE if CORE_ATTENTION in words else Recompute.NONE
-    return core, ModuleSet(module_set(MODULES[word] for word in words & set(MODULES)))
+    core = Recompute.SELECTIVE if words & _CORE_WORDS else Recompute.NONE
+    return core, ModuleSet(module_set(MODULES[word] for word in words & set(MODULES))), 1
+
+
+def _every(named: str, notes: list[str]) -> int:
+    """Of how many layers one is redone; 0 where the words name modules."""
+    if named in _EVERY_SECOND:
+        notes.append(f"recomputes {named}: taken as every second layer")
+        return 2
+    found = _EVERY_NTH.fullmatch(named)
+    return int(found[1]) if found else 0
 
 
 def _offloads_optimizer(cells: Cells, notes: list[str]) -> bool:

@@ -1,5 +1,6 @@
 """The measurements file as runs: a job, a plan and what came of it; bad rows with line and reason."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -311,9 +312,9 @@ def _precision(cells: Cells, notes: list[str]) -> Precision:
     word = cells.text("dtype").lower()
     if word == "fp8-mx":
         return Precision.MXFP8
-    for precision in Precision:
-        if word.partition("-")[0] == precision:
-            return precision
+    named = re.split(r"[^a-z0-9]", word.removeprefix("amp_").replace("float", "fp"))[0]
+    if named in tuple(Precision):
+        return Precision(named)
     raise BadRow(f"dtype must be one of {', '.join(Precision)}; got {word!r}")
 
 

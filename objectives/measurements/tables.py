@@ -77,6 +77,7 @@ class FrameworksFile:
 class ClustersFile:
     """The document `clusters.toml`."""
 
+    names: dict[str, str] = field(default_factory=dict)
     accelerators: dict[str, str] = field(default_factory=dict)
     network: tuple[NetworkWords, ...] = ()
 
@@ -88,10 +89,15 @@ class WordTables:
     frameworks: tuple[TrainerWords, ...]
     networks: tuple[NetworkWords, ...]
     accelerators: dict[str, str]
+    names: dict[str, str]
 
     def trainer(self, text: str) -> TrainerWords:
         """What is known of a trainer."""
         return next(entry for entry in self.frameworks if _matches(text, entry.match))
+
+    def device(self, text: str) -> str:
+        """A device's name, whatever letters or words a source calls it by."""
+        return self.names.get(text.lower(), text.lower())
 
     def network(self, text: str) -> NetworkWords | None:
         """What is known of a network beyond its own words."""
@@ -117,11 +123,15 @@ def word_tables(folder: Path | None = None) -> WordTables:
     if folder is not None and (folder / CLUSTERS_FILE).is_file():
         beside = _read(ClustersFile, folder / CLUSTERS_FILE)
         clusters = ClustersFile(
+            names=clusters.names | beside.names,
             accelerators=clusters.accelerators | beside.accelerators,
             network=beside.network + clusters.network,
         )
     return WordTables(
-        frameworks=frameworks.framework, networks=clusters.network, accelerators=clusters.accelerators
+        frameworks=frameworks.framework,
+        networks=clusters.network,
+        accelerators=clusters.accelerators,
+        names=clusters.names,
     )
 
 

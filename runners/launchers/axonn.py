@@ -24,6 +24,7 @@ from runners.launchers.base import (
     n_microbatches,
     offload_lacks,
     pipeline_lacks,
+    precision_lacks,
     zero_plus_lacks,
 )
 from search_spaces.framework import framework_named
@@ -146,8 +147,7 @@ def _state_lacks(job: Job, plan: Plan) -> list[str]:
         found.append(
             f"offload_optimizer=true: axonn.optim.CPUAdam takes fp16 and no split layers, not {precision}"
         )
-    if precision in (Precision.FP8, Precision.MXFP8, Precision.NVFP4):
-        found.append(f"precision={precision}: AxoNN has no matrix products of 8 or 4 bits")
+    found += precision_lacks(job, "AxoNN")
     if plan.recompute is Recompute.SELECTIVE or plan.recompute_modules is not NO_MODULES:
         words = f"recompute={plan.recompute}, recompute_modules={plan.recompute_modules}"
         found.append(f"{words}: a program on AxoNN redoes whole layers or none")

@@ -4,7 +4,7 @@ global_batch = micro_batch * n_microbatches * dp
 n_layers     = first_layers + (pp - 2) * middle + last_layers
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Protocol
@@ -13,9 +13,10 @@ from objectives.metrics import Job
 from search_spaces.errors import CannotExport, InvalidSpec, check
 from search_spaces.model import ModelSpec
 from search_spaces.plan import V_SHAPED, Dispatch, ExpertTokens, OptimizerSync, Plan, Schedule
-from search_spaces.workload import Workload
+from search_spaces.workload import Precision, Workload
 
 Arguments = list[tuple[str, ...]]  # one flag with its values each
+SIXTEEN_AND_32_BITS = (Precision.BF16, Precision.FP16, Precision.FP32)
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 EXPERT_KNOBS = (
     "ep", "etp", "overlap_ep", "deduplicate_ep", "hierarchical_ep", "dispatch", "migrate_every",
@@ -193,6 +194,16 @@ def expert_lacks(model: ModelSpec, plan: Plan, *, dense_only: str = "") -> list[
         for name in EXPERT_KNOBS
         if getattr(plan, name) != getattr(neutral, name)
     ]
+
+
+def precision_lacks(
+    job: Job, program: str, precisions: Iterable[Precision] = SIXTEEN_AND_32_BITS
+) -> list[str]:
+    """A format that the program does not multiply in."""
+    precision, known = job.workload.precision, tuple(precisions)
+    return (
+        [] if precision in known else [f"precision={precision}: {program} multiplies in {', '.join(known)}"]
+    )
 
 
 def sent_tokens(plan: Plan, program: str, *, sends: Sequence[ExpertTokens] = ()) -> list[str]:

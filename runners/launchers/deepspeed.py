@@ -18,6 +18,7 @@ from runners.launchers.base import (
     n_microbatches,
     order_lacks,
     pipeline_lacks,
+    precision_lacks,
     sent_tokens,
     update_lacks,
 )
@@ -226,9 +227,7 @@ def _state_lacks(job: Job, plan: Plan) -> list[str]:
         found.append(
             f"recompute_every={plan.recompute_every}: Megatron-DeepSpeed recomputes every layer or none"
         )
-    if job.workload.precision in (Precision.FP8, Precision.MXFP8, Precision.NVFP4):
-        found.append(f"precision={job.workload.precision}: DeepSpeed has no matrix products of 8 or 4 bits")
-    return found
+    return [*found, *precision_lacks(job, "DeepSpeed")]
 
 
 def _overlap_lacks(job: Job, plan: Plan) -> list[str]:

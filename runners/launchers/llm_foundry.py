@@ -24,6 +24,7 @@ from runners.launchers.base import (
     n_microbatches,
     offload_lacks,
     order_lacks,
+    precision_lacks,
     update_lacks,
     waiting_lacks,
     zero_plus_lacks,
@@ -213,8 +214,7 @@ def _step_lacks(job: Job, plan: Plan) -> list[str]:
         found.append(f"recompute_every={plan.recompute_every}: llm-foundry redoes every block or none")
     if plan.recompute is Recompute.FULL and plan.zero == 0:
         found.append("recompute=full: Composer wraps blocks for it only as FSDP does (zero=2 or 3)")
-    if job.workload.precision not in PRECISION:
-        found.append(f"precision={job.workload.precision}: Meshtune writes bf16, fp16 and fp32 for Composer")
+    found += precision_lacks(job, "llm-foundry, as Meshtune writes it,", PRECISION)
     if plan.overlap_tp or plan.overlap_pp:
         found.append("overlap_tp=true or overlap_pp=true: there is nothing to overlap")
     return found

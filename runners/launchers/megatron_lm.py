@@ -18,6 +18,7 @@ from runners.launchers.base import (
     offload_lacks,
     order_lacks,
     pipeline_lacks,
+    precision_lacks,
     sent_tokens,
     stage_layers,
     update_lacks,
@@ -61,6 +62,7 @@ class MegatronLM:
             *_overlap_lacks(plan),
             *_exchange_lacks(plan),
             *_group_lacks(job, plan),
+            *precision_lacks(job, "Megatron-LM", PRECISION),
         ]
 
     def launch(self, job: Job, plan: Plan, options: Options) -> Launch:

@@ -24,6 +24,7 @@ from runners.launchers.base import (
     offload_lacks,
     order_lacks,
     pipeline_lacks,
+    precision_lacks,
     sent_tokens,
     stage_layers,
     update_lacks,
@@ -197,8 +198,7 @@ def _step_lacks(job: Job, plan: Plan) -> list[str]:
         found.append(f"recompute_modules={plan.recompute_modules}: torchtitan redoes operations, not modules")
     if plan.recompute is Recompute.FULL and plan.recompute_every > 1:
         found.append(f"recompute_every={plan.recompute_every}: torchtitan recomputes every layer or none")
-    if job.workload.precision not in PRECISION:
-        found.append(f"precision={job.workload.precision}: Meshtune writes bf16 and fp32 for torchtitan")
+    found += precision_lacks(job, "torchtitan, as Meshtune writes it,", PRECISION)
     if asked := expert_exchange(plan):
         found.append(f"{asked}: Meshtune writes torchtitan's plain exchange of tokens only")
     if plan.overlap_tp and plan.tp == 1:

@@ -9,12 +9,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from objectives.cost.step import estimate
 from objectives.measurements import RunOutcome, read_measurements
-from objectives.measurements.tables import MemoryKind
+from objectives.measurements.tables import MemoryKind, word_tables
 from objectives.validation import predict
+from search_spaces.cluster_presets import cluster_names, device_names
 from search_spaces.errors import InvalidSpec, UnknownName
 from search_spaces.parameters import total_parameters
-from search_spaces.plan import Recompute, Schedule
+from search_spaces.plan import Plans, Recompute, Schedule
 from search_spaces.units import GB, GIB
 from search_spaces.workload import Precision
 
@@ -102,6 +104,71 @@ def test_the_job_of_a_published_row(runs):
 )
 def test_a_network_is_as_its_words_say(runs, run, bytes_per_s):
     assert runs[run].job.cluster.tiers[-1].bandwidth_bytes_per_s == bytes_per_s
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "device", "cluster"),
+    [
+        ("H100-96-HBM2e-500W", "h100-96", "grand-teton"), ("A100 SXM4 80GB", "a100-80", "dgx-a100"),
+        ("MI355X", "mi355x", "mi355x-pod"), ("PVC-tile", "pvc-tile", "aurora"), ("B300", "b300", "dgx-b300"),
+    ],
+)  # fmt: skip
+def test_a_device_is_known_by_the_words_of_its_sources(read, accelerator, device, cluster):
+    job = read({"accelerator": accelerator, "cluster": "", "gpus_per_node": ""}).runs[0].job
+    assert (job.cluster.device.name, job.cluster.name) == (device, cluster)
+
+
+def test_every_device_has_a_machine():
+    known = word_tables().accelerators
+    assert set(known) == set(device_names())
+    assert set(known.values()) <= set(cluster_names())
+
+
+@pytest.mark.parametrize(
+    ("dtype", "precision"),
+    [
+        ("tf32", Precision.TF32), ("float8 (rowwise)", Precision.FP8), ("amp_bf16", Precision.BF16),
+        ("fp8_hybrid", Precision.FP8), ("fp8-mx", Precision.MXFP8),
+    ],
+)  # fmt: skip
+def test_a_format_is_known_by_the_words_of_its_sources(read, dtype, precision):
+    assert read({"dtype": dtype}).runs[0].job.workload.precision is precision
+
+
+def test_tf32_keeps_all_that_fp32_keeps_and_multiplies_faster(read):
+    tf32, fp32 = (read({"dtype": kind, "step_time_s": "60"}).runs[0] for kind in ("tf32", "fp32"))
+    state = tf32.job.workload.training_state
+    assert state == fp32.job.workload.training_state != read({}).runs[0].job.workload.training_state
+    fast, slow = (estimate(run.job, Plans.of([run.plan])) for run in (tf32, fp32))
+    assert fast.step_s[0] < slow.step_s[0] / 2
+    assert fast.memory.total_bytes[0] == slow.memory.total_bytes[0]
+
+
+@pytest.mark.parametrize(
+    ("words", "recompute", "every", "modules"),
+    [
+        ("selective:2", Recompute.FULL, 2, "none"), ("selective:layer4", Recompute.FULL, 4, "none"),
+        ("selective:op", Recompute.FULL, 2, "none"), ("selective:attn", Recompute.SELECTIVE, 1, "none"),
+        ("selective:core_attn, norm", Recompute.SELECTIVE, 1, "layernorm"),
+        ("selective:mlp+norm", Recompute.NONE, 1, "layernorm+mlp"),
+    ],
+)  # fmt: skip
+def test_what_is_recomputed_is_known_by_the_words_of_its_sources(read, words, recompute, every, modules):
+    run = read({"recompute": words}).runs[0]
+    assert (run.plan.recompute, run.plan.recompute_every) == (recompute, every)
+    assert run.plan.recompute_modules == modules
+    assert not any("has no word" in note for note in run.notes)
+
+
+@pytest.mark.parametrize(
+    ("trainer", "profile"),
+    [
+        ("torchtitan (FSDP2 + compile)", "torchtitan"), ("NeMo AutoModel 26.02", "torchtitan"),
+        ("NeMo 24.07", "nemo"), ("GPT-NeoX 2.0", "megatron-deepspeed"), ("fms-fsdp (FSDP1)", "fsdp"),
+    ],
+)  # fmt: skip
+def test_a_trainer_is_known_by_its_text(read, trainer, profile):
+    assert read({"framework": trainer}).runs[0].job.workload.framework == profile
 
 
 def test_a_row_says_whether_its_host_waited_for_every_kernel(runs):

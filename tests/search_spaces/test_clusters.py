@@ -21,7 +21,8 @@ DOCS = Path(__file__).parents[2] / "docs" / "cluster-file.md"
 REQUIRED = {
     *("frontier", "lumi", "perlmutter", "polaris", "selene", "summit", "alps", "local"),
     *("dgx-2", "dgx-a100", "dgx-h100", "dgx-h200", "dgx-b200", "gb200-nvl72", "h800-pod", "mi300x-pod"),
-    *("aws-p4d", "aws-p5", "gb300-nvl72"),
+    *("aws-p4d", "aws-p5", "gb300-nvl72", "dgx-b300", "grand-teton", "aurora"),
+    *("mi325x-pod", "mi350x-pod", "mi355x-pod"),
 }
 
 every_cluster = pytest.mark.parametrize("name", cluster_names())
@@ -36,6 +37,7 @@ ACCELERATORS = {
     "a100-80": (312, 80, 2039, 400),
     "a800-80": (312, 80, 2039, 400),
     "h100-80": (989.5, 80, 3350, 700),
+    "h100-96": (989.5, 96, 2400, 500),
     "h800-80": (989.5, 80, 3350, 700),
     "gh200": (989.5, 96, 4000, 900),
     "h200": (989.5, 141, 4800, 700),
@@ -45,6 +47,10 @@ ACCELERATORS = {
     "gb300": (2500, 288, 8000, 1400),
     "mi250x-gcd": (191.5, 64, 1635, 280),
     "mi300x": (1307.4, 192, 5300, 750),
+    "mi325x": (1307.4, 256, 6000, 1000),
+    "mi350x": (2300, 288, 8000, 1000),
+    "mi355x": (2500, 288, 8000, 1400),
+    "pvc-tile": (419.4, 64, 1640, 300),
 }
 # Best bf16 GEMM found by MAMF, TFLOP/s: stas00/ml-engineering@744d01e, compute/accelerator/README.md.
 MEASURED_GEMM = {
@@ -57,6 +63,8 @@ MEASURED_GEMM = {
     "b300": 1769,
     "gb200": 1822,
     "mi300x": 668.4,
+    "mi325x": 784.9,
+    "mi355x": 1565,
 }
 # Devices a node, GB/s a device inside the node, GB/s towards one neighbour, GB/s a device on the fabric.
 # Sources: stas00/ml-engineering, network/README.md; MLPerf training v5 systems; the centres' user guides.
@@ -75,6 +83,10 @@ NETWORKS = {
     "polaris": (4, 300, 100, 12.5),
     "alps": (4, 450, 150, 25),
     "mi300x-pod": (8, 448, 64, 50),
+    "mi325x-pod": (8, 448, 64, 50),
+    "mi355x-pod": (8, 535.5, 76.5, 50),
+    "dgx-b300": (8, 900, 900, 100),
+    "grand-teton": (8, 450, 450, 50),
     "dgx-2": (16, 150, 150, 6.25),
 }
 
@@ -174,6 +186,7 @@ def test_mi250x_machines_have_dies_packages_switches_and_a_fabric(name):
         ("selene", 560, 8),
         ("alps", 2688, 4),
         ("summit", 4608, 6),
+        ("aurora", 10624, 12),
     ],
 )
 def test_a_real_machine_is_as_large_as_its_centre_says(name, nodes, per_node):
