@@ -113,22 +113,42 @@ def _fork(
     theirs, ours = Pipe(duplex=False)
     log = folder / f"rank-{number}.log"
     log.touch()
+    reserve = bytearray(
+        _RESERVE_BYTES
+    )  # before the fork: the rank may have no memory from its first moment on
     pid = os.fork()
     if pid == 0:
-        for link in (theirs, *(rank.link for rank in before)):
-            link.close()
-        _be_rank(number, body, explain, ours, log, silence_s)
+        _be_rank(
+            number,
+            body,
+            explain,
+            ours,
+            log,
+            silence_s,
+            others=[theirs, *(rank.link for rank in before)],
+            reserve=reserve,
+        )
     ours.close()
     return Rank(number=number, pid=pid, link=theirs, log=log)
 
 
 def _be_rank(
-    number: int, body: Body, explain: Explain, link: Connection, log: Path, silence_s: float
+    number: int,
+    body: Body,
+    explain: Explain,
+    link: Connection,
+    log: Path,
+    silence_s: float,
+    *,
+    others: Sequence[Connection],
+    reserve: bytearray,
 ) -> NoReturn:
+    """Nothing here may be raised past the `try`: the caller would clean up as if it were the trial."""
     status = 1
-    reserve = bytearray(_RESERVE_BYTES)
     try:
         die_with_parent()
+        for each in others:
+            each.close()
         descriptor = os.open(log, os.O_WRONLY | os.O_APPEND)
         os.dup2(descriptor, 1)
         os.dup2(descriptor, 2)

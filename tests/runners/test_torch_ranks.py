@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -37,6 +38,10 @@ def no_memory(rank, tell):
     raise MemoryError("the body's")
 
 
+def nothing(rank, tell):
+    """Has nothing to do."""
+
+
 def in_one_line(error):
     return Broken(kind="out of memory", message=f"told with {len(bytearray(MIB))} bytes")
 
@@ -61,7 +66,13 @@ class Full:
         """Nothing to do."""
 
 
+def no_room():
+    resource.setrlimit(resource.RLIMIT_DATA, (MIB, MIB))
+
+
 def main(folder, body, explain):
+    if body == "nothing":
+        os.register_at_fork(after_in_child=no_room)
     (rank,) = run_ranks(
         1, globals()[body], explain=globals()[explain], folder=Path(folder), silence_s=60
     ).ranks
@@ -78,6 +89,13 @@ def ended(folder, body, explain):
 def test_a_rank_whose_memory_is_full_to_the_last_byte_says_so(tmp_path):
     status, told, logged = ended(tmp_path, "fill_memory", "in_one_line")
     assert (status, told, logged) == (1, f"told with {MIB} bytes", True)
+
+
+def test_a_rank_without_memory_from_its_first_moment_ends_alone(tmp_path):
+    """It is told as one rank's trouble, and does not clean up as if it were the trial."""
+    status, told, _ = ended(tmp_path, "nothing", "in_one_line")
+    assert (status, bool(told)) in {(errno.ENOMEM, False), (1, True), (0, False)}
+    assert (tmp_path / "rank-0.log").exists()
 
 
 @pytest.mark.parametrize(
