@@ -109,7 +109,7 @@ class FrameworkProfile:
     `warms_up_longer`: the warm-up of its 1f1b can be lengthened.  `overlaps_tp_beside_split`: also where the
     schedule splits the backward pass.  `splits_layers`: it has tensor parallelism.
     `shards_by_layer`: from ZeRO stage 2 on each layer's gradients and weights travel by themselves, weights
-    also before every forward pass, and in a pipeline gradients once a step (FSDP2).  `recomputes`: what it
+    also before every forward pass (FSDP2; in a pipeline all once a step).  `recomputes`: what it
     can redo.  `zero_stages_with_recompute`: the ZeRO stages beside which it redoes blocks.  `keeps_received`:
     it can keep what collectives brought, so that it redoes only computation.  `zero_plus`: it sends what
     ZeRO-3 moves in fewer bits, and keeps weights a second time nearby.  `chunks_sequences`: a sequence can

@@ -6,8 +6,7 @@
 
 Two knobs make a job smaller than its cluster and its batch: `nodes` takes some of the nodes, `n_microbatches`
 says how many micro-batches a step has instead of dividing the global batch.
-
-The rules between these and a job are in `search_spaces.rules`.
+Rules: `search_spaces.rules`.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -257,8 +256,13 @@ class Plan:
 
     @property
     def world_size(self) -> int:
-        """Devices the plan occupies."""
+        """Devices the plan occupies: tp cp dp pp."""
         return self.tp * self.cp * self.dp * self.pp
+
+    @property
+    def reduces_every_pass(self) -> bool:
+        """Whether each micro-batch's gradients are reduced: sharded ones, except in a pipeline."""
+        return self.zero >= 2 and self.pp == 1
 
     @property
     def key(self) -> str:
@@ -434,6 +438,11 @@ class Plans:
             if wanted <= highest:
                 found |= self.schedule == wanted
         return found
+
+    @property
+    def reduces_every_pass(self) -> Bools:
+        """Where each micro-batch's gradients are reduced; a pipeline sums them whole, and reduces once."""
+        return np.asarray((self.zero >= 2) & (self.pp == 1))
 
     @property
     def folds(self) -> Bools:

@@ -277,6 +277,9 @@ RULES: tuple[Rule, ...] = (
     rule("the framework runs the zero stage", "pp zero",
           lambda c, p: np.where(p["pp"] > 1, np.isin(p["zero"], c.framework.zero_stages_with_pipeline),
                                 np.isin(p["zero"], c.framework.zero_stages))),
+    rule("in a pipeline zero=2 is zero=1: gradients are summed whole and reduced once", "pp zero",
+          lambda c, p: (p["pp"] == 1) | (p["zero"] != 2)
+          | c.framework.shards_by_layer | (not {1, 2} <= set(c.framework.zero_stages_with_pipeline))),
     rule("zero above 0 needs dp * cp above 1", "dp cp zero",
           lambda c, p: (p["zero"] == 0) | (p["dp"] * p["cp"] > 1)),
     rule("sequence_parallel needs tp above 1", "tp sequence_parallel",

@@ -90,7 +90,8 @@ def state_bytes(job: Job, plans: Plans, parameters: RankParameters, stages: Stag
     """Bytes of weights, gradients, optimizer state, layers that ZeRO holds whole, and reduction buckets.
 
     Stage 3 gathers two layers at a time: the one that runs and the one prefetched; from stage 2 on the layer
-    that runs has its gradients whole.  Overlapped reduction fills one bucket while another travels.
+    that runs has its gradients whole, and in a pipeline all layers have, until the step's end.  Overlapped
+    reduction fills one bucket while another travels.
     The trainer's 16-bit gradients beside accumulated ones, and a bucket it always fills, count as whole.
     """
     state, zero = job.workload.training_state, plans.zero
@@ -98,7 +99,7 @@ def state_bytes(job: Job, plans: Plans, parameters: RankParameters, stages: Stag
     weights = np.where(zero >= 3, sharded, parameters.total) * state.weight_bytes
     if int(plans.hpz.max(initial=1)) > 1:
         weights = weights + zero_plus.second_shard_bytes(job, plans, parameters.total)
-    gradients = np.where(zero >= 2, sharded, parameters.total) * state.gradient_bytes
+    gradients = np.where(plans.reduces_every_pass, sharded, parameters.total) * state.gradient_bytes
     optimizer = np.where(zero >= 1, sharded, parameters.total) * state.optimizer_bytes
     per_layer = parameters.total / np.maximum(stages.n_layers, 1) / (1 + plans.mirrors)
     profile = framework_named(job.workload.framework)
@@ -108,7 +109,7 @@ def state_bytes(job: Job, plans: Plans, parameters: RankParameters, stages: Stag
     owned = np.where(zero >= 1, sharded, parameters.total)
     offloaded = _offload_buffer_bytes(job, plans, owned, bucket_parameters)
     whole = np.where(zero >= 3, 2 * per_layer * state.weight_bytes, 0.0)
-    whole += np.where(zero >= 2, per_layer * state.gradient_bytes, 0.0)
+    whole += np.where(plans.reduces_every_pass, per_layer * state.gradient_bytes, 0.0)
     whole += np.where(zero >= 1, fixed * one_bucket, 0.0)
     whole += parameters.total * profile.memory.passing_gradient_bytes
     if profile.memory.layer_gradient_bytes:

@@ -186,10 +186,12 @@ def exposed_dp_comm_s(job: Job, plans: Plans, passes: PassTable, states: StateTi
         stage 0    one all-reduce                     stage 2    m reduce-scatters, one gather
         stage 1    one reduce-scatter, one gather     stage 3    m reduce-scatters, 2 m gathers
 
-    A trainer that shards by layers gathers m times in stage 2 as well, and in a pipeline reduces once.
-    Overlap hides up to the framework's share, behind the last backward and the first forward pass (stages 0
-    and 1) or behind every pass (2 and 3).  Gradients of tied embeddings follow, exposed.  Coalesced buckets
-    hide behind the update of those before them.
+    A trainer that shards by layers gathers m times in stage 2 as well.  A pipeline reduces once, and stage 2
+    gathers once there: gradients are summed whole (torch.distributed.pipelining, stage.py, holds FSDP2's
+    reductions and resharding back until the last backward pass).  Overlap hides up to the framework's share,
+    behind the last backward and the first forward pass (stages 0 and 1) or behind every pass (2 and 3).
+    Gradients of tied embeddings follow, exposed.  Coalesced buckets hide behind the update of those before
+    them.
 
     Source
     ------
@@ -198,8 +200,7 @@ def exposed_dp_comm_s(job: Job, plans: Plans, passes: PassTable, states: StateTi
     zero = plans.zero
     n_reductions, n_gathers = times_shared(job, plans, m)
     reductions, gathers = n_reductions * states.reduce_s, n_gathers * states.gather_s
-    passes_behind = np.where(zero >= 2, m, 1)
-    hidden_reduce = np.minimum(reductions, passes_behind * passes.backward_s)
+    hidden_reduce = np.minimum(reductions, n_reductions * passes.backward_s)
     gather_room = np.where(zero >= 3, m * passes.worst_s - hidden_reduce, passes.forward_s)
     hidden_gather = np.minimum(gathers, np.maximum(gather_room, 0))
     share = job.trainer.dp_overlap.value * plans.overlap_dp
@@ -241,8 +242,8 @@ def times_shared(job: Job, plans: Plans, m: Ints) -> tuple[Ints, Ints]:
     """Reductions of gradients and gathers of weights in a step of m micro-batches."""
     zero = plans.zero
     by_layer = framework_named(job.workload.framework).shards_by_layer
-    reductions = np.where((zero >= 2) & ~(by_layer & (plans.pp > 1)), m, 1)
-    before_forward = np.where(by_layer & (zero == 2), m, zero >= 1)
+    reductions = np.where(plans.reduces_every_pass, m, 1)
+    before_forward = np.where(by_layer & (zero == 2) & (plans.pp == 1), m, zero >= 1)
     return reductions, np.where(zero >= 3, 2 * m, before_forward)
 
 

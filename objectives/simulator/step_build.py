@@ -209,7 +209,9 @@ def hideable(step: StepInput, *, in_buckets: bool) -> Shared:
     hidden_reduce, hidden_gather = reduce_s, gather_s
     if not in_buckets:
         hidden_reduce = np.minimum(reduce_s, backward_s)
-        room = m * (forward_s + backward_s - hidden_reduce) if step.plan.zero >= 3 else forward_s
+        n_reductions = m if step.plan.reduces_every_pass else 1
+        every_pass_s = m * (forward_s + backward_s) - n_reductions * hidden_reduce
+        room = every_pass_s if step.plan.zero >= 3 else forward_s
         hidden_gather = np.minimum(every * gather_s, np.maximum(room, 0)) / every
     return Shared(
         reduce_shown_s=reduce_s - step.share * hidden_reduce,
@@ -246,7 +248,7 @@ def _gathers_and_reductions(draft: Draft, step: StepInput, rows: Rows, *, in_buc
         _gather_every_pass(draft, step, rows, shared, in_buckets=in_buckets)
     elif step.plan.zero >= 1:
         _gather_once(draft, step, rows, shared)
-    if step.plan.zero >= 2:
+    if step.plan.reduces_every_pass:
         finals += _reduce_every_pass(draft, step, rows, shared, in_buckets=in_buckets)
     else:
         finals += _reduce_once(draft, step, rows, shared, in_buckets=in_buckets)

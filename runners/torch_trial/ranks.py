@@ -92,6 +92,16 @@ class Fate:
     hangs: bool = False
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Desk:
+    """Where a forked rank tells and writes, the links of others, and memory to let go of when it breaks."""
+
+    link: Connection
+    log: Path
+    others: Sequence[Connection]
+    reserve: bytearray = field(default_factory=lambda: bytearray(_RESERVE_BYTES))
+
+
 def run_ranks(n_ranks: int, body: Body, *, explain: Explain, folder: Path, silence_s: float) -> Fate:
     """Run `body(rank, tell)` in a forked process each until all are done, one breaks or is silent too long.
 
@@ -113,43 +123,23 @@ def _fork(
     theirs, ours = Pipe(duplex=False)
     log = folder / f"rank-{number}.log"
     log.touch()
-    reserve = bytearray(
-        _RESERVE_BYTES
-    )  # before the fork: the rank may have no memory from its first moment on
+    # The reserve is taken before the fork: the rank may have no memory from its first moment on.
+    desk = Desk(link=ours, log=log, others=[theirs, *(rank.link for rank in before)])
     pid = os.fork()
     if pid == 0:
-        _be_rank(
-            number,
-            body,
-            explain,
-            ours,
-            log,
-            silence_s,
-            others=[theirs, *(rank.link for rank in before)],
-            reserve=reserve,
-        )
+        _be_rank(number, body, explain, desk, silence_s)
     ours.close()
     return Rank(number=number, pid=pid, link=theirs, log=log)
 
 
-def _be_rank(
-    number: int,
-    body: Body,
-    explain: Explain,
-    link: Connection,
-    log: Path,
-    silence_s: float,
-    *,
-    others: Sequence[Connection],
-    reserve: bytearray,
-) -> NoReturn:
+def _be_rank(number: int, body: Body, explain: Explain, desk: Desk, silence_s: float) -> NoReturn:
     """Nothing here may be raised past the `try`: the caller would clean up as if it were the trial."""
     status = 1
     try:
         die_with_parent()
-        for each in others:
+        for each in desk.others:
             each.close()
-        descriptor = os.open(log, os.O_WRONLY | os.O_APPEND)
+        descriptor = os.open(desk.log, os.O_WRONLY | os.O_APPEND)
         os.dup2(descriptor, 1)
         os.dup2(descriptor, 2)
         sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
@@ -159,14 +149,14 @@ def _be_rank(
             # for which a rank that is short of memory may have no room; that alone is no failure.
             with contextlib.suppress(RuntimeError):
                 faulthandler.dump_traceback_later(0.9 * silence_s, file=descriptor)
-            link.send(at)
+            desk.link.send(at)
 
         tell(At(place="start"))
-        link.send(Done(value=body(number, tell)))
+        desk.link.send(Done(value=body(number, tell)))
         status = 0
     except BaseException as error:  # noqa: BLE001 - a process border: whatever happened is told and logged
-        reserve.clear()
-        if not _says_why(error, link, explain):
+        desk.reserve.clear()
+        if not _says_why(error, desk.link, explain):
             status = NO_MEMORY_STATUS
     finally:
         os._exit(status)

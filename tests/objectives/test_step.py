@@ -90,9 +90,10 @@ def same(a, b):
 
 @pytest.mark.parametrize("name", UNUSUAL_JOBS)
 def test_memory_priced_by_setting_is_that_of_each_plan(name):
-    job, plans = UNUSUAL_JOBS[name], unusual_plans(name)
+    job, drawn = UNUSUAL_JOBS[name], unusual_plans(name)
+    plans = drawn.take(np.concatenate([np.arange(len(drawn)), np.arange(0, len(drawn), 3)]))
     held = peak_memory(job, plans)
-    assert len(held.stage) < len(plans)
+    assert len(held.stage) <= len(drawn) < len(plans)
     memory, stage = held.by_plan()
     for i in range(0, len(plans), 7):
         alone, alone_stage = fullest_stage(job, plans.take(slice(i, i + 1)))
@@ -309,3 +310,19 @@ def test_a_ring_hides_what_an_all_gather_of_keys_and_values_shows():
     kinds = [Plan(tp=2, dp=4, cp=8, cp_kind=kind) for kind in (CpKind.RING, CpKind.ALL_GATHER)]
     ring_s, gather_s = estimate(asked, Plans.of(kinds)).time.cp_comm_s
     assert 0 < ring_s < gather_s
+
+
+@pytest.mark.parametrize("framework", ["any", "torchtitan"])
+def test_a_pipeline_reduces_gradients_once_and_keeps_them_whole_until_then(framework):
+    job = job_of("llama-3-8b", "dgx-h100", 32, global_batch=256, framework=framework)
+
+    def priced(words):
+        found = estimate(job, Plans.of([Plan.parse(f"tp=2 {words} overlap_dp=false micro_batch=1")]))
+        return found.time.dp_comm_s[0], found.memory.gradients_bytes[0]
+
+    (whole_s, whole_bytes), (once_s, once_bytes) = priced("pp=4 dp=4 zero=0"), priced("pp=4 dp=4 zero=2")
+    assert once_bytes == whole_bytes
+    assert once_s == pytest.approx(whole_s, rel=0.3)  # its weights come back in 16 bits
+    (_, flat_bytes), (every_s, sharded_bytes) = priced("dp=16 zero=0"), priced("dp=16 zero=2")
+    assert sharded_bytes == pytest.approx(flat_bytes / 16)
+    assert every_s > 8 * once_s  # 16 micro-batches

@@ -255,7 +255,7 @@ def test_an_unsound_plan_breaks_the_rule_named_for_it(context, text, rule):
             "tp=8 pp=8 first_layers=9 last_layers=11",
             "the framework sets the layers of the first and the last stage",
         ),
-        ("deepspeed", "tp=8 pp=4 dp=2 zero=2", "the framework runs the zero stage"),
+        ("deepspeed", "tp=8 pp=4 dp=2 zero=3", "the framework runs the zero stage"),
         ("deepspeed", "cp=8 dp=8", "the framework splits sequences in this way"),
         (
             "deepspeed",
