@@ -27,6 +27,9 @@ BLOCK_SCALED = (Precision.MXFP8, Precision.NVFP4)
 # product of the weights' gradient reads.  arXiv:2209.05433 (fp8), arXiv:2506.08027 (MXFP8: both directions).
 CAST_BYTES = 4.0
 TENSOR_CORE_ROW_BYTES = 16
+USUAL_HEAD_DIM = 128  # of the heads that attention's published rates are for
+SCORE_FLOPS = 14.0  # per score and entry of a head: two products forward, five backward
+EXPONENTIALS_PER_S = 3.9e12 / 132  # a multiprocessor's: 16 a clock
 
 
 def activation_precision(precision: Precision) -> Precision:
@@ -78,10 +81,30 @@ def grouped_gemm_s(job: Job, rows: Floats, columns: Floats, depth: Floats | floa
 
 
 def attention_s(job: Job, flops: Floats) -> Floats:
-    """Seconds of fused attention from its FLOPs."""
+    """Seconds of fused attention from its FLOPs, with heads as wide as the job's.
+
+        FLOPs / (peak efficiency) (1 + s USUAL / d) / (1 + s)
+
+    s is the seconds of exponentials over those of products where d, the heads' width, is USUAL.
+
+    A score takes 4 d FLOPs forward, 10 d backward and an exponential each way, whatever d: narrow heads keep
+    the special function units busier than the tensor cores.  Efficiencies are those of heads of USUAL
+    entries.
+
+    Source
+    ------
+    Shah et al. (2024), arXiv:2407.08608, section 2.2: 989 TFLOP/s of products, 3.9 T exponentials/s on H100.
+    """
     device = job.cluster.device
     peak = device.peak(activation_precision(job.workload.precision))
-    return flops / (peak * device.attention_efficiency.value * job.trainer.attention.value)
+    seconds = flops / (peak * device.attention_efficiency.value * job.trainer.attention.value)
+    if device.is_host:
+        return seconds
+    attention = job.model.attention
+    width = (attention.head_dim + attention.v_head_dim) / 2
+    exponentials = EXPONENTIALS_PER_S * device.n_multiprocessors
+    share = 2 * peak / (SCORE_FLOPS * USUAL_HEAD_DIM * exponentials)
+    return seconds * (1 + share * USUAL_HEAD_DIM / width) / (1 + share)
 
 
 def unfused_attention_s(job: Job, flops: Floats) -> Floats:

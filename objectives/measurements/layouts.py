@@ -131,6 +131,18 @@ def as_overlapped(plan: Plan, framework: str) -> Plan:
     return plan if plan.zero in stages else replace(plan, overlap_dp=False)
 
 
+def with_usual_messages(cells: Cells, plan: Plan, since: str) -> Plan:
+    """The plan with an interleaved pipeline's messages beside passes, where a row leaves that open.
+
+    `since` (YYYY-MM) is when the trainer began to do so; empty: it does not.
+    """
+    date = cells.text("date")
+    left_open = cells.overlap is not None and not set(_OVERLAPS["overlap_pp"]) & set(cells.overlap)
+    if not (left_open and since and plan.vpp > 1) or (date and date < since):
+        return plan
+    return plan if stated_plan(cells) else replace(plan, overlap_pp=True)
+
+
 def unfillable(plan: Plan, n_layers: int) -> str:
     """Why a model has too few layers for a plan's stages and chunks; empty where it has enough.
 

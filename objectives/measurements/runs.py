@@ -17,7 +17,13 @@ from objectives.measurements.checks import (
     times_expected,
 )
 from objectives.measurements.clusters import Described, cluster_of
-from objectives.measurements.layouts import as_overlapped, plan_of, unfillable, unrunnable
+from objectives.measurements.layouts import (
+    as_overlapped,
+    plan_of,
+    unfillable,
+    unrunnable,
+    with_usual_messages,
+)
 from objectives.measurements.models import model_of
 from objectives.measurements.openings import openings_of
 from objectives.measurements.tables import MemoryKind, MemoryStage, TrainerWords, WordTables, word_tables
@@ -180,6 +186,7 @@ class _Reader:
         trainer = self._trainer(cells.text("framework"))
         job, job_notes = self._job(cells, trainer)
         plan, plan_notes = plan_of(cells, job.model.n_layers)
+        plan = with_usual_messages(cells, plan, trainer.interleaved_overlap_since)
         plan = as_overlapped(_of_row(plan, job), trainer.known_profile)
         impossible = unfillable(plan, job.model.n_layers)
         if impossible and not outcome.is_failure:

@@ -38,14 +38,16 @@ class MemoryStage(StrEnum):
 class TrainerWords:
     """A trainer by words in its name.
 
-    `flash_since` (YYYY-MM) says since when fused attention is its default; `memory` what its printed memory
-    counts, on the device that `memory_stage` says, in units of `memory_unit_bytes`.
+    `flash_since` (YYYY-MM) says since when fused attention is its default, `interleaved_overlap_since` since
+    when an interleaved pipeline's messages travel beside passes unless told otherwise; `memory` what its
+    printed memory counts, on the device that `memory_stage` says, in units of `memory_unit_bytes`.
     """
 
     match: tuple[str, ...]
     profile: str = "any"
     vocab: int | None = None
     flash_since: str = ""
+    interleaved_overlap_since: str = ""
     memory: MemoryKind = MemoryKind.DEVICE
     memory_stage: MemoryStage = MemoryStage.FULLEST
     memory_unit_bytes: float = GB
