@@ -141,7 +141,9 @@ HABITS: Mapping[str, Habits] = MappingProxyType(
             dp_overlap=fitted(0.6),
             shard_operations=fitted(3.0, 0.5),
         ),
-        "torchtitan": PLAIN_PYTORCH,
+        "torchtitan": replace(
+            PLAIN_PYTORCH, traffic=fitted(2.1), attention=fitted(0.5), tp_overlap=fitted(0.45, 0.4)
+        ),
         "deepspeed": PLAIN_PYTORCH,
         "x-moe": replace(
             PLAIN_PYTORCH,
