@@ -8,6 +8,8 @@ from search_spaces.hf_architectures import ARCHITECTURES, GEMMA3_OUTER, MPT_ATTE
 from search_spaces.hf_fields import Values, read_values
 from search_spaces.model import ModelSpec
 
+_INLINE = "another decoder can be described inline, under [model] of a study file"
+
 
 def model_types() -> list[str]:
     """Every `model_type` that can be read, sorted."""
@@ -35,7 +37,7 @@ def model_from_hf_config(config: Values, where: str) -> ModelSpec:
     if model_type == "gemma3":
         return model_from_hf_config(_gemma3_text(config, where), f"{where} (text_config)")
     if model_type not in ARCHITECTURES:
-        raise UnknownName(f"model_type of {where}", model_type, model_types())
+        raise UnknownName(f"model_type of {where}", model_type, model_types(), otherwise=_INLINE)
     architecture = ARCHITECTURES[model_type]
     values = read_values(config, architecture.keys, where)
     if model_type == "mpt":
