@@ -45,7 +45,7 @@ class InvalidSpec(MeshtuneError, ValueError):
     """A description that cannot be true."""
 
 
-MOST_NAMES = 30
+MOST_NAMES = 40
 
 
 def nearest_name(name: str, known: Iterable[str]) -> str | None:

@@ -172,6 +172,33 @@ _GEMMA3 = Keys(
     fixed=_GEMMA2.fixed,
     harmless=_GEMMA2.harmless,
 )
+_FALCON = Keys(
+    fields={
+        **_multi_head("gelu", tied=True),
+        "intermediate_size": size(None),
+        "num_kv_heads": size(None),
+        "new_decoder_architecture": flag(False),
+        "multi_query": flag(True),
+        "parallel_attn": flag(True),
+        "num_ln_in_parallel_attn": size(None, most=2),
+        "bias": flag(False),
+    },
+    harmless=frozenset({"alibi", "apply_residual_connection_post_layernorm"}),
+)
+_GLM4_MOE = Keys(
+    fields={
+        **_decoder(kv_heads=8),
+        **_ATTENTION_BIAS,
+        **_EXPERTS,
+        "moe_intermediate_size": size(),
+        "n_shared_experts": size(1, nullable=True),
+        "first_k_dense_replace": count(1),
+        "n_group": size(1),
+        "topk_group": size(1),
+        "use_qk_norm": flag(False),
+        "num_nextn_predict_layers": count(1),
+    }
+)
 
 ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
     {
@@ -215,6 +242,9 @@ ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
         ),
         "deepseek_v2": Architecture(hf_readers.deepseek, _DEEPSEEK_V2),
         "deepseek_v3": Architecture(hf_readers.deepseek_v3, _DEEPSEEK_V3),
+        # DeepSeek-V3's classes under another name, with other sizes.
+        "kimi_k2": Architecture(hf_readers.deepseek_v3, _DEEPSEEK_V3),
+        "glm4_moe": Architecture(hf_readers.glm4_moe, _GLM4_MOE),
         "phi3": Architecture(
             hf_readers.mistral,
             Keys(
@@ -237,6 +267,55 @@ ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
         "gemma2": Architecture(hf_readers.gemma2, _GEMMA2),
         "gemma3_text": Architecture(hf_readers.gemma3, _GEMMA3),
         "olmo2": Architecture(hf_readers.olmo2, Keys(fields={**_decoder(), **_ATTENTION_BIAS})),
+        "olmoe": Architecture(
+            hf_readers.olmoe,
+            Keys(fields={**_decoder(), **_ATTENTION_BIAS, **_EXPERTS}, harmless=frozenset({"clip_qkv"})),
+        ),
+        "falcon": Architecture(hf_readers.falcon, _FALCON),
+        "cohere": Architecture(
+            hf_readers.cohere,
+            Keys(
+                fields={**_decoder(tied=True), **_ATTENTION_BIAS, "use_qk_norm": flag(False)},
+                harmless=frozenset({"logit_scale"}),
+            ),
+        ),
+        "starcoder2": Architecture(
+            hf_readers.starcoder2,
+            Keys(
+                fields={
+                    **_decoder("gelu_pytorch_tanh", tied=True, kv_heads=2),
+                    **_WINDOW,
+                    "use_bias": flag(True),
+                },
+                fixed={"mlp_type": ("default",), "norm_type": ("layer_norm",)},
+                harmless=frozenset({"residual_dropout", "embedding_dropout"}),
+            ),
+        ),
+        "granite": Architecture(
+            hf_readers.llama,
+            Keys(
+                fields={**_decoder(), **_ATTENTION_BIAS, **_MLP_BIAS},
+                harmless=frozenset(
+                    {"embedding_multiplier", "logits_scaling", "residual_multiplier", "attention_multiplier"}
+                ),
+            ),
+        ),
+        "smollm3": Architecture(
+            hf_readers.llama,
+            Keys(
+                fields={**_decoder(tied=True, kv_heads=4), **_ATTENTION_BIAS, **_MLP_BIAS},
+                fixed={"use_sliding_window": (False,)},
+                harmless=frozenset(
+                    {
+                        "no_rope_layers",
+                        "no_rope_layer_interval",
+                        "sliding_window",
+                        "layer_types",
+                        "max_window_layers",
+                    }
+                ),
+            ),
+        ),
         "nemotron": Architecture(
             hf_readers.nemotron, Keys(fields={**_decoder("relu2"), **_ATTENTION_BIAS, **_MLP_BIAS})
         ),

@@ -62,6 +62,8 @@ ALIASES: Mapping[str, str] = {
     "n_layers": "num_hidden_layers",
     "n_inner": "intermediate_size",
     "ffn_dim": "intermediate_size",
+    "ffn_hidden_size": "intermediate_size",
+    "activation": "hidden_act",
     "n_positions": "max_position_embeddings",
     "activation_function": "hidden_act",
     "hidden_activation": "hidden_act",
