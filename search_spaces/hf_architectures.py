@@ -199,6 +199,27 @@ _GLM4_MOE = Keys(
         "num_nextn_predict_layers": count(1),
     }
 )
+_LLAMA4 = Keys(
+    fields={
+        **_decoder(kv_heads=8),
+        **_ATTENTION_BIAS,
+        **_LAYER_TYPES,
+        "head_dim": size(128),
+        "intermediate_size": size(8192),
+        "intermediate_size_mlp": size(16384),
+        "num_experts": size(16),
+        "num_experts_per_tok": size(1),
+        "interleave_moe_layer_step": size(1),
+        "moe_layers": list_of(int),
+        "no_rope_layers": list_of(int),
+        "no_rope_layer_interval": size(4),
+        "attention_chunk_size": span(8192),
+    },
+    # Its norm of queries and keys has no weights.
+    harmless=frozenset(
+        {"use_qk_norm", "attn_temperature_tuning", "floor_scale", "attn_scale", "for_llm_compressor"}
+    ),
+)
 
 ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
     {
@@ -207,6 +228,7 @@ ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
         "opt": Architecture(hf_readers.opt, _OPT),
         "mpt": Architecture(hf_readers.mpt, _MPT),
         "llama": Architecture(hf_readers.llama, Keys(fields={**_decoder(), **_ATTENTION_BIAS, **_MLP_BIAS})),
+        "llama4_text": Architecture(hf_readers.llama4, _LLAMA4),
         "mistral": Architecture(
             hf_readers.mistral, Keys(fields={**_decoder(kv_heads=8), "sliding_window": span(4096)})
         ),
@@ -335,20 +357,20 @@ MPT_ATTENTION = Keys(
         {"attn_impl", "softmax_scale", "clip_qkv", "attn_uses_sequence_id", "alibi_bias_max", "rope_impl"}
     ),
 )
-# What surrounds the text model in a multimodal Gemma 3 config; only the text model is described.
-GEMMA3_OUTER = Keys(
-    fields={"text_config": table(), "tie_word_embeddings": flag(True)},
-    harmless=frozenset(
-        {
-            "vision_config",
-            "mm_tokens_per_image",
-            "boi_token_index",
-            "eoi_token_index",
-            "image_token_index",
-            "image_token_id",
-            "boi_token_id",
-            "eoi_token_id",
-            "vision_soft_tokens_per_image",
-        }
-    ),
+_OUTER_WORDS = """
+    vision_config mm_tokens_per_image boi_token_index eoi_token_index image_token_index image_token_id
+    boi_token_id eoi_token_id vision_soft_tokens_per_image
+"""
+
+
+def _outer(*, tied: bool) -> Keys:
+    return Keys(
+        fields={"text_config": table(), "tie_word_embeddings": flag(tied)},
+        harmless=frozenset(_OUTER_WORDS.split()),
+    )
+
+
+# What surrounds the text model in a multimodal config; only the text model, of that type, is described.
+MULTIMODAL: Mapping[str, tuple[str, Keys]] = MappingProxyType(
+    {"gemma3": ("gemma3_text", _outer(tied=True)), "llama4": ("llama4_text", _outer(tied=False))}
 )

@@ -155,6 +155,31 @@ def llama(v: Values) -> Parts:
     return _parts(v, _attention(v, **_biased(v)), mlp=mlp)
 
 
+def llama4(v: Values) -> Parts:
+    """Llama 4: every n-th layer of experts beside a shared one; rotary layers attend within chunks."""
+    n_layers, step = v["num_hidden_layers"], v["interleave_moe_layer_step"]
+    moe_layers = list(range(step - 1, n_layers, step))
+    if v["moe_layers"] not in (None, moe_layers):
+        raise InvalidSpec("moe_layers must be every interleave_moe_layer_step-th layer", f"{v['moe_layers']}")
+    width = v["intermediate_size"]
+    return _parts(
+        v,
+        _attention(v, **_biased(v), **_llama4_chunks(v)),
+        mlp=MlpSpec(width=v["intermediate_size_mlp"]),
+        moe=_moe(v, width, shared_width=width, layer_every=step),
+    )
+
+
+def _llama4_chunks(v: Values) -> Parts:
+    """Layers with rotary positions see a chunk, the others the whole sequence."""
+    n_layers, every = v["num_hidden_layers"], v["no_rope_layer_interval"]
+    rotary = v["no_rope_layers"] or [int((i + 1) % every != 0) for i in range(n_layers)]
+    stated = v["layer_types"] or ["chunked_attention" if chunked else "full_attention" for chunked in rotary]
+    sliding = ["sliding_attention" if kind == "chunked_attention" else kind for kind in stated]
+    window = _window(_layer_kinds({**v, "layer_types": sliding}, bool), v["attention_chunk_size"])
+    return {**window, "chunked": True} if window else {}
+
+
 def mistral(v: Values) -> Parts:
     """Mistral and Phi-3: Llama without biases, perhaps with a sliding window."""
     return _parts(v, _attention(v, window=v["sliding_window"] or None))

@@ -59,6 +59,8 @@ class AttentionSpec:
     """Heads, their widths, biases and the span a token may look back.
 
     `window` is the sliding window in tokens; every `global_every`-th layer ignores it (0: no layer does).
+    With `chunked` it does not slide: the sequence is cut into pieces of so many tokens, and a token sees
+    those of its own piece up to itself (Llama 4).
     With latent attention `head_dim` is qk_nope + qk_rope and `n_kv_heads` equals `n_heads`.
     """
 
@@ -70,6 +72,7 @@ class AttentionSpec:
     qk_norm: QkNorm = QkNorm.NONE
     window: int | None = None
     global_every: int = 0
+    chunked: bool = False
     latent: LatentAttention | None = None
 
     def __post_init__(self) -> None:
@@ -82,6 +85,9 @@ class AttentionSpec:
         )
         check(self.window is None or self.window > 0, "AttentionSpec.window must be positive", self.window)
         check(self.global_every >= 0, "AttentionSpec.global_every must not be negative", self.global_every)
+        check(
+            self.window is not None or not self.chunked, "AttentionSpec.chunked needs a window", self.window
+        )
         latent = self.latent
         check(
             latent is None

@@ -33,14 +33,19 @@ def attention_score_flops(
 
         full      2 s w a (d_qk + d_v)
         causal    2 a (d_qk + d_v) (s w - w² / 2)      every token sees itself and at most w - 1 before it
+        chunked   s w becomes the sum of squares of the pieces, n w² + r²; causal half of it
 
     Source
     ------
     Narayanan et al. (2021), arXiv:2104.04473, appendix (full); Dao (2023), arXiv:2307.08691, section 4.1.
     """
-    span = min(window or seq_len, seq_len)
-    pairs = seq_len * span if counting is AttentionFlops.FULL else seq_len * span - span * span / 2
     attention = model.attention
+    span = min(window or seq_len, seq_len)
+    if attention.chunked:
+        square = seq_len // span * span**2 + (seq_len % span) ** 2
+        pairs = square if counting is AttentionFlops.FULL else square / 2
+    else:
+        pairs = seq_len * span if counting is AttentionFlops.FULL else seq_len * span - span * span / 2
     return 2.0 * pairs * attention.n_heads * (attention.head_dim + attention.v_head_dim)
 
 

@@ -24,6 +24,8 @@ _MODELS: tuple[Refusal, ...] = (
     ("predicts one token ahead only", lambda q: q.model.n_predict_layers > 0),
     ("takes embeddings of the model's own width", lambda q: q.model.embedding.width is not None),
     ("normalises queries and keys by heads only", lambda q: q.model.attention.qk_norm.value == "full"),
+    ("attends within no chunks (attention.chunked)",
+     lambda q: q.model.attention.chunked and (q.model.attention.window or 0) < q.workload.seq_len),
     ("drops no tokens (moe.capacity_factor)", lambda q: q.model.has_capacity),
     ("needs two norms a layer, or four, or a parallel block",
      lambda q: not q.model.parallel_block and q.model.norms_per_layer not in (2, 4)),

@@ -89,6 +89,22 @@ def test_causal_scores_are_those_of_the_pairs_a_window_allows(seq_len, window):
     assert flops == (pairs - span / 2) * per_pair
 
 
+@pytest.mark.parametrize("seq_len", [1, 7, 64])
+@pytest.mark.parametrize("chunk", [1, 5, 64, 100])
+def test_chunked_scores_are_those_of_the_pairs_within_a_chunk(seq_len, chunk):
+    model = load_model("mistral-7b")
+    chunked = replace(model, attention=replace(model.attention, window=chunk, chunked=True))
+    places = [i % chunk for i in range(seq_len)]
+    per_pair = 2 * model.attention.n_heads * (model.attention.head_dim + model.attention.v_head_dim)
+    causal = attention_score_flops(chunked, seq_len, chunk, AttentionFlops.CAUSAL)
+    # The closed form counts half of each token's own score.
+    assert causal == sum(place + 0.5 for place in places) * per_pair
+    assert attention_score_flops(chunked, seq_len, chunk, AttentionFlops.FULL) == 2 * causal
+    assert attention_score_flops(chunked, seq_len, None, AttentionFlops.CAUSAL) == attention_score_flops(
+        model, seq_len, None, AttentionFlops.CAUSAL
+    )
+
+
 def test_a_token_pays_for_the_experts_it_meets_only():
     model = load_model("mixtral-8x7b")
     more = replace(model, moe=replace(model.moe, n_experts=16))

@@ -31,6 +31,7 @@ LATENT = replace(
         (dict(embedding=replace(EMBEDDING, width=8)), "embeddings of the model's own width"),
         (dict(attention=replace(ATTENTION, qk_norm=QkNorm.FULL)), "by heads only"),
         (dict(moe=MoeSpec(n_experts=2, top_k=1, expert_width=8, capacity_factor=1.0)), "drops no tokens"),
+        (dict(attention=replace(ATTENTION, window=2, chunked=True)), "within no chunks"),
         (dict(norms_per_layer=3), "two norms a layer"),
         (dict(embedding=replace(EMBEDDING, n_positions=16)), "as many learned positions"),
         (dict(attention=replace(ATTENTION, head_dim=7)), "an even width"),

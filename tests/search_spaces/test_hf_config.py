@@ -26,6 +26,7 @@ SMALL = {
 GROUPED = {**SMALL, "num_key_value_heads": 2}
 EXPERTS_ALONE = {"num_experts": 6, "num_experts_per_tok": 2}
 EXPERTS = {**EXPERTS_ALONE, "moe_intermediate_size": 24}
+LLAMA4 = {"num_local_experts": 6, "head_dim": 16, "intermediate_size_mlp": 100}
 LATENT = {"kv_lora_rank": 16, "qk_nope_head_dim": 12, "qk_rope_head_dim": 4, "v_head_dim": 20}
 DEEPSEEK = {**SMALL, **LATENT, "n_routed_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
 DEEPSEEK |= {"n_group": 1, "topk_group": 1}
@@ -46,6 +47,12 @@ VARIANTS = {
     "mpt": ("mpt", {"d_model": 64, "n_heads": 4, "n_layers": 3, "vocab_size": 250}, {}),
     "llama biased": ("llama", SMALL, {"attention_bias": True, "mlp_bias": True}),
     "llama head_dim": ("llama", GROUPED, {"head_dim": 24, "tie_word_embeddings": True}),
+    "llama4_text": ("llama4_text", GROUPED | LLAMA4, {}),
+    "llama4_text interleaved": (
+        "llama4_text",
+        GROUPED | LLAMA4,
+        {"interleave_moe_layer_step": 2, "attention_bias": True, "attention_chunk_size": None},
+    ),
     "mistral": ("mistral", GROUPED, {"sliding_window": None}),
     "mixtral": ("mixtral", GROUPED, {"num_local_experts": 3, "num_experts_per_tok": 1}),
     "qwen2 sliding": ("qwen2", GROUPED, {"use_sliding_window": True, "max_window_layers": 0}),
@@ -94,6 +101,11 @@ CONFIGS = PUBLISHED | {
     for name, (model_type, shapes, switches) in VARIANTS.items()
 }
 
+CONFIGS["llama4"] = {
+    "model_type": "llama4",
+    "text_config": {**CONFIGS["llama4_text"], "model_type": "llama4_text"},
+    "vision_config": {"hidden_size": 32},
+}
 # Published with code of its own, which is a copy of another's classes.
 COPY_OF = {"kimi_k2": "deepseek_v3"}
 
@@ -109,7 +121,7 @@ def parameters_of_the_module(config):
     """Parameters of the module that transformers builds, tied ones once, with V3's router biases."""
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
-    if config["model_type"] == "gemma3":
+    if "text_config" in config:
         config = config["text_config"]
     storage = ("quantization_config", "auto_map")
     config = config_class_of({k: v for k, v in config.items() if k not in storage})
@@ -149,7 +161,7 @@ def test_readme_example_is_llama_3_70b():
 
 
 def read(name, **changes):
-    return model_from_hf_config({**PUBLISHED[name], **changes}, "config.json")
+    return model_from_hf_config({**CONFIGS[name], **changes}, "config.json")
 
 
 @pytest.mark.parametrize(
@@ -159,6 +171,15 @@ def read(name, **changes):
 def test_windows(name, window, global_every):
     attention = read(name).attention
     assert (attention.window, attention.global_every) == (window, global_every)
+
+
+def test_llama_4_attends_in_chunks_but_for_every_fourth_layer():
+    attention = model_from_hf_config(CONFIGS["llama4"], "config.json").attention
+    assert (attention.window, attention.global_every, attention.chunked) == (8192, 4, True)
+    stated = {**CONFIGS["llama4_text"], "no_rope_layers": [1, 1, 1, 0]}
+    assert model_from_hf_config(stated, "config.json").attention == attention
+    whole = model_from_hf_config(CONFIGS["llama4_text interleaved"], "config.json").attention
+    assert (whole.window, whole.chunked) == (None, False)
 
 
 def test_layer_types_say_the_same_as_the_rule():
@@ -199,6 +220,8 @@ def test_the_name_is_the_stated_one_or_the_file(tmp_path):
     assert model_from_hf_config(llama, "somewhere/llama.json").name == "llama"
     assert model_from_hf_config({**llama, "_name_or_path": "org/a-model"}, "config.json").name == "a-model"
     assert model_from_hf_config(llama, str(tmp_path / "my-model" / "config.json")).name == "my-model"
+    gemma = PUBLISHED["gemma3-4b"]
+    assert model_from_hf_config(gemma, str(tmp_path / "my-gemma" / "config.json")).name == "my-gemma"
 
 
 # What is refused
@@ -261,6 +284,8 @@ def test_a_llama_that_is_not_understood_is_refused_by_key(changes, match):
         ("phi-3-mini", {"attention_bias": True}, "attention_bias is understood only as false"),
         ("gemma3-4b", {"text_config": None}, r"\(text_config\) must have the key hidden_size"),
         ("gemma3-4b", {"audio_config": {}}, "the key audio_config may change the cost"),
+        ("llama4_text", {"moe_layers": [0, 3]}, "moe_layers must be every interleave_moe_layer_step-th"),
+        ("llama4_text", {"no_rope_layers": [0, 1, 1, 1]}, "full_attention must be every n-th of layer_types"),
     ],
 )  # fmt: skip
 def test_other_architectures_refuse_by_key(name, changes, match):
@@ -277,7 +302,7 @@ def test_a_missing_key_is_named(key):
 
 @pytest.mark.parametrize(
     ("model_type", "hint"),
-    [("llama4", "llama"), ("qwen3-moe", "qwen3_moe"), ("deepseek_v32", "deepseek_v3")],
+    [("llama5", "llama"), ("qwen3-moe", "qwen3_moe"), ("deepseek_v32", "deepseek_v3")],
 )
 def test_an_unknown_architecture_suggests_the_nearest(model_type, hint):
     with pytest.raises(UnknownName, match=f"model_type of config.json must be one of .*\n.*'{hint}"):

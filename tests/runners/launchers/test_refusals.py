@@ -252,6 +252,15 @@ def test_norms_over_all_heads_and_biases_in_odd_places_are_refused(launcher):
     assert "bias" in lacks
 
 
+@pytest.mark.parametrize("launcher", BUILDERS)
+@pytest.mark.parametrize(("chunk", "refused"), [(4096, True), (LLAMA_8B.workload.seq_len, False)])
+def test_chunks_that_are_shorter_than_the_sequence_are_refused(launcher, chunk, refused):
+    attention = replace(LLAMA_8B.model.attention, window=chunk, chunked=True)
+    odd = replace(LLAMA_8B, model=replace(LLAMA_8B.model, attention=attention))
+    lacks = " ".join(load_launcher(launcher).lacks(odd, Plan(dp=64)))
+    assert ("attention.window=4096" in lacks or "attention.chunked" in lacks) == refused
+
+
 @pytest.mark.parametrize("launcher", ["megatron-lm", "deepspeed"])
 def test_a_sequence_longer_than_the_learned_positions_is_refused(launcher):
     long = job("frontier-175b", "frontier", 1024, 1280, 4096)
