@@ -156,9 +156,9 @@ def test_a_field_that_an_older_meshtune_did_not_write_is_neutral(storage):
         "fingerprints": {**stored["fingerprints"], "model": fingerprint(model)},
     }
     refuse_changes(older, given, NAME)
-    attention["n_heads"] = 6
+    attention["head_dim"] = 32
     older["fingerprints"]["model"] = fingerprint(model)
-    with pytest.raises(StudyChanged, match=r"another model: model.attention.n_heads was 6, now 12\."):
+    with pytest.raises(StudyChanged, match=r"another model: model.attention.head_dim was 32, now 64\."):
         refuse_changes(older, given, NAME)
 
 
