@@ -220,6 +220,17 @@ _LLAMA4 = Keys(
         {"use_qk_norm", "attn_temperature_tuning", "floor_scale", "attn_scale", "for_llm_compressor"}
     ),
 )
+_GPT_OSS = Keys(
+    fields={
+        **_decoder(kv_heads=8),
+        **_EXPERTS,
+        **_LAYER_TYPES,
+        "head_dim": size(64),
+        "attention_bias": flag(True),
+        "sliding_window": span(128),
+    },
+    harmless=frozenset({"swiglu_alpha", "swiglu_limit", "initial_context_length"}),
+)
 
 ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
     {
@@ -267,6 +278,7 @@ ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
         # DeepSeek-V3's classes under another name, with other sizes.
         "kimi_k2": Architecture(hf_readers.deepseek_v3, _DEEPSEEK_V3),
         "glm4_moe": Architecture(hf_readers.glm4_moe, _GLM4_MOE),
+        "gpt_oss": Architecture(hf_readers.gpt_oss, _GPT_OSS),
         "phi3": Architecture(
             hf_readers.mistral,
             Keys(

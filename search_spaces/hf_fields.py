@@ -69,6 +69,7 @@ ALIASES: Mapping[str, str] = {
     "hidden_activation": "hidden_act",
     "num_local_experts": "num_experts",
     "n_routed_experts": "num_experts",
+    "experts_per_token": "num_experts_per_tok",
     "num_mtp_layers": "num_nextn_predict_layers",
     "_sliding_window_pattern": "sliding_window_pattern",
 }

@@ -301,6 +301,13 @@ def phimoe(v: Values) -> Parts:
     return _parts(v, attention, embedding=embedding, moe=moe, norm=NormKind.LAYER)
 
 
+def gpt_oss(v: Values) -> Parts:
+    """GPT-OSS: biases everywhere, attention sinks, every second layer with a window."""
+    window = _window(_layer_kinds(v, lambda i: i % 2 == 0), v["sliding_window"])
+    moe = _moe(v, v["intermediate_size"], router_bias=True, expert_bias=True)
+    return _parts(v, _attention(v, sinks=True, **_biased(v), **window), moe=moe)
+
+
 def gemma2(v: Values) -> Parts:
     """Gemma 2: four norms a layer, every second layer with a window."""
     window = _window(_layer_kinds(v, lambda i: i % 2 == 0), v["sliding_window"])

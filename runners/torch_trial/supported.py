@@ -26,6 +26,8 @@ _MODELS: tuple[Refusal, ...] = (
     ("normalises queries and keys by heads only", lambda q: q.model.attention.qk_norm.value == "full"),
     ("attends within no chunks (attention.chunked)",
      lambda q: q.model.attention.chunked and (q.model.attention.window or 0) < q.workload.seq_len),
+    ("builds no attention sinks and no experts with biases (attention.sinks, moe.expert_bias)",
+     lambda q: q.model.attention.sinks or (q.model.moe is not None and q.model.moe.expert_bias)),
     ("drops no tokens (moe.capacity_factor)", lambda q: q.model.has_capacity),
     ("needs two norms a layer, or four, or a parallel block",
      lambda q: not q.model.parallel_block and q.model.norms_per_layer not in (2, 4)),

@@ -32,6 +32,8 @@ LATENT = replace(
         (dict(attention=replace(ATTENTION, qk_norm=QkNorm.FULL)), "by heads only"),
         (dict(moe=MoeSpec(n_experts=2, top_k=1, expert_width=8, capacity_factor=1.0)), "drops no tokens"),
         (dict(attention=replace(ATTENTION, window=2, chunked=True)), "within no chunks"),
+        (dict(attention=replace(ATTENTION, sinks=True)), "no attention sinks"),
+        (dict(moe=MoeSpec(n_experts=2, top_k=1, expert_width=8, expert_bias=True)), "experts with biases"),
         (dict(norms_per_layer=3), "two norms a layer"),
         (dict(embedding=replace(EMBEDDING, n_positions=16)), "as many learned positions"),
         (dict(attention=replace(ATTENTION, head_dim=7)), "an even width"),

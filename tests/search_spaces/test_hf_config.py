@@ -47,6 +47,8 @@ VARIANTS = {
     "mpt": ("mpt", {"d_model": 64, "n_heads": 4, "n_layers": 3, "vocab_size": 250}, {}),
     "llama biased": ("llama", SMALL, {"attention_bias": True, "mlp_bias": True}),
     "llama head_dim": ("llama", GROUPED, {"head_dim": 24, "tie_word_embeddings": True}),
+    "gpt_oss": ("gpt_oss", GROUPED | EXPERTS_ALONE, {"sliding_window": 16}),
+    "gpt_oss bare": ("gpt_oss", GROUPED | EXPERTS_ALONE, {"attention_bias": False, "head_dim": 24}),
     "llama4_text": ("llama4_text", GROUPED | LLAMA4, {}),
     "llama4_text interleaved": (
         "llama4_text",
