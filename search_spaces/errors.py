@@ -45,7 +45,7 @@ class InvalidSpec(MeshtuneError, ValueError):
     """A description that cannot be true."""
 
 
-MOST_NAMES = 30
+MOST_NAMES = 40
 
 
 def nearest_name(name: str, known: Iterable[str]) -> str | None:
@@ -56,12 +56,12 @@ def nearest_name(name: str, known: Iterable[str]) -> str | None:
 
 
 class UnknownName(InvalidSpec):
-    """A name that no table holds."""
+    """A name that no table holds; `otherwise` is the way out of who meant none of them."""
 
-    def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
+    def __init__(self, kind: str, name: str, known: Iterable[str], *, otherwise: str = "") -> None:
         names = sorted(known)
         near = nearest_name(name, names)
-        hint = f"did you mean {near!r}?" if near else ""
+        hint = " ".join(filter(None, [f"did you mean {near!r}?" if near else "", otherwise]))
         known_names = ", ".join(names) if len(names) <= MOST_NAMES else f"{len(names)} known names"
         super().__init__(f"{kind} must be one of {known_names}", repr(name), hint=hint)
 

@@ -172,6 +172,65 @@ _GEMMA3 = Keys(
     fixed=_GEMMA2.fixed,
     harmless=_GEMMA2.harmless,
 )
+_FALCON = Keys(
+    fields={
+        **_multi_head("gelu", tied=True),
+        "intermediate_size": size(None),
+        "num_kv_heads": size(None),
+        "new_decoder_architecture": flag(False),
+        "multi_query": flag(True),
+        "parallel_attn": flag(True),
+        "num_ln_in_parallel_attn": size(None, most=2),
+        "bias": flag(False),
+    },
+    harmless=frozenset({"alibi", "apply_residual_connection_post_layernorm"}),
+)
+_GLM4_MOE = Keys(
+    fields={
+        **_decoder(kv_heads=8),
+        **_ATTENTION_BIAS,
+        **_EXPERTS,
+        "moe_intermediate_size": size(),
+        "n_shared_experts": size(1, nullable=True),
+        "first_k_dense_replace": count(1),
+        "n_group": size(1),
+        "topk_group": size(1),
+        "use_qk_norm": flag(False),
+        "num_nextn_predict_layers": count(1),
+    }
+)
+_LLAMA4 = Keys(
+    fields={
+        **_decoder(kv_heads=8),
+        **_ATTENTION_BIAS,
+        **_LAYER_TYPES,
+        "head_dim": size(128),
+        "intermediate_size": size(8192),
+        "intermediate_size_mlp": size(16384),
+        "num_experts": size(16),
+        "num_experts_per_tok": size(1),
+        "interleave_moe_layer_step": size(1),
+        "moe_layers": list_of(int),
+        "no_rope_layers": list_of(int),
+        "no_rope_layer_interval": size(4),
+        "attention_chunk_size": span(8192),
+    },
+    # Its norm of queries and keys has no weights.
+    harmless=frozenset(
+        {"use_qk_norm", "attn_temperature_tuning", "floor_scale", "attn_scale", "for_llm_compressor"}
+    ),
+)
+_GPT_OSS = Keys(
+    fields={
+        **_decoder(kv_heads=8),
+        **_EXPERTS,
+        **_LAYER_TYPES,
+        "head_dim": size(64),
+        "attention_bias": flag(True),
+        "sliding_window": span(128),
+    },
+    harmless=frozenset({"swiglu_alpha", "swiglu_limit", "initial_context_length"}),
+)
 
 ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
     {
@@ -180,6 +239,7 @@ ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
         "opt": Architecture(hf_readers.opt, _OPT),
         "mpt": Architecture(hf_readers.mpt, _MPT),
         "llama": Architecture(hf_readers.llama, Keys(fields={**_decoder(), **_ATTENTION_BIAS, **_MLP_BIAS})),
+        "llama4_text": Architecture(hf_readers.llama4, _LLAMA4),
         "mistral": Architecture(
             hf_readers.mistral, Keys(fields={**_decoder(kv_heads=8), "sliding_window": span(4096)})
         ),
@@ -215,6 +275,10 @@ ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
         ),
         "deepseek_v2": Architecture(hf_readers.deepseek, _DEEPSEEK_V2),
         "deepseek_v3": Architecture(hf_readers.deepseek_v3, _DEEPSEEK_V3),
+        # DeepSeek-V3's classes under another name, with other sizes.
+        "kimi_k2": Architecture(hf_readers.deepseek_v3, _DEEPSEEK_V3),
+        "glm4_moe": Architecture(hf_readers.glm4_moe, _GLM4_MOE),
+        "gpt_oss": Architecture(hf_readers.gpt_oss, _GPT_OSS),
         "phi3": Architecture(
             hf_readers.mistral,
             Keys(
@@ -237,6 +301,55 @@ ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
         "gemma2": Architecture(hf_readers.gemma2, _GEMMA2),
         "gemma3_text": Architecture(hf_readers.gemma3, _GEMMA3),
         "olmo2": Architecture(hf_readers.olmo2, Keys(fields={**_decoder(), **_ATTENTION_BIAS})),
+        "olmoe": Architecture(
+            hf_readers.olmoe,
+            Keys(fields={**_decoder(), **_ATTENTION_BIAS, **_EXPERTS}, harmless=frozenset({"clip_qkv"})),
+        ),
+        "falcon": Architecture(hf_readers.falcon, _FALCON),
+        "cohere": Architecture(
+            hf_readers.cohere,
+            Keys(
+                fields={**_decoder(tied=True), **_ATTENTION_BIAS, "use_qk_norm": flag(False)},
+                harmless=frozenset({"logit_scale"}),
+            ),
+        ),
+        "starcoder2": Architecture(
+            hf_readers.starcoder2,
+            Keys(
+                fields={
+                    **_decoder("gelu_pytorch_tanh", tied=True, kv_heads=2),
+                    **_WINDOW,
+                    "use_bias": flag(True),
+                },
+                fixed={"mlp_type": ("default",), "norm_type": ("layer_norm",)},
+                harmless=frozenset({"residual_dropout", "embedding_dropout"}),
+            ),
+        ),
+        "granite": Architecture(
+            hf_readers.llama,
+            Keys(
+                fields={**_decoder(), **_ATTENTION_BIAS, **_MLP_BIAS},
+                harmless=frozenset(
+                    {"embedding_multiplier", "logits_scaling", "residual_multiplier", "attention_multiplier"}
+                ),
+            ),
+        ),
+        "smollm3": Architecture(
+            hf_readers.llama,
+            Keys(
+                fields={**_decoder(tied=True, kv_heads=4), **_ATTENTION_BIAS, **_MLP_BIAS},
+                fixed={"use_sliding_window": (False,)},
+                harmless=frozenset(
+                    {
+                        "no_rope_layers",
+                        "no_rope_layer_interval",
+                        "sliding_window",
+                        "layer_types",
+                        "max_window_layers",
+                    }
+                ),
+            ),
+        ),
         "nemotron": Architecture(
             hf_readers.nemotron, Keys(fields={**_decoder("relu2"), **_ATTENTION_BIAS, **_MLP_BIAS})
         ),
@@ -256,20 +369,20 @@ MPT_ATTENTION = Keys(
         {"attn_impl", "softmax_scale", "clip_qkv", "attn_uses_sequence_id", "alibi_bias_max", "rope_impl"}
     ),
 )
-# What surrounds the text model in a multimodal Gemma 3 config; only the text model is described.
-GEMMA3_OUTER = Keys(
-    fields={"text_config": table(), "tie_word_embeddings": flag(True)},
-    harmless=frozenset(
-        {
-            "vision_config",
-            "mm_tokens_per_image",
-            "boi_token_index",
-            "eoi_token_index",
-            "image_token_index",
-            "image_token_id",
-            "boi_token_id",
-            "eoi_token_id",
-            "vision_soft_tokens_per_image",
-        }
-    ),
+_OUTER_WORDS = """
+    vision_config mm_tokens_per_image boi_token_index eoi_token_index image_token_index image_token_id
+    boi_token_id eoi_token_id vision_soft_tokens_per_image
+"""
+
+
+def _outer(*, tied: bool) -> Keys:
+    return Keys(
+        fields={"text_config": table(), "tie_word_embeddings": flag(tied)},
+        harmless=frozenset(_OUTER_WORDS.split()),
+    )
+
+
+# What surrounds the text model in a multimodal config; only the text model, of that type, is described.
+MULTIMODAL: Mapping[str, tuple[str, Keys]] = MappingProxyType(
+    {"gemma3": ("gemma3_text", _outer(tied=True)), "llama4": ("llama4_text", _outer(tied=False))}
 )

@@ -1,17 +1,20 @@
 """A Hugging Face `config.json` as a `ModelSpec`: known architectures only, and never a guess."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from search_spaces.documents import read_json
 from search_spaces.errors import InvalidSpec, UnknownName
-from search_spaces.hf_architectures import ARCHITECTURES, GEMMA3_OUTER, MPT_ATTENTION
+from search_spaces.hf_architectures import ARCHITECTURES, MPT_ATTENTION, MULTIMODAL
 from search_spaces.hf_fields import Values, read_values
 from search_spaces.model import ModelSpec
+
+_INLINE = "another decoder can be described inline, under [model] of a study file"
 
 
 def model_types() -> list[str]:
     """Every `model_type` that can be read, sorted."""
-    return sorted([*ARCHITECTURES, "gemma3"])
+    return sorted([*ARCHITECTURES, *MULTIMODAL])
 
 
 def load_hf_config(path: Path) -> ModelSpec:
@@ -20,7 +23,7 @@ def load_hf_config(path: Path) -> ModelSpec:
 
 
 def model_from_hf_config(config: Values, where: str) -> ModelSpec:
-    """The model that a Hugging Face config describes; of a multimodal Gemma 3 its text model.
+    """The model that a Hugging Face config describes; of a multimodal one its text model.
 
     Raises
     ------
@@ -32,10 +35,11 @@ def model_from_hf_config(config: Values, where: str) -> ModelSpec:
     model_type = config.get("model_type")
     if not isinstance(model_type, str):
         raise InvalidSpec(f"{where} must have the key model_type, a word", repr(model_type))
-    if model_type == "gemma3":
-        return model_from_hf_config(_gemma3_text(config, where), f"{where} (text_config)")
+    if model_type in MULTIMODAL:
+        text = model_from_hf_config(_text_config(config, model_type, where), f"{where} (text_config)")
+        return replace(text, name=_name(config, where))
     if model_type not in ARCHITECTURES:
-        raise UnknownName(f"model_type of {where}", model_type, model_types())
+        raise UnknownName(f"model_type of {where}", model_type, model_types(), otherwise=_INLINE)
     architecture = ARCHITECTURES[model_type]
     values = read_values(config, architecture.keys, where)
     if model_type == "mpt":
@@ -48,11 +52,12 @@ def model_from_hf_config(config: Values, where: str) -> ModelSpec:
         raise InvalidSpec(f"{where}: {error.must}", error.given, hint=error.hint) from None
 
 
-def _gemma3_text(config: Values, where: str) -> Values:
+def _text_config(config: Values, model_type: str, where: str) -> Values:
     """The text model's own config, tied as its surroundings say."""
-    outer = read_values(config, GEMMA3_OUTER, where)
+    text_type, keys = MULTIMODAL[model_type]
+    outer = read_values(config, keys, where)
     tied = {"tie_word_embeddings": outer["tie_word_embeddings"]}
-    return {**tied, **(outer["text_config"] or {}), "model_type": "gemma3_text"}
+    return {**tied, **(outer["text_config"] or {}), "model_type": text_type}
 
 
 def _name(config: Values, where: str) -> str:

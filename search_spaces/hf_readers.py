@@ -155,6 +155,31 @@ def llama(v: Values) -> Parts:
     return _parts(v, _attention(v, **_biased(v)), mlp=mlp)
 
 
+def llama4(v: Values) -> Parts:
+    """Llama 4: every n-th layer of experts beside a shared one; rotary layers attend within chunks."""
+    n_layers, step = v["num_hidden_layers"], v["interleave_moe_layer_step"]
+    moe_layers = list(range(step - 1, n_layers, step))
+    if v["moe_layers"] not in (None, moe_layers):
+        raise InvalidSpec("moe_layers must be every interleave_moe_layer_step-th layer", f"{v['moe_layers']}")
+    width = v["intermediate_size"]
+    return _parts(
+        v,
+        _attention(v, **_biased(v), **_llama4_chunks(v)),
+        mlp=MlpSpec(width=v["intermediate_size_mlp"]),
+        moe=_moe(v, width, shared_width=width, layer_every=step),
+    )
+
+
+def _llama4_chunks(v: Values) -> Parts:
+    """Layers with rotary positions see a chunk, the others the whole sequence."""
+    n_layers, every = v["num_hidden_layers"], v["no_rope_layer_interval"]
+    rotary = v["no_rope_layers"] or [int((i + 1) % every != 0) for i in range(n_layers)]
+    stated = v["layer_types"] or ["chunked_attention" if chunked else "full_attention" for chunked in rotary]
+    sliding = ["sliding_attention" if kind == "chunked_attention" else kind for kind in stated]
+    window = _window(_layer_kinds({**v, "layer_types": sliding}, bool), v["attention_chunk_size"])
+    return {**window, "chunked": True} if window else {}
+
+
 def mistral(v: Values) -> Parts:
     """Mistral and Phi-3: Llama without biases, perhaps with a sliding window."""
     return _parts(v, _attention(v, window=v["sliding_window"] or None))
@@ -235,17 +260,19 @@ def deepseek(v: Values) -> Parts:
         latent=latent,
         **_biased(v),
     )
-    shared = (v["n_shared_experts"] or 0) * v["moe_intermediate_size"]
-    dense = min(v["first_k_dense_replace"], v["num_hidden_layers"])
-    moe = _moe(
+    return _parts(v, attention, moe=_deepseek_moe(v))
+
+
+def _deepseek_moe(v: Values) -> MoeSpec:
+    """Shared experts, first layers dense, experts in groups."""
+    return _moe(
         v,
         v["moe_intermediate_size"],
-        shared_width=shared,
-        n_dense_layers=dense,
+        shared_width=(v["n_shared_experts"] or 0) * v["moe_intermediate_size"],
+        n_dense_layers=min(v["first_k_dense_replace"], v["num_hidden_layers"]),
         n_groups=v["n_group"] or 1,
         top_groups=v["topk_group"] or 1,
     )
-    return _parts(v, attention, moe=moe)
 
 
 def deepseek_v3(v: Values) -> Parts:
@@ -255,12 +282,30 @@ def deepseek_v3(v: Values) -> Parts:
     return {**parts, "moe": moe, "n_predict_layers": v["num_nextn_predict_layers"]}
 
 
+def glm4_moe(v: Values) -> Parts:
+    """GLM-4.5: DeepSeek-V3's experts behind grouped queries, whose output alone has no bias."""
+    attention = _attention(
+        v,
+        qkv_bias=v["attention_bias"],
+        qk_norm=QkNorm.PER_HEAD if v["use_qk_norm"] else QkNorm.NONE,
+    )
+    moe = replace(_deepseek_moe(v), router_bias=True)
+    return _parts(v, attention, moe=moe, n_predict_layers=v["num_nextn_predict_layers"])
+
+
 def phimoe(v: Values) -> Parts:
     """Phi-3.5-MoE: layer norms and biases, also on the head."""
     attention = _attention(v, window=v["sliding_window"] or None, **_biased(v))
     embedding = _embedding(v, head_bias=v["lm_head_bias"])
     moe = _moe(v, v["intermediate_size"])
     return _parts(v, attention, embedding=embedding, moe=moe, norm=NormKind.LAYER)
+
+
+def gpt_oss(v: Values) -> Parts:
+    """GPT-OSS: biases everywhere, attention sinks, every second layer with a window."""
+    window = _window(_layer_kinds(v, lambda i: i % 2 == 0), v["sliding_window"])
+    moe = _moe(v, v["intermediate_size"], router_bias=True, expert_bias=True)
+    return _parts(v, _attention(v, sinks=True, **_biased(v), **window), moe=moe)
 
 
 def gemma2(v: Values) -> Parts:
@@ -286,3 +331,39 @@ def nemotron(v: Values) -> Parts:
     """Nemotron-3 and 4: squared ReLU, layer norms."""
     mlp = MlpSpec(width=v["intermediate_size"], n_matrices=2, bias=v["mlp_bias"])
     return _parts(v, _attention(v, **_biased(v)), mlp=mlp, norm=NormKind.LAYER)
+
+
+def olmoe(v: Values) -> Parts:
+    """OLMoE: OLMo 2's norms of queries and keys, every layer a mixture of experts."""
+    return {**olmo2(v), "moe": _moe(v, v["intermediate_size"])}
+
+
+def falcon(v: Values) -> Parts:
+    """Falcon: attention and MLP side by side; one norm for both, or in the newer models one each."""
+    newer, parallel = v["new_decoder_architecture"], v["parallel_attn"]
+    heads = v["num_attention_heads"]
+    kv_heads = v["num_kv_heads"] or heads if newer else 1 if v["multi_query"] else heads
+    two = (v["num_ln_in_parallel_attn"] or 2) == 2 if newer else not parallel
+    return _parts(
+        v,
+        _attention(v, n_kv_heads=kv_heads, qkv_bias=v["bias"], out_bias=v["bias"]),
+        mlp=MlpSpec(width=v["intermediate_size"] or 4 * v["hidden_size"], n_matrices=2, bias=v["bias"]),
+        norm=NormKind.LAYER,
+        norms_per_layer=2 if two else 1,
+        parallel_block=newer or parallel,
+    )
+
+
+def cohere(v: Values) -> Parts:
+    """Command R: attention and MLP side by side behind one norm without a bias."""
+    attention = _attention(v, qk_norm=QkNorm.FULL if v["use_qk_norm"] else QkNorm.NONE, **_biased(v))
+    norms: Parts = {"norm": NormKind.LAYER_NO_BIAS, "norms_per_layer": 1}
+    return _parts(v, attention, parallel_block=True, **norms)
+
+
+def starcoder2(v: Values) -> Parts:
+    """StarCoder 2: layer norms, a plain MLP, biases everywhere, perhaps a sliding window."""
+    bias = v["use_bias"]
+    attention = _attention(v, window=v["sliding_window"] or None, qkv_bias=bias, out_bias=bias)
+    mlp = MlpSpec(width=v["intermediate_size"], n_matrices=2, bias=bias)
+    return _parts(v, attention, mlp=mlp, norm=NormKind.LAYER)

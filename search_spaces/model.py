@@ -59,6 +59,9 @@ class AttentionSpec:
     """Heads, their widths, biases and the span a token may look back.
 
     `window` is the sliding window in tokens; every `global_every`-th layer ignores it (0: no layer does).
+    With `chunked` it does not slide: the sequence is cut into pieces of so many tokens, and a token sees
+    those of its own piece up to itself (Llama 4).  `sinks`: each head has a learned score that takes a share
+    of the attention and points nowhere (GPT-OSS).
     With latent attention `head_dim` is qk_nope + qk_rope and `n_kv_heads` equals `n_heads`.
     """
 
@@ -70,6 +73,8 @@ class AttentionSpec:
     qk_norm: QkNorm = QkNorm.NONE
     window: int | None = None
     global_every: int = 0
+    chunked: bool = False
+    sinks: bool = False
     latent: LatentAttention | None = None
 
     def __post_init__(self) -> None:
@@ -82,7 +87,15 @@ class AttentionSpec:
         )
         check(self.window is None or self.window > 0, "AttentionSpec.window must be positive", self.window)
         check(self.global_every >= 0, "AttentionSpec.global_every must not be negative", self.global_every)
+        check(
+            self.window is not None or not self.chunked, "AttentionSpec.chunked needs a window", self.window
+        )
         latent = self.latent
+        check(
+            latent is None or not self.sinks,
+            "AttentionSpec with latent attention must have no sinks",
+            self.sinks,
+        )
         check(
             latent is None
             or (self.head_dim, self.n_kv_heads)
@@ -115,7 +128,8 @@ class MoeSpec:
     """Mixture of experts: which layers have it, how many experts, how tokens find them.
 
     The first `n_dense_layers` layers are dense; of the rest every `layer_every`-th is an expert layer.
-    `shared_width` is the summed width of the shared experts (0: none).
+    `shared_width` is the summed width of the shared experts (0: none).  `expert_bias`: the routed experts'
+    matrices have biases (GPT-OSS).
     `capacity_factor` None means dropless.  Experts lie in `n_groups` groups, one or more to a node, and a
     token picks only among those of its best `top_groups` (DeepSeek-V3, arXiv:2412.19437, section 2.1.2).
     """
@@ -127,6 +141,7 @@ class MoeSpec:
     shared_width: int = 0
     shared_gate: bool = False
     router_bias: bool = False
+    expert_bias: bool = False
     n_dense_layers: int = 0
     layer_every: int = 1
     capacity_factor: float | None = None

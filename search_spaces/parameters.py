@@ -105,7 +105,7 @@ def _attention(model: ModelSpec) -> _Attention:
     full_norm = d * (attention.qk_norm is QkNorm.FULL)
     head_norms = 2 * d * (attention.qk_norm is QkNorm.PER_HEAD)
     return _Attention(
-        per_query_head=2 * h * d + bias + full_norm,
+        per_query_head=2 * h * d + bias + full_norm + attention.sinks,
         per_kv_head=2 * (h * d + bias) + full_norm,
         replicated=h * attention.out_bias + head_norms,
     )
@@ -182,15 +182,20 @@ def shared_expert_rank_parameters(model: ModelSpec, tp: Count) -> Count:
 
 
 def expert_parameters(model: ModelSpec) -> int:
-    """One whole routed expert: m h f."""
+    """One whole routed expert: m h f, and where it has biases (m - 1) f + h."""
     moe = _moe(model)
-    return moe.n_matrices * model.d_model * moe.expert_width
+    return _expert_per_column(model, moe) * moe.expert_width + model.d_model * moe.expert_bias
+
+
+def _expert_per_column(model: ModelSpec, moe: MoeSpec) -> int:
+    return moe.n_matrices * model.d_model + (moe.n_matrices - 1) * moe.expert_bias
 
 
 def expert_rank_parameters(model: ModelSpec, ep: Count, etp: Count) -> Count:
-    """Routed experts of one expert layer on one rank: (E / e) · m h f / t_e."""
+    """Routed experts of one expert layer on one rank: (E / e) · m h f / t_e, the outer bias whole."""
     moe = _moe(model)
-    return _share(moe.n_experts, ep) * _share(moe.expert_width, etp) * (moe.n_matrices * model.d_model)
+    one = _share(moe.expert_width, etp) * _expert_per_column(model, moe) + model.d_model * moe.expert_bias
+    return _share(moe.n_experts, ep) * one
 
 
 def router_parameters(model: ModelSpec) -> int:

@@ -9,9 +9,10 @@ from search_spaces.documents import read_toml
 from search_spaces.errors import InvalidSpec, UnknownName, check
 from search_spaces.framework import FRAMEWORKS
 from search_spaces.knobs import asked_choices
-from search_spaces.space import SpaceSpec
+from search_spaces.plan import Plan
+from search_spaces.space import SearchSpace, SpaceSpec
 from search_spaces.workload import Precision
-from tuner.api import describe_job
+from tuner.api import describe_job, read_plan
 from tuner.cli_flags import JobFlags
 
 
@@ -64,6 +65,21 @@ def _check_known(flag: str, value: str | None, known: Iterable[str]) -> None:
 def space_from(flags: JobFlags) -> SpaceSpec:
     """The space file's knobs, and over them what `--set` says."""
     return SpaceSpec.of(space_table(flags))
+
+
+def plan_from(flags: JobFlags, job: Job, text: str) -> Plan:
+    """The plan of `--plan`, which `--space` and `--set` must allow where they were given.
+
+    Raises
+    ------
+    InvalidSpec
+        A plan that cannot be read, is not legal, or lies outside the narrowed space.
+    """
+    plan = read_plan(job, text)
+    if flags.space is not None or flags.set_:
+        space = SearchSpace(job.model, job.cluster, job.workload, space_from(flags))
+        check(space.holds(plan), "--plan must lie in the space that --space and --set leave", plan.key)
+    return plan
 
 
 def space_table(flags: JobFlags) -> dict[str, Any]:

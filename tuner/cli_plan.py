@@ -9,9 +9,9 @@ from runners.launchers.base import Options
 from search_spaces.documents import build
 from search_spaces.errors import InvalidSpec, check, suggest_keys
 from search_spaces.plan import Plan, Plans
-from tuner.api import estimate, read_plan
+from tuner.api import estimate
 from tuner.cli_flags import JobFlags
-from tuner.cli_job import job_from
+from tuner.cli_job import job_from, plan_from
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +37,8 @@ def chosen_plan(
         check(plan is not None, "export must be told a study's NAME, or a job with --plan", "neither")
         check(trial is None, "--trial needs a study's NAME", f"--trial {trial}")
         job = job_from(flags)
-        return ChosenPlan(job=job, plan=read_plan(job, str(plan)), provenance={"origin": "typed by the user"})
+        typed = plan_from(flags, job, str(plan))
+        return ChosenPlan(job=job, plan=typed, provenance={"origin": "typed by the user"})
     given = flags.given + (["--plan"] if plan is not None else [])
     check(not given, "a study's NAME must not be combined with a job's flags or --plan", ", ".join(given))
     return _from_study(name, trial, storage)

@@ -88,7 +88,7 @@ def estimate(  # noqa: PLR0913 - a verb's flags are its parameters
     from tuner.report import documents, energy, explanation, rank_screen
 
     job = cli_job.job_from(flags)
-    chosen = api.read_plan(job, plan)
+    chosen = cli_job.plan_from(flags, job, plan)
     told = _foretold(job, chosen, from_study, most_devices, storage)
     plans, profile, why = Plans.of([chosen]), stage_profile(job, chosen), explained(job, chosen)
     priced, intervals = api.estimate(job, plans), api.step_interval_s(job, plans)

@@ -109,7 +109,7 @@ def simulate(  # noqa: PLR0913 - a verb's flags are its parameters
 ) -> None:
     """Simulate one plan's step: times, bubble, communication and memory of every rank, trace and picture."""
     from search_spaces.errors import check
-    from tuner import api, cli_job, second_opinion
+    from tuner import cli_job, second_opinion
     from tuner.cli_chance import chance_of
     from tuner.report import simulate_documents, simulate_page, simulate_screen
 
@@ -122,7 +122,7 @@ def simulate(  # noqa: PLR0913 - a verb's flags are its parameters
         "both",
     )
     job = cli_job.job_from(flags)
-    chosen = api.read_plan(job, plan)
+    chosen = cli_job.plan_from(flags, job, plan)
     if synthesize:
         _synthesize(synthesize, job, chosen)
         schedule_file = synthesize

@@ -217,19 +217,20 @@ def inputs_from_document(document: Any, name: str) -> StudyInputs:
 
 
 def refuse_changes(stored: Mapping[str, Any], given: StudyInputs, name: str) -> None:
-    """Raise `StudyChanged` if the given inputs are not those of the stored document."""
+    """Raise `StudyChanged` if the given inputs are not those of the stored document.
+
+    A field that an older Meshtune did not write stands for its neutral value, as when the study is read.
+    """
     older = {part: fingerprint(value) for part, value in SINCE.items()}
     now, before = inputs_to_document(given), {**older, **stored.get("fingerprints", {})}
     parts = [part for part in PARTS if before.get(part) != now["fingerprints"][part]]
     if not parts:
         return
-    changes = [
-        change
-        for part in parts
-        for change in differences(
-            stored.get("inputs", {}).get(part, SINCE.get(part)), now["inputs"][part], part
-        )
-    ]
+    read = plain(inputs_from_document(stored, name))
+    found = {part: differences(read[part], now["inputs"][part], part) for part in parts}
+    parts, changes = [part for part in parts if found[part]], [each for part in parts for each in found[part]]
+    if not changes:
+        return
     listed = "; ".join(changes[:MOST_CHANGES])
     more = f"; and {len(changes) - MOST_CHANGES} more" if len(changes) > MOST_CHANGES else ""
     raise StudyChanged(

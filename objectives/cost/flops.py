@@ -33,21 +33,26 @@ def attention_score_flops(
 
         full      2 s w a (d_qk + d_v)
         causal    2 a (d_qk + d_v) (s w - w² / 2)      every token sees itself and at most w - 1 before it
+        chunked   s w becomes the sum of squares of the pieces, n w² + r²; causal half of it
 
     Source
     ------
     Narayanan et al. (2021), arXiv:2104.04473, appendix (full); Dao (2023), arXiv:2307.08691, section 4.1.
     """
-    span = min(window or seq_len, seq_len)
-    pairs = seq_len * span if counting is AttentionFlops.FULL else seq_len * span - span * span / 2
     attention = model.attention
+    span = min(window or seq_len, seq_len)
+    if attention.chunked:
+        square = seq_len // span * span**2 + (seq_len % span) ** 2
+        pairs = square if counting is AttentionFlops.FULL else square / 2
+    else:
+        pairs = seq_len * span if counting is AttentionFlops.FULL else seq_len * span - span * span / 2
     return 2.0 * pairs * attention.n_heads * (attention.head_dim + attention.v_head_dim)
 
 
 def matrices_only(model: ModelSpec) -> ModelSpec:
     """The model without biases and norms: its parameters are those of matrix products."""
-    attention = replace(model.attention, qkv_bias=False, out_bias=False, qk_norm=QkNorm.NONE)
-    moe = model.moe and replace(model.moe, router_bias=False, shared_gate=False)
+    attention = replace(model.attention, qkv_bias=False, out_bias=False, qk_norm=QkNorm.NONE, sinks=False)
+    moe = model.moe and replace(model.moe, router_bias=False, shared_gate=False, expert_bias=False)
     mlp = replace(model.mlp, bias=False)
     return replace(model, attention=attention, mlp=mlp, moe=moe, norm=NormKind.NON_PARAMETRIC)
 
@@ -65,7 +70,7 @@ def layer_matmul_flops_per_token(model: ModelSpec, kind: str) -> float:
     if kind == "dense":
         return 2.0 * (weights + dense_mlp_rank_parameters(bare, 1))
     assert model.moe is not None
-    experts = model.moe.top_k * expert_parameters(model)
+    experts = model.moe.top_k * expert_parameters(bare)
     return 2.0 * (weights + shared_expert_rank_parameters(bare, 1) + router_parameters(bare) + experts)
 
 
@@ -93,7 +98,7 @@ def predict_forward_flops(model: ModelSpec, workload: Workload) -> float:
         return 0.0
     per_token = 2.0 * predict_rank_parameters(matrices_only(model), 1) + n * head_flops_per_token(model)
     if model.moe is not None:
-        per_token += 2.0 * n * model.moe.top_k * expert_parameters(model)
+        per_token += 2.0 * n * model.moe.top_k * expert_parameters(matrices_only(model))
     return workload.seq_len * per_token + n * attention_score_flops(
         model, workload.seq_len, None, workload.attention_flops
     )
@@ -158,6 +163,6 @@ def _redone_flops_per_token(model: ModelSpec, plans: Plans) -> Floats:
     redone: Floats = np.asarray(plans.redoes(Module.MLP) * float(dense), dtype=np.float64)
     if model.moe is None:
         return redone
-    experts = model.moe.top_k * expert_parameters(model) + shared_expert_rank_parameters(bare, 1)
+    experts = model.moe.top_k * expert_parameters(bare) + shared_expert_rank_parameters(bare, 1)
     redone += plans.redoes(Module.MOE) * (2.0 * model.n_moe_layers * float(experts))
     return redone

@@ -289,7 +289,7 @@ def _outcome(cells: Cells) -> RunOutcome:
 
 def _is_trusted(cells: Cells) -> bool:
     """Rows that say nothing of it are trusted: a user's own file need not have the columns."""
-    complete = cells.text("known_complete") != "0"
+    complete = not cells.text("known_complete") or cells.is_set("known_complete")
     if cells.text("outcome") in ("oom", "failed_or_oom"):
         complete = True  # without a step time a source cannot be complete in what sets it
     return complete and not cells.is_set("suspect")

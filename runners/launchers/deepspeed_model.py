@@ -16,6 +16,7 @@ def model_lacks(model: ModelSpec, workload: Workload) -> list[str]:
         "final_norm=false": not model.final_norm,
         f"n_predict_layers={model.n_predict_layers}": model.n_predict_layers > 0,
         "attention.latent": attention.latent is not None,
+        "attention.sinks=true": attention.sinks,
         f"attention.window={window}": window is not None,
         f"attention.qk_norm={attention.qk_norm}": attention.qk_norm is not QkNorm.NONE,
         "attention.qkv_bias, attention.out_bias, mlp.bias differ": len(set(biases(model))) > 1,
@@ -35,6 +36,7 @@ def _moe_lacks(model: ModelSpec, moe: MoeSpec) -> list[str]:
     absent = {
         f"moe.shared_width={moe.shared_width}": moe.shared_width > 0,
         "moe.router_bias=true": moe.router_bias,
+        "moe.expert_bias=true": moe.expert_bias,
         f"moe.n_dense_layers={moe.n_dense_layers}": moe.n_dense_layers > 0,
         f"moe.n_matrices={moe.n_matrices} beside mlp.n_matrices={model.mlp.n_matrices}": moe.n_matrices
         != n_matrices(model),

@@ -177,6 +177,8 @@ def _model_lacks(model: ModelSpec, workload: Workload) -> list[str]:
         f"attention.qk_norm={attention.qk_norm}": attention.qk_norm is not QkNorm.NONE,
         f"attention.head_dim={attention.head_dim}": attention.n_heads * attention.head_dim != model.d_model,
         "attention.latent": attention.latent is not None,
+        "attention.sinks=true": attention.sinks,
+        "attention.chunked=true": attention.chunked and binding_window(model, workload) is not None,
         f"embedding.width={embedding.width}": embedding.width not in (None, model.d_model),
     }
     found = [f"{what}: MPT's blocks do not have it" for what, is_absent in absent.items() if is_absent]

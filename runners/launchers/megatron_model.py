@@ -16,6 +16,9 @@ def model_lacks(model: ModelSpec, workload: Workload) -> list[str]:
         "parallel_block=true": model.parallel_block,
         "final_norm=false": not model.final_norm,
         f"attention.qk_norm={attention.qk_norm}": attention.qk_norm is QkNorm.FULL,
+        "attention.sinks=true": attention.sinks,
+        "moe.expert_bias=true": model.moe is not None and model.moe.expert_bias,
+        "attention.chunked=true": attention.chunked and binding_window(model, workload) is not None,
         "embedding.head_bias=true": embedding.head_bias,
         f"embedding.width={embedding.width}": embedding.width not in (None, model.d_model),
     }

@@ -164,6 +164,7 @@ def model_lacks(job: Job, plan: Plan) -> list[str]:
         f"attention.qk_norm={attention.qk_norm}": attention.qk_norm is not QkNorm.NONE,
         f"attention.window={window}": window is not None,
         "attention.latent": attention.latent is not None,
+        "attention.sinks=true": attention.sinks,
         f"embedding.n_positions={embedding.n_positions}": embedding.n_positions > 0,
         f"embedding.width={embedding.width}": embedding.width not in (None, model.d_model),
         f"embedding.tied with pp={plan.pp}": embedding.tied and plan.pp > 1,

@@ -10,7 +10,7 @@ from objectives.cost.flops import (
     model_flops_per_step,
 )
 from search_spaces.model_presets import load_model
-from search_spaces.parameters import trained_parameters
+from search_spaces.parameters import total_parameters, trained_parameters
 from search_spaces.units import TFLOPS
 from search_spaces.workload import AttentionFlops, Workload
 from tests.objectives.jobs import frontier_job
@@ -87,6 +87,34 @@ def test_causal_scores_are_those_of_the_pairs_a_window_allows(seq_len, window):
     flops = attention_score_flops(model, seq_len, window, AttentionFlops.CAUSAL)
     # The closed form counts half of each token's own score: span / 2 pairs.
     assert flops == (pairs - span / 2) * per_pair
+
+
+@pytest.mark.parametrize("seq_len", [1, 7, 64])
+@pytest.mark.parametrize("chunk", [1, 5, 64, 100])
+def test_chunked_scores_are_those_of_the_pairs_within_a_chunk(seq_len, chunk):
+    model = load_model("mistral-7b")
+    chunked = replace(model, attention=replace(model.attention, window=chunk, chunked=True))
+    places = [i % chunk for i in range(seq_len)]
+    per_pair = 2 * model.attention.n_heads * (model.attention.head_dim + model.attention.v_head_dim)
+    causal = attention_score_flops(chunked, seq_len, chunk, AttentionFlops.CAUSAL)
+    # The closed form counts half of each token's own score.
+    assert causal == sum(place + 0.5 for place in places) * per_pair
+    assert attention_score_flops(chunked, seq_len, chunk, AttentionFlops.FULL) == 2 * causal
+    assert attention_score_flops(chunked, seq_len, None, AttentionFlops.CAUSAL) == attention_score_flops(
+        model, seq_len, None, AttentionFlops.CAUSAL
+    )
+
+
+def test_sinks_and_biases_of_experts_cost_no_flops():
+    model = load_model("mixtral-8x7b")
+    biased = replace(
+        model,
+        attention=replace(model.attention, sinks=True),
+        moe=replace(model.moe, expert_bias=True),
+    )
+    more = model.n_layers * (model.attention.n_heads + 8 * (2 * model.moe.expert_width + model.d_model))
+    assert total_parameters(biased) == total_parameters(model) + more
+    assert model_flops_per_step(biased, full_attention()) == model_flops_per_step(model, full_attention())
 
 
 def test_a_token_pays_for_the_experts_it_meets_only():

@@ -230,6 +230,7 @@ def test_a_users_own_row_needs_few_columns(read):
         ({"cp": "0"}, "cp must be at least 1; got 0"),
         ({"ep": "2"}, "ep must divide the model's 1 experts; got 2"),
         ({"seq_parallel": "maybe"}, "seq_parallel must be 0 or 1; got 'maybe'"),
+        ({"known_complete": "maybe"}, "known_complete must be 0 or 1; got 'maybe'"),
         ({"id": "mine-1"}, "id must differ from row to row, or be empty; got 'mine-1', as in line 2"),
         ({"extra": '{"mtp_layers": "one"}'}, "extra.mtp_layers must be a whole number; got 'one'"),
         ({"extra": "[" * 100_000}, "extra must be a JSON object"),

@@ -24,13 +24,17 @@ SMALL = {
     "vocab_size": 250,
 }
 GROUPED = {**SMALL, "num_key_value_heads": 2}
-EXPERTS = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+EXPERTS_ALONE = {"num_experts": 6, "num_experts_per_tok": 2}
+EXPERTS = {**EXPERTS_ALONE, "moe_intermediate_size": 24}
+LLAMA4 = {"num_local_experts": 6, "head_dim": 16, "intermediate_size_mlp": 100}
 LATENT = {"kv_lora_rank": 16, "qk_nope_head_dim": 12, "qk_rope_head_dim": 4, "v_head_dim": 20}
 DEEPSEEK = {**SMALL, **LATENT, "n_routed_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
 DEEPSEEK |= {"n_group": 1, "topk_group": 1}
+GLM = {**GROUPED, "n_routed_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
 
 # What the published files leave at its default: every switch of every architecture at least once.
 BARE = {name: value for name, value in SMALL.items() if name != "intermediate_size"}
+FALCON = {**BARE, "bos_token_id": None, "eos_token_id": None}
 OPT = {**BARE, "ffn_dim": 96, "pad_token_id": None}
 VARIANTS = {
     "gpt2 wide": ("gpt2", BARE, {"n_inner": 100, "n_positions": 32}),
@@ -43,6 +47,14 @@ VARIANTS = {
     "mpt": ("mpt", {"d_model": 64, "n_heads": 4, "n_layers": 3, "vocab_size": 250}, {}),
     "llama biased": ("llama", SMALL, {"attention_bias": True, "mlp_bias": True}),
     "llama head_dim": ("llama", GROUPED, {"head_dim": 24, "tie_word_embeddings": True}),
+    "gpt_oss": ("gpt_oss", GROUPED | EXPERTS_ALONE, {"sliding_window": 16}),
+    "gpt_oss bare": ("gpt_oss", GROUPED | EXPERTS_ALONE, {"attention_bias": False, "head_dim": 24}),
+    "llama4_text": ("llama4_text", GROUPED | LLAMA4, {}),
+    "llama4_text interleaved": (
+        "llama4_text",
+        GROUPED | LLAMA4,
+        {"interleave_moe_layer_step": 2, "attention_bias": True, "attention_chunk_size": None},
+    ),
     "mistral": ("mistral", GROUPED, {"sliding_window": None}),
     "mixtral": ("mixtral", GROUPED, {"num_local_experts": 3, "num_experts_per_tok": 1}),
     "qwen2 sliding": ("qwen2", GROUPED, {"use_sliding_window": True, "max_window_layers": 0}),
@@ -60,6 +72,30 @@ VARIANTS = {
     "gemma2": ("gemma2", GROUPED, {"attention_bias": True, "tie_word_embeddings": False}),
     "gemma3_text": ("gemma3_text", GROUPED, {"attention_bias": True, "head_dim": 8}),
     "olmo2": ("olmo2", GROUPED, {"attention_bias": True}),
+    "kimi_k2": ("kimi_k2", DEEPSEEK, {"q_lora_rank": 24, "first_k_dense_replace": 1}),
+    "glm4_moe": ("glm4_moe", GLM, {}),
+    "glm4_moe biased": ("glm4_moe", GLM, {"attention_bias": True, "use_qk_norm": True, "head_dim": 24}),
+    "olmoe": ("olmoe", GROUPED | EXPERTS_ALONE, {"attention_bias": True}),
+    "falcon 7b": ("falcon", FALCON, {}),
+    "falcon serial": ("falcon", FALCON, {"parallel_attn": False, "multi_query": False, "bias": True}),
+    "falcon 40b": ("falcon", FALCON, {"new_decoder_architecture": True, "num_kv_heads": 2}),
+    "falcon 11b": (
+        "falcon",
+        FALCON,
+        {
+            "new_decoder_architecture": True,
+            "num_kv_heads": 2,
+            "num_ln_in_parallel_attn": 1,
+            "ffn_hidden_size": 100,
+            "tie_word_embeddings": False,
+        },
+    ),
+    "cohere": ("cohere", GROUPED, {}),
+    "cohere normed": ("cohere", GROUPED, {"use_qk_norm": True, "attention_bias": True}),
+    "starcoder2": ("starcoder2", GROUPED, {"sliding_window": 16}),
+    "starcoder2 bare": ("starcoder2", GROUPED, {"use_bias": False, "tie_word_embeddings": False}),
+    "granite": ("granite", GROUPED, {"attention_bias": True, "mlp_bias": True}),
+    "smollm3": ("smollm3", GROUPED, {"mlp_bias": True, "pad_token_id": None}),
     "nemotron": ("nemotron", GROUPED, {"attention_bias": True, "mlp_bias": True}),
 }
 CONFIGS = PUBLISHED | {
@@ -67,15 +103,30 @@ CONFIGS = PUBLISHED | {
     for name, (model_type, shapes, switches) in VARIANTS.items()
 }
 
+CONFIGS["llama4"] = {
+    "model_type": "llama4",
+    "text_config": {**CONFIGS["llama4_text"], "model_type": "llama4_text"},
+    "vision_config": {"hidden_size": 32},
+}
+# Published with code of its own, which is a copy of another's classes.
+COPY_OF = {"kimi_k2": "deepseek_v3"}
+
+
+def config_class_of(config):
+    """The config as transformers understands it."""
+    transformers = pytest.importorskip("transformers")
+    model_type = config["model_type"]
+    return transformers.AutoConfig.for_model(**{**config, "model_type": COPY_OF.get(model_type, model_type)})
+
 
 def parameters_of_the_module(config):
     """Parameters of the module that transformers builds, tied ones once, with V3's router biases."""
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
-    if config["model_type"] == "gemma3":
+    if "text_config" in config:
         config = config["text_config"]
     storage = ("quantization_config", "auto_map")
-    config = transformers.AutoConfig.for_model(**{k: v for k, v in config.items() if k not in storage})
+    config = config_class_of({k: v for k, v in config.items() if k not in storage})
     with torch.device("meta"):
         module = transformers.AutoModelForCausalLM.from_config(config)
     biases = [b for name, b in module.named_buffers() if name.endswith("e_score_correction_bias")]
@@ -93,8 +144,7 @@ def test_total_equals_the_real_module(name):
 @pytest.mark.parametrize("name", CONFIGS)
 def test_what_transformers_saves_is_read_the_same(name):
     """Its files hold every key of the config class: each must be known, and mean what the original meant."""
-    transformers = pytest.importorskip("transformers")
-    saved = json.loads(transformers.AutoConfig.for_model(**CONFIGS[name]).to_json_string(use_diff=False))
+    saved = json.loads(config_class_of(CONFIGS[name]).to_json_string(use_diff=False))
     model = model_from_hf_config(CONFIGS[name], name)
     assert replace(model_from_hf_config(saved, name), name=model.name) == model
 
@@ -113,7 +163,7 @@ def test_readme_example_is_llama_3_70b():
 
 
 def read(name, **changes):
-    return model_from_hf_config({**PUBLISHED[name], **changes}, "config.json")
+    return model_from_hf_config({**CONFIGS[name], **changes}, "config.json")
 
 
 @pytest.mark.parametrize(
@@ -123,6 +173,15 @@ def read(name, **changes):
 def test_windows(name, window, global_every):
     attention = read(name).attention
     assert (attention.window, attention.global_every) == (window, global_every)
+
+
+def test_llama_4_attends_in_chunks_but_for_every_fourth_layer():
+    attention = model_from_hf_config(CONFIGS["llama4"], "config.json").attention
+    assert (attention.window, attention.global_every, attention.chunked) == (8192, 4, True)
+    stated = {**CONFIGS["llama4_text"], "no_rope_layers": [1, 1, 1, 0]}
+    assert model_from_hf_config(stated, "config.json").attention == attention
+    whole = model_from_hf_config(CONFIGS["llama4_text interleaved"], "config.json").attention
+    assert (whole.window, whole.chunked) == (None, False)
 
 
 def test_layer_types_say_the_same_as_the_rule():
@@ -163,6 +222,8 @@ def test_the_name_is_the_stated_one_or_the_file(tmp_path):
     assert model_from_hf_config(llama, "somewhere/llama.json").name == "llama"
     assert model_from_hf_config({**llama, "_name_or_path": "org/a-model"}, "config.json").name == "a-model"
     assert model_from_hf_config(llama, str(tmp_path / "my-model" / "config.json")).name == "my-model"
+    gemma = PUBLISHED["gemma3-4b"]
+    assert model_from_hf_config(gemma, str(tmp_path / "my-gemma" / "config.json")).name == "my-gemma"
 
 
 # What is refused
@@ -225,6 +286,8 @@ def test_a_llama_that_is_not_understood_is_refused_by_key(changes, match):
         ("phi-3-mini", {"attention_bias": True}, "attention_bias is understood only as false"),
         ("gemma3-4b", {"text_config": None}, r"\(text_config\) must have the key hidden_size"),
         ("gemma3-4b", {"audio_config": {}}, "the key audio_config may change the cost"),
+        ("llama4_text", {"moe_layers": [0, 3]}, "moe_layers must be every interleave_moe_layer_step-th"),
+        ("llama4_text", {"no_rope_layers": [0, 1, 1, 1]}, "full_attention must be every n-th of layer_types"),
     ],
 )  # fmt: skip
 def test_other_architectures_refuse_by_key(name, changes, match):
@@ -241,7 +304,7 @@ def test_a_missing_key_is_named(key):
 
 @pytest.mark.parametrize(
     ("model_type", "hint"),
-    [("llama4", "llama"), ("qwen3-moe", "qwen3_moe"), ("deepseek_v32", "deepseek_v3")],
+    [("llama5", "llama"), ("qwen3-moe", "qwen3_moe"), ("deepseek_v32", "deepseek_v3")],
 )
 def test_an_unknown_architecture_suggests_the_nearest(model_type, hint):
     with pytest.raises(UnknownName, match=f"model_type of config.json must be one of .*\n.*'{hint}"):

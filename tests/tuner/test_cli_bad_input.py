@@ -87,6 +87,13 @@ def test_an_unknown_verb_is_answered_with_the_nearest():
         (["rank", *JOB, "--metric", "cost"], "the metric cost needs a price per device-hour"),
         (["estimate", *JOB, "--plan", "tp=3"], "a plan must keep the rule"),
         (["estimate", *JOB, "--plan", "tp"], "a plan is written as knob=value words; got 'tp'"),
+        (["estimate", *JOB, "--plan", PLAN, "--set", "tp=4"], "must lie in the space that --space and --set"),
+        (["simulate", *JOB, "--plan", PLAN, "--set", "zero=2,3"], "must lie in the space"),
+        (
+            ["export", *JOB, "--plan", PLAN, "--set", "pp=1", "--to", "megatron-lm"],
+            "must lie in the space that --space and --set leave; got tp=2 pp=2",
+        ),
+        (["estimate", *JOB, "--plan", PLAN, "--set", "tpp=4"], "did you mean 'tp'?"),
         (["tune", *JOB, "--hours", "nan"], "got nan"),
         (["tune", *JOB, "--hours", "inf"], "got inf"),
         (["tune", *JOB, "--trials", "0"], "trials must be positive; got 0"),
@@ -160,7 +167,7 @@ def test_a_foreign_hugging_face_config_is_refused(tmp_path):
     path = tmp_path / "config.json"
     path.write_text(json.dumps({"model_type": "lama"}))
     told = complaint("rank", "--hf-config", path, *JOB[2:])
-    assert "did you mean 'llama'?" in told
+    assert "did you mean 'llama'? another decoder can be described inline, under [model]" in told
 
 
 def text_file(folder):

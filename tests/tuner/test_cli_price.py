@@ -166,3 +166,8 @@ def test_a_plan_that_does_not_fit_is_still_estimated_and_says_so():
     assert answer.code == 0
     assert "does not fit" in answer.out
     assert "does not fit the device's" in answer.out
+
+
+def test_a_plan_of_the_narrowed_space_is_priced_as_it_is():
+    asked = ["estimate", *JOB, "--plan", PLAN, "--json"]
+    assert meshtune(*asked, "--set", "tp=2,4", "--set", "zero=1").document == meshtune(*asked).document

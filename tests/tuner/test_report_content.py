@@ -206,3 +206,11 @@ def test_the_history_has_room_for_its_first_and_last_trial():
     last = report.trials[-1].number
     assert (axis["range"], axis["tick0"]) == ([-0.5, last + 0.5], 0)
     assert isinstance(axis["dtick"], int)
+
+
+def test_before_any_trial_ran_its_column_is_of_what_will_be_observed():
+    report = study_report(0)
+    console = Console(width=140, file=io.StringIO())
+    console.print(trials_table(report, report.trials))
+    head = console.file.getvalue().splitlines()[0]
+    assert head.split()[:4] == ["trial", "plan", "predicted", "observed"]

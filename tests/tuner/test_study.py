@@ -13,6 +13,7 @@ from tests.tuner.studies import NAME, config, finished_plans, optuna_trials, twi
 from tuner import tell
 from tuner.budget import Budget, Stop
 from tuner.events import Progress, Ranked, Stopped, TrialFinished, TrialStarted
+from tuner.inputs import fingerprint, inputs_to_document, refuse_changes
 from tuner.storage import open_storage
 from tuner.study import resume, stored_config, tune
 from tuner.view import State, load_study
@@ -141,6 +142,24 @@ def test_a_study_is_not_resumed_with_other_inputs(change, sentence, storage):
     with pytest.raises(StudyChanged, match=sentence):
         tune(config(storage, **change))
     assert view(storage).trials == ()
+
+
+def test_a_field_that_an_older_meshtune_did_not_write_is_neutral(storage):
+    given = config(storage).inputs
+    stored = inputs_to_document(given)
+    attention = dict(stored["inputs"]["model"]["attention"])
+    del attention["chunked"]
+    model = {**stored["inputs"]["model"], "attention": attention}
+    older = {
+        **stored,
+        "inputs": {**stored["inputs"], "model": model},
+        "fingerprints": {**stored["fingerprints"], "model": fingerprint(model)},
+    }
+    refuse_changes(older, given, NAME)
+    attention["head_dim"] = 32
+    older["fingerprints"]["model"] = fingerprint(model)
+    with pytest.raises(StudyChanged, match=r"another model: model.attention.head_dim was 32, now 64\."):
+        refuse_changes(older, given, NAME)
 
 
 def test_where_a_study_runs_and_how_long_may_change(storage):

@@ -124,9 +124,9 @@ class StudyReport:
 
     @property
     def origin(self) -> str:
-        """Where the observed numbers come from: `simulated`, `measured` or both, named."""
+        """Where the observed numbers come from: `simulated`, `measured` or both; `observed` before any."""
         origins = sorted({str(row.measured.origin) for row in self.trials if row.measured})
-        return " and ".join(origins) or "none"
+        return " and ".join(origins) or "observed"
 
     @property
     def ranked(self) -> list[TrialRow]:

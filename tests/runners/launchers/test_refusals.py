@@ -13,6 +13,7 @@ from runners.launchers.megatron_lm import recomputed_per_chunk
 from runners.launchers.megatron_model import layer_pattern
 from search_spaces.errors import CannotExport, InvalidSpec, UnknownName
 from search_spaces.model import NormKind, QkNorm
+from search_spaces.model_presets import load_model
 from search_spaces.plan import Plan
 from tests.runners.launchers.cases import (
     CASES,
@@ -250,6 +251,27 @@ def test_norms_over_all_heads_and_biases_in_odd_places_are_refused(launcher):
     lacks = " ".join(load_launcher(launcher).lacks(odd, Plan(dp=64)))
     assert "attention.qk_norm=full" in lacks
     assert "bias" in lacks
+
+
+@pytest.mark.parametrize("launcher", BUILDERS)
+def test_sinks_and_biases_of_experts_are_refused(launcher):
+    model = load_model("mixtral-8x7b")
+    attention = replace(model.attention, sinks=True)
+    odd = replace(
+        LLAMA_8B, model=replace(model, attention=attention, moe=replace(model.moe, expert_bias=True))
+    )
+    lacks = " ".join(load_launcher(launcher).lacks(odd, Plan(dp=64)))
+    assert "attention.sinks=true" in lacks
+    assert "moe" in lacks
+
+
+@pytest.mark.parametrize("launcher", BUILDERS)
+@pytest.mark.parametrize(("chunk", "refused"), [(4096, True), (LLAMA_8B.workload.seq_len, False)])
+def test_chunks_that_are_shorter_than_the_sequence_are_refused(launcher, chunk, refused):
+    attention = replace(LLAMA_8B.model.attention, window=chunk, chunked=True)
+    odd = replace(LLAMA_8B, model=replace(LLAMA_8B.model, attention=attention))
+    lacks = " ".join(load_launcher(launcher).lacks(odd, Plan(dp=64)))
+    assert ("attention.window=4096" in lacks or "attention.chunked" in lacks) == refused
 
 
 @pytest.mark.parametrize("launcher", ["megatron-lm", "deepspeed"])
