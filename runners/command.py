@@ -31,10 +31,11 @@ from runners.logs.account import Account
 from runners.logs.clues import Clues
 from runners.logs.lines import Line
 from runners.logs.verdict import EndedBy
-from runners.placeholders import KNOBS, NODES, STEP, check_placeholders, filled, plan_values, word_of
+from runners.logs.window import FEWEST_STEPS, WARMUP_STEPS
+from runners.placeholders import KNOBS, NODES, STEP, check_placeholders, filled, plan_values
 from runners.verdicts import why_illegal
 from search_spaces.errors import CannotExport, InvalidSpec, UnknownName, check
-from search_spaces.plan import Plan, Plans
+from search_spaces.plan import Plan, Plans, parse_value
 from search_spaces.units import MB
 
 LOG_NAME, PLAN_NAME = "log.txt", "plan.json"
@@ -136,7 +137,9 @@ class CommandRunner:
         grace_s: float = 10.0,
         most_log_bytes: int = int(64 * MB),
     ) -> None:
-        check(n_steps >= 1, "the command runner's n_steps must be at least 1", n_steps)
+        fewest = WARMUP_STEPS + FEWEST_STEPS
+        must = f"the command runner's n_steps must be at least {fewest}, {WARMUP_STEPS} of them warm-up"
+        check(n_steps >= fewest, must, n_steps)
         check(most_log_bytes >= 0, "the command runner's most_log_bytes must not be negative", most_log_bytes)
         _check_command(command, launcher)
         _check_texts([*command, *under], when, environment)
@@ -258,21 +261,28 @@ def _check_texts(
 ) -> None:
     check_placeholders(command, "the command")
     for key, words in when.items():
-        name, equals, _ = key.partition("=")
+        name, equals, value = key.partition("=")
         check(bool(equals), "a key of the command runner's when must be knob=value", repr(key))
         if name not in KNOBS:
             raise UnknownName("a knob of the command runner's when", name, KNOBS)
+        parse_value(name, value)  # what no plan can have would never be added
         is_list = isinstance(words, list | tuple) and all(isinstance(word, str) for word in words)
         check(is_list, f"the words of {key!r} must be a list of texts", repr(words))
         check_placeholders(words, "the command")
     for name, value in environment.items():
+        check(
+            bool(name) and not set(name) & set("=\0"),
+            "a variable's name must be a word without =",
+            repr(name),
+        )
         check(isinstance(value, str), f"the variable {name} must be a text", repr(value))
     check_placeholders(environment.values(), "the environment")
 
 
 def _holds(plan: Plan, key: str) -> bool:
     name, _, value = key.partition("=")
-    return word_of(getattr(plan, name)) == value
+    held: object = getattr(plan, name)
+    return held == parse_value(name, value)
 
 
 def _free_port() -> int:

@@ -25,6 +25,8 @@ def expected_of(job: Job, plan: Plan | None = None) -> Expected:
         micro_batch=plan.micro_batch if plan else None,
         seq_len=job.workload.seq_len,
         n_devices=job.cluster.n_devices,
+        tp=plan.tp if plan else None,
+        pp=plan.pp if plan else None,
         peak_flops_per_s=job.cluster.device.peak(job.workload.precision),
         model_flops_per_step=float(model_flops_per_step(job.model, job.workload)),
     )

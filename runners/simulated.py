@@ -18,7 +18,7 @@ from objectives.metrics import Job
 from objectives.outcome import Cause, Failed, Measured, Outcome, OutcomeOrigin, tail
 from objectives.simulator.energy import simulated_devices_w
 from objectives.simulator.randomness import ExpertLoad, Randomness
-from objectives.simulator.step import PLAIN, StepSimulator
+from objectives.simulator.step import PLAIN, StepSimulator, simulate_step
 from runners.hidden import hidden_machine
 from runners.verdicts import out_of_memory, why_illegal
 from search_spaces.errors import InvalidSpec, UnknownName, check
@@ -137,12 +137,9 @@ class SimulatedRunner:
     def _survive(self, plan: Plan, profile: StageProfile, rng: np.random.Generator) -> Outcome:
         """Each way to die in turn, or the steps that were measured."""
         time.sleep(self._seconds_per_trial)
-        bytes_of_stage = self._bytes_of_stage(profile)
-        fullest, capacity = int(np.argmax(bytes_of_stage)), self._machine.job.cluster.device.memory_bytes
-        log = _head(plan, profile)
-        if bytes_of_stage[fullest] > capacity:
-            failed = out_of_memory(fullest, float(bytes_of_stage[fullest]), capacity, self.origin)
-            return replace(failed, log_tail=_out_of_memory_log(log, plan, fullest, failed, capacity))
+        bytes_of_stage, log = self._bytes_of_stage(profile), _head(plan, profile)
+        if full := self._too_full(plan, bytes_of_stage, log):
+            return full
         lost, crash, hang, straggler = rng.random(4)
         if lost < self._faults.lost_machine:
             return self._fail(Cause.LOST_MACHINE, "a node stopped answering", log)
@@ -152,19 +149,41 @@ class SimulatedRunner:
             return self._fail(Cause.HANG, f"no step ended within {self._time_limit_s:g} s", log)
         simulator = self._simulator(plan, rng, slow=bool(straggler < self._faults.straggler))
         seeds = rng.integers(np.iinfo(np.int64).max, size=self._n_steps).tolist()
+        return self._run_steps(plan, simulator, seeds, bytes_of_stage, log)
+
+    def _run_steps(
+        self, plan: Plan, simulator: StepSimulator, seeds: list[int], bytes_of_stage: Floats, log: list[str]
+    ) -> Outcome:
+        bytes_of_stage = bytes_of_stage + self._bytes_of_load(simulator, plan, seeds[0])
+        if full := self._too_full(plan, bytes_of_stage, log):
+            return full
         steps_s: list[float] = []
         for seed in seeds:
             if hangs := simulator.hangs(seed):
                 why = f"step {len(steps_s) + 1} does not end: {hangs}"
                 return self._fail(Cause.HANG, why, log)
             steps_s.append(simulator.seconds(seed))
-        measured = self._measured(np.array(steps_s), float(bytes_of_stage[fullest]), log)
+        measured = self._measured(np.array(steps_s), float(bytes_of_stage.max()), log)
         watts = simulated_devices_w(self._machine.job, plan, simulator.parts_s(seeds[0]))
         return replace(measured, energy_j=watts * measured.step_s)
 
     def _bytes_of_stage(self, profile: StageProfile) -> Floats:
         growth = self._machine.activation_growth - 1
         return np.asarray(profile.memory.total_bytes + growth * profile.memory.activations_bytes)
+
+    def _bytes_of_load(self, simulator: StepSimulator, plan: Plan, seed: int) -> Floats | float:
+        """What experts with the drawn loads hold beyond those of the workload, per stage."""
+        if self._randomness.expert_load is ExpertLoad.AS_GIVEN:
+            return 0.0
+        given = simulate_step(self._machine.job, plan, PLAIN)
+        return np.asarray(simulator.step(seed).memory.peak_bytes - given.memory.peak_bytes)
+
+    def _too_full(self, plan: Plan, bytes_of_stage: Floats, log: list[str]) -> Failed | None:
+        fullest, capacity = int(np.argmax(bytes_of_stage)), self._machine.job.cluster.device.memory_bytes
+        if bytes_of_stage[fullest] <= capacity:
+            return None
+        failed = out_of_memory(fullest, float(bytes_of_stage[fullest]), capacity, self.origin)
+        return replace(failed, log_tail=_out_of_memory_log(log, plan, fullest, failed, capacity))
 
     def _simulator(self, plan: Plan, rng: np.random.Generator, *, slow: bool) -> StepSimulator:
         """The plan's steps, their passes jittering; with a straggler on one stage."""

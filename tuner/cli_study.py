@@ -145,7 +145,7 @@ def tune(  # noqa: PLR0913 - a verb's flags are its parameters
         objective=dict(metric=metric),
         runner=dict(
             kind=runner,
-            options=cli_tables.runner_options(runner_option),
+            options=cli_tables.located_options(cli_tables.runner_options(runner_option)),
             parallel=parallel,
             executor=executor,
             address=ray_address,

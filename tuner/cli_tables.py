@@ -11,7 +11,7 @@ from search_spaces.errors import InvalidSpec, check
 from tuner.campaign import Campaign, refuse_flags, study_from_tables
 from tuner.cli_flags import JobFlags
 from tuner.cli_job import job_from, space_table, workload_table
-from tuner.config import StudyConfig
+from tuner.config import PATH_OPTIONS, StudyConfig
 from tuner.presets import preset_path
 from tuner.storage import DEFAULT_STORAGE, list_studies, open_storage
 from tuner.view import StudyView, load_study
@@ -117,6 +117,15 @@ def runner_options(words: Sequence[str] | None, flag: str = "--runner-option") -
         except tomllib.TOMLDecodeError:
             options[key] = value
     return options
+
+
+def located_options(options: Tables | None) -> Tables | None:
+    """Runner options whose files and folders are seen from here, not from the study file."""
+    names = {name for each in PATH_OPTIONS.values() for name in each}
+    return options and {
+        name: str(Path(text).absolute()) if name in names and isinstance(text, str) and text else text
+        for name, text in options.items()
+    }
 
 
 def warm_sources(names: Sequence[str] | None) -> list[str] | None:

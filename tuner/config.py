@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from runners.slurm.choice import Slurm
@@ -36,6 +37,10 @@ from tuner.storage import DEFAULT_STORAGE, storage_place
 
 TABLES = ("study", "model", "cluster", "workload", "space", "objective", "runner", "budget")
 NEEDED = ("model", "cluster", "workload")
+# Options of runners that name a file or a folder.
+PATH_OPTIONS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {"command": ("working_folder", "trials_folder"), "replay": ("path",), "torch": ("schedule_file",)}
+)
 
 
 class ExecutorKind(StrEnum):
@@ -230,13 +235,12 @@ def _warm_source(name: str, folder: Path) -> str:
 
 
 def _located(runner: _RunnerTable, folder: Path) -> dict[str, Any]:
-    """The options, with a command's folders where any worker finds them: beside the study file."""
-    if runner.kind != "command":
-        return runner.options
-    given = {"working_folder": ".", **runner.options} if "command" in runner.options else runner.options
-    texts = {name: given[name] for name in ("working_folder", "trials_folder") if name in given}
+    """The options, with files and folders where any worker finds them: beside the study file."""
+    starts = runner.kind == "command" and "command" in runner.options
+    given = {"working_folder": ".", **runner.options} if starts else runner.options
+    texts = {name: given[name] for name in PATH_OPTIONS.get(runner.kind, ()) if name in given}
     for name, text in texts.items():
-        check(isinstance(text, str), f"[runner] options of command: {name} must be text", repr(text))
+        check(isinstance(text, str), f"[runner] options of {runner.kind}: {name} must be text", repr(text))
     return {**given, **{name: str((folder / text).absolute()) for name, text in texts.items() if text}}
 
 

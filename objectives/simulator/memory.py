@@ -107,8 +107,9 @@ def rank_memory(
 ) -> RankMemory:
     """Bytes of every rank along a timeline.
 
-    `activation_bytes` is what one micro-batch keeps in one chunk, shape (n_ranks, n_chunks); `constant_bytes`
-    what is there all the time, (n_ranks,).  Cost is linear in the passes.
+    `activation_bytes` is what one micro-batch keeps in one chunk, shape (n_ranks, n_chunks), or where they
+    differ (n_ranks, n_chunks, n_microbatches); `constant_bytes` what is there all the time, (n_ranks,).  Cost
+    is linear in the passes.
 
     Raises
     ------
@@ -116,16 +117,21 @@ def rank_memory(
         The shapes do not fit the program.
     """
     program = timeline.program
-    shape = (program.n_ranks, program.n_chunks)
-    must = f"activation bytes must have the shape (n_ranks, n_chunks) = {shape}"
-    check(activation_bytes.shape == shape, must, activation_bytes.shape)
+    shape = (program.n_ranks, program.n_chunks, program.n_microbatches)
+    must = f"activation bytes must have the shape (n_ranks, n_chunks[, n_microbatches]) of {shape}"
+    check(activation_bytes.shape in (shape[:2], shape), must, activation_bytes.shape)
+    kept = np.broadcast_to(activation_bytes.reshape(*shape[:2], -1), shape)
     row = np.lexsort((timeline.turn, timeline.rank))
-    rank, kind, chunk = timeline.rank[row], program.kind[row], program.chunk[row]
-    given_chunk = np.where(kind == Pass.FORWARD_BACKWARD, program.with_chunk[row], chunk)
+    rank, kind, chunk, microbatch = (
+        each[row] for each in (timeline.rank, program.kind, program.chunk, program.microbatch)
+    )
+    is_pair = kind == Pass.FORWARD_BACKWARD
+    given_chunk = np.where(is_pair, program.with_chunk[row], chunk)
+    given_microbatch = np.where(is_pair, program.with_microbatch[row], microbatch)
     at_b = HALVES_AT_BACKWARD_INPUT[release] / 2
     share = np.array([0.0, 1.0, at_b, 1 - at_b, 1.0])[kind]
-    takes = (kind == Pass.FORWARD) | (kind == Pass.FORWARD_BACKWARD)
-    taken, given = takes * activation_bytes[rank, chunk], share * activation_bytes[rank, given_chunk]
+    taken = ((kind == Pass.FORWARD) | is_pair) * kept[rank, chunk, microbatch]
+    given = share * kept[rank, given_chunk, given_microbatch]
     total = np.concatenate(([0.0], np.cumsum(taken - given)))
     before = total[np.searchsorted(rank, np.arange(program.n_ranks))][rank]  # of the ranks in front
     after = total[1:] - before

@@ -23,7 +23,7 @@ from objectives.simulator.randomness import Randomness
 from objectives.simulator.schedules import program
 from objectives.simulator.step_account import SHOWN, step_parts
 from objectives.simulator.step_build import StepGraph, StepInput, hideable, in_pieces, whole_passes
-from objectives.simulator.step_costs import row_costs, stage_of_chunk
+from objectives.simulator.step_costs import loaded, row_costs, stage_of_chunk
 from objectives.simulator.step_graph import (
     Activity,
     Slowdown,
@@ -285,7 +285,7 @@ class StepSimulator:
             program=step.program, rank=step.wiring.rank, start_s=run.start_s[rows.pieces[:, 0]],
             finish_s=run.finish_s[rows.end], turn=run.turn[rows.pieces[:, 0]],
         )  # fmt: skip
-        memory, stage_memory = _memory(self._job, self._plan, passes, self._options.release)
+        memory, stage_memory = self._memory(passes, step.costs.load)
         return SimulatedStep(
             plan=self._plan,
             step_s=self._step_s(step, tasks, run),
@@ -301,6 +301,24 @@ class StepSimulator:
             n_empty_expert_ranks=step.costs.n_empty,
             hang=self._hang(step.costs.n_empty),
         )  # fmt: skip
+
+    def _memory(self, passes: Timeline, load: Floats | None) -> tuple[RankMemory, StepMemory]:
+        """What passes keep, beside what is there all the time; experts keep what came to the hottest."""
+        job, plan = self._job, self._plan
+        stage, share = stage_of_chunk(passes.program)
+        if load is None:
+            profile = stage_profile(job, plan)
+            kept = profile.activation_bytes[stage] * share
+        else:
+            # Bytes are a line in the load, drawn here through those at 1 and at 2.
+            even, twice, profile = (
+                stage_profile(*loaded(job, plan, each)) for each in (1.0, 2.0, load.max())
+            )
+            more = (twice.activation_bytes - even.activation_bytes)[:, None] * (load - 1)
+            kept = (even.activation_bytes[:, None] + more)[stage] * share
+        constant = profile.memory.total_bytes - profile.memory.activations_bytes
+        release = self._options.release or release_of(job)
+        return rank_memory(passes, kept, constant_bytes=constant, release=release), profile.memory
 
     def _hang(self, n_empty: int) -> str:
         if not (n_empty and self._options.randomness.empty_ranks_hang):
@@ -341,13 +359,3 @@ def _factors(plan: Plan, options: StepOptions) -> Floats:
     must = f"copy_factors need the shape (tp cp dp, pp) = {(n_copies, plan.pp)}"
     check(factors.shape == (n_copies, plan.pp), must, factors.shape)
     return factors
-
-
-def _memory(job: Job, plan: Plan, passes: Timeline, release: Release | None) -> tuple[RankMemory, StepMemory]:
-    """What passes keep, beside what is there all the time."""
-    profile = stage_profile(job, plan)
-    stage, share = stage_of_chunk(passes.program)
-    constant = profile.memory.total_bytes - profile.memory.activations_bytes
-    kept = profile.activation_bytes[stage] * share
-    memory = rank_memory(passes, kept, constant_bytes=constant, release=release or release_of(job))
-    return memory, profile.memory

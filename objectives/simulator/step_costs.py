@@ -29,13 +29,15 @@ class RowCosts:
     """Seconds of every pass of a program: exposed by part, (7, n_ops), hidden by collective, (3, n_ops).
 
     `link_s` is a message on each rank's link, (n_ranks,); `n_empty` how many expert-parallel ranks had no
-    token in some pass.
+    token in some pass.  `load` is that of the hottest device's experts over the mean, of each stage's
+    micro-batches, (n_stages, n_microbatches); None where it is the workload's own.
     """
 
     parts_s: Floats
     hidden_s: Floats
     link_s: Floats
     n_empty: int
+    load: Floats | None = None
 
     @property
     def total_s(self) -> Floats:
@@ -66,9 +68,9 @@ def row_costs(
     """
     pace = 1 + job.cluster.straggler_per_log2.value * float(np.log2(max(job.cluster.n_nodes, 1)))
     slow = slow_factors(program.n_ranks, draws.slow_ranks, "rank")
-    halves, n_empty = _halves(program, parts), 0
+    halves, n_empty, load = _halves(program, parts), 0, None
     if draws.expert_load is not ExpertLoad.AS_GIVEN:
-        change, n_empty = _load_change(job, plan, program, halves, draws, rng)
+        change, n_empty, load = _load_change(job, plan, program, halves, draws, rng)
         halves = np.maximum(halves + change, 0)
     exposed_s, hidden_s = np.split(halves.sum(axis=0), [len(PARTS)])
     factor = pace * slow[program.rank] * jitter_factors(rng, draws.jitter, len(program))
@@ -78,6 +80,7 @@ def row_costs(
         hidden_s=hidden_s * pace,
         link_s=links * pace * parts.send_s,
         n_empty=n_empty,
+        load=load,
     )
 
 
@@ -100,8 +103,8 @@ def _halves(program: Program, parts: StageParts) -> Floats:
 
 def _load_change(
     job: Job, plan: Plan, program: Program, halves: Floats, draws: Randomness, rng: np.random.Generator
-) -> tuple[Floats, int]:  # fmt: skip
-    """What the drawn loads change against the workload's own imbalance, like `halves`, and empty ranks.
+) -> tuple[Floats, int, Floats | None]:  # fmt: skip
+    """What the drawn loads change against the workload's imbalance, like `halves`; empty ranks; the loads.
 
     A stage's seconds are taken as a line in the load, through those at the workload's and at one more.  Each
     micro-batch has one draw a stage, for its forward and its backward pass.
@@ -111,15 +114,10 @@ def _load_change(
         raise InvalidSpec("a load of experts needs a model with experts", f"{job.model.name}, which is dense")
     given, most = float(np.max(imbalance_of(job, one))), moe.capacity_factor
     if most is not None and plan.dispatch is not Dispatch.PADDING_FREE:
-        return np.zeros_like(halves), 0  # padded to capacity whatever the load: no rank is without slots
+        # Padded to capacity whatever the load: no rank is without slots.
+        return np.zeros_like(halves), 0, None
     given = given if most is None else min(given, most)
-    still = replace(plan, migrate_every=0)  # its load is given as it is
-    more = replace(
-        job,
-        model=replace(job.model, moe=replace(moe, capacity_factor=None)),
-        workload=replace(job.workload, expert_imbalance=given + 1),
-    )
-    steeper = _halves(program, stage_parts(more, still))
+    steeper = _halves(program, stage_parts(*loaded(job, plan, given + 1)))
     stage, _ = stage_of_chunk(program)
     n_stages = int(stage.max()) + 1
     n_draws = min(MOST_LOADS, n_stages * program.n_microbatches)
@@ -134,10 +132,20 @@ def _load_change(
     microbatch = np.stack(
         [program.microbatch, np.where(is_pair, program.with_microbatch, program.microbatch)]
     )
-    drawn = picked[stage[program.rank, chunk], microbatch]
-    hottest = loads.hottest[drawn] if most is None else np.minimum(loads.hottest[drawn], most)
-    extra = hottest - given
-    return (steeper - halves) * extra[:, None], int(loads.n_empty[np.unique(drawn)].sum())
+    hottest = loads.hottest[picked] if most is None else np.minimum(loads.hottest[picked], most)
+    drawn = stage[program.rank, chunk], microbatch
+    extra = hottest[drawn] - given
+    n_empty = int(loads.n_empty[np.unique(picked[drawn])].sum())
+    return (steeper - halves) * extra[:, None], n_empty, hottest
 
 
-__all__ = ["COLLECTIVES", "PARTS", "RowCosts", "row_costs", "stage_of_chunk"]
+def loaded(job: Job, plan: Plan, load: float) -> tuple[Job, Plan]:
+    """A job whose hottest device gets `load` times the mean, whatever its capacity; a plan that keeps it."""
+    moe = job.model.moe
+    assert moe is not None
+    model = replace(job.model, moe=replace(moe, capacity_factor=None))
+    uneven = replace(job, model=model, workload=replace(job.workload, expert_imbalance=load))
+    return uneven, replace(plan, migrate_every=0)
+
+
+__all__ = ["COLLECTIVES", "PARTS", "RowCosts", "loaded", "row_costs", "stage_of_chunk"]

@@ -18,6 +18,8 @@ class Expected:
     micro_batch: int | None = None
     seq_len: int | None = None
     n_devices: int | None = None
+    tp: int | None = None
+    pp: int | None = None
     peak_flops_per_s: float | None = None
     model_flops_per_step: float | None = None
 

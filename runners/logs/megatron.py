@@ -51,14 +51,23 @@ _VALIDATION = re.compile(r"(?:validation loss at |Evaluating on \d+ samples|Eval
 _CHECKPOINT = "saving checkpoint at iteration "
 # `_print_args`: two blanks, the name, dots up to column 48, the value.
 _ARGUMENT = re.compile(
-    r"\s*(?P<name>micro_batch_size|global_batch_size|seq_length|data_parallel_size) \.{3,} (?P<value>\d+)\s*$"
+    r"\s*(?P<name>micro_batch_size|global_batch_size|seq_length|data_parallel_size|world_size"
+    r"|tensor_model_parallel_size|pipeline_model_parallel_size) \.{3,} (?P<value>\d+)\s*$"
 )
 _NAMES = {
     "micro_batch_size": "micro_batch",
     "global_batch_size": "global_batch",
     "seq_length": "seq_len",
     "data_parallel_size": "dp",
+    "world_size": "devices",
+    "tensor_model_parallel_size": "tp",
+    "pipeline_model_parallel_size": "pp",
 }
+# `validate_args`, the run's first line; both programs name what lies between in their own ways.
+_SIZES = re.compile(
+    r"using world size: (?P<devices>\d+), .*tensor-model-parallel size: (?P<tp>\d+),"
+    r" pipeline-model-parallel size: (?P<pp>\d+)"
+)
 
 
 class MegatronLMLog:
@@ -91,12 +100,21 @@ def _facts(text: str) -> Iterator[Fact]:
     elif " memory (MB) | " in text and (match := _MEMORY.search(text)):
         # What the device really gave away: the allocator's cache is not free for others.
         yield MemoryFact(peak_bytes=float(match["reserved"]) * MIB, kind="reserved", rank=int(match["rank"]))
-    elif " ..." in text and (match := _ARGUMENT.match(text)):
-        yield ClaimFact(source="launcher", name=_NAMES[match["name"]], value=int(match["value"]))
+    elif claims := _claims(text):
+        yield from (ClaimFact(source="launcher", name=name, value=int(value)) for name, value in claims)
     elif _VALIDATION.match(text.lstrip()):
         yield DisturbanceFact(kind=Disturbance.VALIDATION)
     elif _CHECKPOINT in text:
         yield DisturbanceFact(kind=Disturbance.CHECKPOINT)
+
+
+def _claims(text: str) -> list[tuple[str, str]]:
+    """What a line says was run."""
+    if " ..." in text and (match := _ARGUMENT.match(text)):
+        return [(_NAMES[match["name"]], match["value"])]
+    if text.startswith("using world size: ") and (match := _SIZES.match(text)):
+        return list(match.groupdict().items())
+    return []
 
 
 def _split(text: str) -> list[str]:

@@ -37,7 +37,7 @@ def refusals_of(
     """One sentence for each reason not to believe the log."""
     found = [
         *_two_batches(account),
-        *_other_batch(account, expected),
+        *_other_run(account, expected),
         *_beyond_the_device(summary, expected),
     ]
     if summary.window is None:
@@ -58,9 +58,11 @@ def _two_batches(account: Account) -> Iterator[str]:
             yield sentence(f"{name} must be one number everywhere in the log", given, hint=hint)
 
 
-def _other_batch(account: Account, expected: Expected) -> Iterator[str]:
-    for name in ("global_batch", "micro_batch", "seq_len"):
-        wanted, said = getattr(expected, name), account.claims.get(name, {})
+def _other_run(account: Account, expected: Expected) -> Iterator[str]:
+    """What the log states was run must be what was asked for."""
+    asked = {name: getattr(expected, name) for name in ("global_batch", "micro_batch", "seq_len", "tp", "pp")}
+    for name, wanted in {**asked, "devices": expected.n_devices}.items():
+        said = account.claims.get(name, {})
         if wanted is not None and said and len(set(said.values())) == 1 and wanted not in said.values():
             given = f"{next(iter(said.values()))} ({next(iter(said))})"
             yield sentence(f"the run's {name} must be the plan's, {wanted}", given)

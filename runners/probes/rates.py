@@ -33,6 +33,9 @@ COLUMNS = (
     "n", "stride", "bytes", "seconds", "tflops", "gb_per_s",
 )  # fmt: skip
 PASSES = ("forward", "both")
+MOST_OF_RATED = (
+    1.5  # assumed: above any boost of the clock over the rated one, below sparse products' factor 2
+)
 
 
 def read_rates(path: Path, cluster: ClusterSpec) -> list[Result]:
@@ -71,7 +74,21 @@ def _result(cells: Cells, cluster: ClusterSpec) -> Result:
         raise BadRow(f"kind must be one of {', '.join(KINDS)}; got {kind!r}")
     made = {"gemm": _gemm, "attention": _attention, "memory": _memory}.get(kind)
     bare = made(cells) if made else _collective(cells, kind, cluster)
-    return Result(kind=bare.kind, what=bare.what, readings={"s": [_seconds(cells, bare)]})
+    seconds = _seconds(cells, bare)
+    if bare.kind in ("product", "attention"):
+        _check_rated(bare, seconds, cluster)
+    return Result(kind=bare.kind, what=bare.what, readings={"s": [seconds]})
+
+
+def _check_rated(bare: Result, seconds: float, cluster: ClusterSpec) -> None:
+    """No kernel passes the rated peak by so much: the unit, the format or the device is another one."""
+    rated = cluster.device.peak_flops_per_s.get(Precision(str(bare.what["format"])))
+    reached = WORK[bare.kind](bare) / seconds
+    if rated is not None and reached > MOST_OF_RATED * rated:
+        raise BadRow(
+            f"{reached / TFLOPS:.4g} TFLOP/s cannot be: {cluster.device.name} is rated at "
+            f"{rated / TFLOPS:.4g} in {bare.what['format']}"
+        )
 
 
 def _gemm(cells: Cells) -> Result:
@@ -99,6 +116,10 @@ def _collective(cells: Cells, kind: str, cluster: ClusterSpec) -> Result:
     n, stride = cells.needed("n") if kind != "p2p" else 2, cells.count("stride") or 1
     if n < 2:
         raise BadRow(f"n must be at least 2; got {n}")
+    if cluster.max_devices is not None and n * stride > cluster.max_devices:
+        raise BadRow(
+            f"{n} devices, {stride} apart, are more than the {cluster.max_devices} of {cluster.name}"
+        )
     tier = next(tier for tier in cluster.tiers if tier.size is None or tier.size >= n * stride)
     what: dict[str, Parameter] = {"operation": COLLECTIVES[kind], "bytes": cells.needed("bytes")}
     return _bare("collective", what | {"tier": tier.name, "n": n, "stride": stride})

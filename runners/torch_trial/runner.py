@@ -21,18 +21,20 @@ from typing import Any
 import psutil
 
 from objectives.cost.step import estimate
+from objectives.cost.tokens import microbatches
 from objectives.metrics import Job
 from objectives.outcome import Cause, Failed, Measured, Outcome, OutcomeOrigin
+from objectives.simulator.schedules.csv_file import read_csv
 from runners.oom_kills import killed_since, oom_kills
 from runners.torch_trial.mesh import leaders
 from runners.torch_trial.ranks import At, Body, Fate, run_ranks
-from runners.torch_trial.supported import refusals
+from runners.torch_trial.supported import SCHEDULE_CLASSES, class_refusals, order_refusals, refusals
 from runners.torch_trial.twin import Limits, Twin, most_ranks, same, too_large, too_many, twin
 from runners.torch_trial.verdict import failed
 from runners.trial_process import TrialProcess
 from runners.trial_server import REQUESTED_S
 from runners.verdicts import why_illegal
-from search_spaces.errors import InvalidSpec, RunnerError, check
+from search_spaces.errors import InvalidSpec, RunnerError, UnknownName, check
 from search_spaces.local_cluster import MIN_DEVICES, local_cluster
 from search_spaces.plan import Plan, Plans
 from search_spaces.units import MILLION
@@ -80,6 +82,13 @@ class Options:
             self.device in ("auto", "cpu", "cuda"),
             "the torch runner's device must be auto, cpu or cuda",
             self.device,
+        )
+        if self.schedule_class and self.schedule_class not in SCHEDULE_CLASSES:
+            raise UnknownName("the torch runner's schedule_class", self.schedule_class, SCHEDULE_CLASSES)
+        check(
+            not (self.schedule_class and self.schedule_file),
+            "the torch runner takes schedule_class or schedule_file",
+            "both",
         )
 
 
@@ -140,6 +149,7 @@ class TorchRunner:
             profile=profile,
             hsdp=hsdp,
         )
+        self._order = read_csv(Path(schedule_file)) if schedule_file else None
         self._worker: Any = None
 
     def warm_up(self) -> None:
@@ -177,17 +187,25 @@ class TorchRunner:
         """Before any process starts."""
         if illegal := why_illegal(self._job, plan, self.origin):
             return illegal
-        own = () if self._options.proxy else self._uneven(plan)
+        own = () if self._options.proxy else self._unfit(self._job, plan)
         for reason in (*refusals(self._job.model, self._job.workload, plan), *own):
             return self._invalid(reason)
         if self._options.device == "cpu" and not self._options.proxy and plan.world_size > most_ranks():
             return self._invalid(str(_does_not_fit(too_many(plan, most_ranks()))))
         return None
 
-    def _uneven(self, plan: Plan) -> Iterator[str]:
+    def _unfit(self, job: Job, plan: Plan) -> Iterator[str]:
+        """Why what the options ask for cannot run this plan."""
         copies, hsdp = plan.dp * plan.cp, self._options.hsdp
         if plan.zero >= 2 and copies % hsdp:
             yield f"the built-in trainer shards over equal replicas: hsdp={hsdp} of {copies} copies"
+        if plan.pp == 1:
+            return
+        if self._options.schedule_class:
+            yield from class_refusals(plan, self._options.schedule_class)
+        if self._order is not None:
+            n_microbatches = int(microbatches(job, Plans.of([plan]))[0])
+            yield from order_refusals(plan, n_microbatches, self._order)
 
     def _invalid(self, reason: str) -> Failed:
         return Failed(cause=Cause.INVALID, message=reason, origin=self.origin)
@@ -208,7 +226,7 @@ class TorchRunner:
             ran = self._within_limits(plan, machine)
         except InvalidSpec as error:
             return self._invalid(str(error))
-        for reason in (*refusals(ran.job.model, ran.job.workload, ran.plan), *self._uneven(ran.plan)):
+        for reason in (*refusals(ran.job.model, ran.job.workload, ran.plan), *self._unfit(ran.job, ran.plan)):
             return self._invalid(reason)
         begun_s = time.perf_counter()
         orders = self._orders(ran, device)

@@ -3,8 +3,20 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+import numpy as np
+
+from objectives.simulator.program import Pass, Program
+from runners.torch_trial.mesh import chunk_stages
 from search_spaces.model import ModelSpec
-from search_spaces.plan import CpKind, Dispatch, ExpertTokens, OptimizerSync, Plan, Schedule
+from search_spaces.plan import (
+    V_SHAPED,
+    CpKind,
+    Dispatch,
+    ExpertTokens,
+    OptimizerSync,
+    Plan,
+    Schedule,
+)
 from search_spaces.workload import CudaGraphs, Precision, Workload
 
 
@@ -76,6 +88,43 @@ _PLANS: tuple[Refusal, ...] = (
 _HALVES = (
     Schedule.ZB_H1, Schedule.ZB_H2, Schedule.ZB_V, Schedule.V_HALF, Schedule.V_MIN, Schedule.DUALPIPE_V,
 )  # fmt: skip
+
+
+# torch's classes with one stage a rank, with several in loops (d, d + pp, ...), and with two down and up a V.
+SINGLE_CLASSES = ("GPipe", "1F1B")
+LOOP_CLASSES = ("Interleaved1F1B", "LoopedBFS", "InterleavedZeroBubble")
+V_CLASSES = ("ZBVZeroBubble", "DualPipeV")
+SCHEDULE_CLASSES = (*SINGLE_CLASSES, *LOOP_CLASSES, *V_CLASSES)
+_SPLITTING_CLASSES = ("InterleavedZeroBubble", *V_CLASSES)
+
+
+def class_refusals(plan: Plan, name: str) -> Iterator[str]:
+    """Why one of torch's schedule classes cannot run a plan's stages where they lie."""
+    is_v = plan.schedule in V_SHAPED
+    if name in SINGLE_CLASSES and plan.vpp > 1:
+        yield f"torch's {name} holds one stage a rank, and vpp={plan.vpp}"
+    if name in LOOP_CLASSES and is_v:
+        yield f"torch's {name} holds stages in loops, and {plan.schedule} in a V"
+    if name in V_CLASSES and not is_v:
+        yield f"torch's {name} holds stages in a V: it replaces {', '.join(V_SHAPED)}; not {plan.schedule}"
+    if name in _SPLITTING_CLASSES and plan.zero == 3:
+        yield f"torch's {name} splits backward passes, in which FSDP loses gradients with zero=3"
+
+
+def order_refusals(plan: Plan, n_microbatches: int, order: Program) -> Iterator[str]:
+    """Why the order of passes in a file cannot run a plan's stages where they lie."""
+    needs = (plan.pp, n_microbatches)
+    if (order.n_ranks, order.n_microbatches) != needs:
+        yield (
+            f"the schedule file has {order.n_ranks} ranks and {order.n_microbatches} micro-batches, "
+            f"the plan {needs[0]} and {needs[1]}"
+        )
+        return
+    held_by = {int(stage): rank for rank, row in enumerate(order.stage) for stage in row}
+    if [held_by[stage] for stage in sorted(held_by)] != chunk_stages(plan):
+        yield "the schedule file holds stages on other ranks than the plan"
+    if plan.zero == 3 and np.isin(order.kind, (Pass.BACKWARD_INPUT, Pass.BACKWARD_WEIGHT)).any():
+        yield "the schedule file splits backward passes, in which FSDP loses gradients with zero=3"
 
 
 def _splits_backward(plan: Plan) -> bool:

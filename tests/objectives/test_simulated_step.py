@@ -192,6 +192,18 @@ def test_uneven_experts_are_slower_the_more_uneven_they_are():
     assert flat.step_s == pytest.approx(even.step_s, rel=1e-9)
 
 
+def test_the_hottest_rank_keeps_what_its_experts_got():
+    one_expert = loaded(ExpertLoad.HISTOGRAM, histogram=(1.0, *(0.0,) * 7))
+    uneven = replace(MIXTRAL, workload=replace(MIXTRAL.workload, expert_imbalance=8.0))
+    as_told = simulate_step(uneven, one_expert.plan)
+    np.testing.assert_allclose(one_expert.memory.peak_bytes, as_told.memory.peak_bytes)
+    even = loaded(ExpertLoad.UNIFORM).memory.peak_activation_bytes
+    assert np.all(one_expert.memory.peak_activation_bytes > 3 * even)
+    start, end = (one_expert.memory.over_time(0)[1][at] for at in (0, -1))
+    assert end == pytest.approx(one_expert.memory.constant_bytes[0])
+    assert start > end
+
+
 def test_each_half_of_a_pair_of_passes_has_its_own_load():
     plan = Plan.parse("tp=2 pp=2 dp=4 ep=4 micro_batch=1 schedule=dualpipe")
     step = StepSimulator(MIXTRAL, plan, drawn(expert_load=ExpertLoad.ZIPF)).input(0)

@@ -246,7 +246,19 @@ class TestRefusals:
             ({"command": "torchrun train.py"}, "the command must be a list of words"),
             ({"command": ["x"]}, "a log's trainer must be one of .*; got ''"),
             ({"command": ["x"], "reader": "megatron"}, "hint: did you mean 'megatron-lm'"),
-            ({"command": ["x"], "reader": "nanotron", "n_steps": 0}, "n_steps must be at least 1; got 0"),
+            ({"command": ["x"], "reader": "nanotron", "n_steps": 6}, "n_steps must be at least 7, 2 of them"),
+            (
+                {"command": ["x"], "reader": "nanotron", "when": {"schedule=1f2b": ["a"]}},
+                "schedule must be one of .*; got '1f2b'",
+            ),
+            (
+                {"command": ["x"], "reader": "nanotron", "when": {"sequence_parallel=True": ["a"]}},
+                "sequence_parallel must be true or false; got 'True'",
+            ),
+            (
+                {"command": ["x"], "reader": "nanotron", "environment": {"A=B": "1"}},
+                "a variable's name must be a word without =; got 'A=B'",
+            ),
             (
                 {"command": ["x"], "reader": "nanotron", "step_limit_s": -1.0},
                 "step limit must be finite, not neg",

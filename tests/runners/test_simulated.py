@@ -171,6 +171,20 @@ def test_padded_experts_and_even_ones_do_not_hang(words, load):
     assert isinstance(runner.run(Plans.of([Plan.parse(words)]))[0], Measured)
 
 
+def test_tokens_that_come_to_the_hottest_rank_take_its_memory():
+    workload = Workload(seq_len=2048, global_batch=64)
+    job = Job(model=load_model("mixtral-8x7b"), cluster=load_cluster("frontier", 64), workload=workload)
+    given, even, hot = (
+        SimulatedRunner(job, hidden=0.0, straggler_probability=0.0, n_steps=1, expert_load=load).run(
+            Plans.of([Plan.parse("pp=4 dp=16 ep=8")])
+        )[0]
+        for load in ("as-given", "uniform", "zipf")
+    )
+    assert given.peak_memory_bytes < even.peak_memory_bytes < 1.02 * given.peak_memory_bytes
+    assert hot.cause is Cause.OUT_OF_MEMORY
+    assert "OutOfMemoryError" in hot.log_tail
+
+
 def test_an_unknown_load_of_experts_and_one_without_experts_are_sentences():
     with pytest.raises(UnknownName, match="expert_load"):
         few_tokens(expert_load="zipfian")

@@ -159,7 +159,11 @@ def test_a_closed_server_leaves_no_process(server):
 
 
 def test_an_error_in_a_rank_comes_with_its_traceback(server, tmp_path):
-    outcome = server(schedule_file=str(tmp_path / "missing.csv")).run(Plan(pp=2))
+    path = tmp_path / "missing.csv"
+    path.write_text("0F0,0F1,0F2,0F3,0B0,0B1,0B2,0B3\n1F0,1B0,1F1,1B1,1F2,1B2,1F3,1B3\n")
+    running = server(schedule_file=str(path))
+    path.unlink()
+    outcome = running.run(Plan(pp=2, micro_batch=2))
     assert outcome.cause is Cause.CRASH
     assert "missing.csv" in outcome.message
     assert "Traceback" in outcome.log_tail
@@ -174,11 +178,42 @@ def test_a_schedule_file_is_run(server, tmp_path):
     assert isinstance(outcome, Measured), outcome
 
 
-@pytest.mark.slow
-def test_a_schedule_file_that_leaves_passes_out_is_no_measurement(server, tmp_path):
+SHORT = "0F0,0B0\n1F0,1B0\n"
+SWAPPED = "1F0,1F1,1F2,1F3,1B0,1B1,1B2,1B3\n0F0,0F1,0F2,0F3,0B0,0B1,0B2,0B3\n"
+HALVES = "0F0,0F1,0F2,0F3,0B0,0B1,0B2,0B3\n1F0,1I0,1W0,1F1,1B1,1F2,1B2,1F3,1B3\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "plan", "words"),
+    [
+        (SHORT, Plan(pp=2, micro_batch=2), "has 2 ranks and 1 micro-batches, the plan 2 and 4"),
+        (SWAPPED, Plan(pp=2, micro_batch=2), "holds stages on other ranks than the plan"),
+        (HALVES, Plan(pp=2, dp=2, zero=3), "splits backward passes"),
+    ],
+)
+def test_a_schedule_file_that_is_not_the_plan_s_is_refused(text, plan, words, tmp_path):
     path = tmp_path / "schedule.csv"
-    path.write_text("0F0,0B0\n1F0,1B0\n")
-    assert isinstance(server(schedule_file=str(path)).run(Plan(pp=2, micro_batch=2)), Failed)
+    path.write_text(text)
+    (outcome,) = TorchRunner(tiny_job(plan.world_size), **QUICK, schedule_file=str(path)).run(
+        Plans.of([plan])
+    )
+    assert outcome.cause is Cause.INVALID
+    assert words in outcome.message
+
+
+@pytest.mark.parametrize(
+    ("name", "plan", "words"),
+    [
+        ("1F1B", Plan(pp=2, vpp=2, schedule=Schedule.INTERLEAVED), "holds one stage a rank, and vpp=2"),
+        ("LoopedBFS", Plan(pp=2, vpp=2, schedule=Schedule.ZB_V), "in loops, and zb-v in a V"),
+        ("ZBVZeroBubble", Plan(pp=2, vpp=2, schedule=Schedule.INTERLEAVED), "in a V: it replaces zb-v"),
+        ("InterleavedZeroBubble", Plan(pp=2, dp=2, zero=3), "splits backward passes"),
+    ],
+)
+def test_a_schedule_class_that_cannot_hold_the_plan_s_stages_is_refused(name, plan, words):
+    (outcome,) = TorchRunner(tiny_job(plan.world_size), **QUICK, schedule_class=name).run(Plans.of([plan]))
+    assert outcome.cause is Cause.INVALID
+    assert words in outcome.message
 
 
 @pytest.mark.parametrize(
@@ -220,6 +255,9 @@ def test_its_twin_runs_and_says_so():
     ("options", "words"),
     [
         ({"n_steps": 0}, "n_steps must be at least 1"),
+        ({"schedule_class": "ZBV"}, "schedule_class must be one of"),
+        ({"schedule_file": "none.csv"}, "a schedule file must be readable text; got none.csv"),
+        ({"schedule_class": "1F1B", "schedule_file": "none.csv"}, "takes schedule_class or schedule_file"),
         ({"device": "tpu"}, "device must be auto, cpu or cuda"),
         ({"step_limit_s": 0.0}, "step_limit_s must be positive"),
         ({"seed": -1}, "seed must not be negative"),

@@ -12,6 +12,7 @@ from search_spaces.plan import KNOB_NAMES
 from search_spaces.workload import Precision, Workload
 from tests.tuner.studies import ROOT, config, tables
 from tuner.budget import Budget
+from tuner.cli_tables import located_options
 from tuner.config import ExecutorKind, Machine, StudyTable, config_from_tables, read_config
 from tuner.inputs import RunnerChoice, inputs_from_document, inputs_to_document, plain
 
@@ -122,6 +123,15 @@ def test_a_cluster_may_be_a_file_beside_the_study_file(tmp_path):
     (tmp_path / "ours.toml").write_text(f'device = "h100-80"\ndevices_per_node = 8\n{tier}\n')
     study = config_from_tables({**SMALL, "cluster": {"file": "ours.toml", "devices": 8}}, folder=tmp_path)
     assert (study.inputs.cluster.name, study.inputs.cluster.n_devices) == ("ours", 8)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [("replay", "path"), ("torch", "schedule_file"), ("command", "trials_folder")]
+)
+def test_files_of_a_runner_lie_beside_the_study_file(kind, name, tmp_path):
+    runner = {"kind": kind, "options": {name: "there"}}
+    study = config_from_tables({**SMALL, "runner": runner}, folder=tmp_path)
+    assert study.inputs.runner.options[name] == str(tmp_path / "there")
 
 
 @pytest.mark.parametrize(
@@ -264,3 +274,9 @@ def test_the_shortest_file_on_the_page_is_whole(tmp_path):
     page = (ROOT / "docs/study-file.md").read_text()
     (tmp_path / "study.toml").write_text(page.split("```toml\n")[1].split("```")[0])
     assert read_config(tmp_path / "study.toml").name == "llama-3-8b-16xdgx-h100"
+
+
+def test_files_of_a_runner_that_flags_name_are_seen_from_here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    options = located_options({"path": "runs.csv", "seed": 3, "schedule_file": "/there.csv"})
+    assert options == {"path": str(tmp_path / "runs.csv"), "seed": 3, "schedule_file": "/there.csv"}

@@ -1,9 +1,13 @@
 """Published figures beside ours: what reaches, how they are shown, and the rows of the table."""
 
+import json
+
+import jsonschema
 import pytest
 
 from search_spaces.errors import InvalidSpec, UnknownName
 from tests.tuner.cli import meshtune
+from tests.tuner.schemas import FINITE, TEXT, document, many, record
 from tests.tuner.studies import read_study
 from tuner.papers import PAPERS, load_paper, load_papers, paper_of_preset
 from tuner.papers.figure import Figure, Kind, Paper, Provenance
@@ -103,6 +107,31 @@ def test_the_page_and_the_screen_come_from_one_command(tmp_path):
     assert answer.code == 0
     assert all(f"[{name}](#{name})" in target.read_text() for name in PAPERS)
     assert all(name in answer.out for name in PAPERS)
+
+
+PAPERS_DOCUMENT = document(
+    "papers",
+    papers=many(
+        record(
+            name=TEXT, title=TEXT, source=TEXT, presets=many(TEXT, 1),
+            figures=many(
+                record(
+                    what=TEXT, unit={"type": "string"}, published=FINITE, ours=FINITE, ratio=FINITE,
+                    kind={"enum": ["exact", "ratio", "order"]}, provenance=TEXT, source=TEXT,
+                    is_reached={"type": "boolean"}, note={"type": "string"},
+                ), 1,
+            ),
+        ), 1,
+    ),
+)  # fmt: skip
+
+
+def test_every_paper_is_a_json_document():
+    answer = meshtune("papers", "--json")
+    assert answer.code == 0
+    found = json.loads(answer.out)
+    jsonschema.validate(found, PAPERS_DOCUMENT)
+    assert sorted(each["name"] for each in found["papers"]) == sorted(PAPERS)
 
 
 def test_what_is_no_paper_and_no_preset_is_one_sentence(tmp_path):

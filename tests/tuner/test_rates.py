@@ -90,6 +90,18 @@ def test_rows_of_one_case_are_its_repeats(tmp_path):
         (dict(kind="gemm", format="int9", rows=8, columns=8, depth=8, seconds=1), "format must be one of"),
         (dict(kind="memory", kernel="dance", bytes=8, seconds=1), "kernel must be one of"),
         (dict(kind="p2p", bytes=8, seconds="inf"), "seconds must be finite"),
+        (
+            dict(kind="all_to_all", n=40000, stride=8, bytes=8, seconds=1),
+            "are more than the 78848 of frontier",
+        ),
+        (
+            dict(kind="gemm", rows=8, columns=8, depth=8, tflops=112000),
+            "1.12e+05 TFLOP/s cannot be: mi250x-gcd is rated at 191.5 in bf16",
+        ),
+        (
+            dict(kind="attention", seq_len=4096, batch=2, heads=32, width=128, seconds=1e-6),
+            "TFLOP/s cannot be: mi250x-gcd is rated at 191.5 in bf16",
+        ),
     ],
 )
 def test_what_is_no_rate_is_one_sentence(tmp_path, cells, sentence):

@@ -57,7 +57,7 @@ class Figure:
     @property
     def ratio(self) -> float:
         """Ours by the published one."""
-        return self.ours / self.published
+        return float(self.ours) / float(self.published)
 
     @property
     def is_reached(self) -> bool:

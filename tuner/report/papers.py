@@ -69,8 +69,8 @@ def paper_row(paper: Paper, figures: Sequence[Figure]) -> dict[str, Any]:
             {
                 "what": each.what,
                 "unit": each.unit,
-                "published": each.published,
-                "ours": each.ours,
+                "published": float(each.published),
+                "ours": float(each.ours),
                 "ratio": each.ratio,
                 "kind": str(each.kind),
                 "provenance": str(each.provenance),

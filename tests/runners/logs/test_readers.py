@@ -105,7 +105,18 @@ def test_loss_is_read(log, first, last):
 @pytest.mark.parametrize(
     ("log", "settings"),
     [
-        ("megatron-lm", {"dp": 8, "global_batch": 64, "micro_batch": 1, "seq_len": 8192}),
+        (
+            "megatron-lm",
+            {
+                "devices": 64,
+                "tp": 4,
+                "pp": 2,
+                "dp": 8,
+                "global_batch": 64,
+                "micro_batch": 1,
+                "seq_len": 8192,
+            },
+        ),
         ("deepspeed", {"accumulation": 2, "global_batch": 32, "micro_batch": 4}),
         ("torchtitan", {"global_batch": 16, "seq_len": 8192}),
         ("composer", {"global_batch": 256, "seq_len": 8192, "micro_batch": 2}),

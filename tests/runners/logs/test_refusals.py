@@ -2,6 +2,7 @@
 
 import pytest
 
+from runners.logs import load_reader
 from search_spaces.units import TFLOPS
 from tests.runners.logs.reading import read, read_text
 
@@ -60,6 +61,19 @@ def test_overflows_that_only_the_engine_tells_are_seen():
 @pytest.mark.parametrize(("name", "value"), [("global_batch", 128), ("micro_batch", 2), ("seq_len", 4096)])
 def test_a_batch_that_is_not_the_plan_s_is_refused(name, value):
     assert f"the run's {name} must be the plan's, {value}; got" in refused("megatron-lm", **{name: value})
+
+
+@pytest.mark.parametrize(("name", "ran"), [("devices", 64), ("tp", 4), ("pp", 2)])
+def test_a_run_on_other_devices_or_degrees_than_the_plan_s_is_refused(name, ran):
+    asked = f"n_{name}" if name == "devices" else name
+    words = refused("megatron-lm", **{asked: 8})
+    assert f"the run's {name} must be the plan's, 8; got {ran} (launcher)" in words
+    assert refused("megatron-lm", **{asked: ran}) == ""
+    argument = {"devices": "world_size", "tp": "tensor_model_parallel_size"}.get(
+        name, "pipeline_model_parallel_size"
+    )
+    (claim,) = load_reader("megatron-deepspeed").read(f"  {argument} ".ljust(48, ".") + f" {ran}")
+    assert (claim.name, claim.value) == (name, ran)
 
 
 def test_work_that_is_not_the_job_s_is_refused():
