@@ -148,12 +148,13 @@ incomplete ones too. *Blind*: as predicted before anything was changed for them
 written before, from datasheets). *Now*: after what they taught. The complete ones: those that state all
 that sets the step time and do not contradict their neighbours."""
 LATER_LEARNT = """What they taught, none of it a constant of a model or a source: in a pipeline
-gradients are reduced once a step whatever the ZeRO stage; messages of an interleaved pipeline travel
-beside passes by default in Megatron-LM and NeMo; attention with narrow heads waits for exponentials; B200, B300 and GB200 were
-fitted to too few trainers; FP4 products and torchtitan's attention and tensor-parallel overlap were
-only assumed. What stays open: experts with attention sinks (GPT-OSS), an early release on GB200,
-kernels on MI300X, FP8 with a scale for each row, trainers that synchronise after every layer
-(GPT-NeoX), V100 nodes on a shared network of which the source says 40 % either way."""
+gradients are reduced once a step whatever the ZeRO stage; messages of an interleaved pipeline
+travel beside passes by default in Megatron-LM and NeMo; attention with narrow heads waits for
+exponentials; B200, B300 and GB200 were fitted to too few trainers; FP4 products and torchtitan's
+attention and tensor-parallel overlap were only assumed. What stays open: experts with attention
+sinks (GPT-OSS), an early release on GB200, kernels on MI300X, FP8 with a scale for each row,
+trainers that synchronise after every layer (GPT-NeoX), V100 nodes on a shared network of which the
+source says 40 % either way."""
 
 BASE_HEADINGS = (
     "source", "presets", f"after {N_ROWS} rows", "source left out", "one utilisation", "from others",
