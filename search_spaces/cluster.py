@@ -26,6 +26,8 @@ class DeviceSpec:
     large product keeps of that inside a training step (power, clocks, other streams).  `kernel_launch_s` is
     what its host takes to issue one operation.  `fp8_gemm_efficiency` and `fp4_gemm_efficiency` are the best
     products of 8 and 4 bits over their own peaks; None where nobody measured them: as the 16-bit one.
+    `exponential_share` is the seconds that attention's exponentials take over those of its products at their
+    peak, with heads of 128 entries.
     `power_w` is its rating, `power` what it draws of that in each state (None: the assumed shares).
     `processes_per_core` is 0 for an accelerator with a host beside it.  Above 0 a device is a process on a
     processor's cores, host and device in one, and so many such processes take turns on each core.
@@ -39,6 +41,7 @@ class DeviceSpec:
     host_bandwidth_bytes_per_s: float
     power_w: float
     n_multiprocessors: int = 132
+    exponential_share: float = 0.0
     gemm_efficiency: Constant
     sustained_efficiency: Constant
     attention_efficiency: Constant
@@ -62,6 +65,10 @@ class DeviceSpec:
             self.n_multiprocessors > 0,
             "DeviceSpec.n_multiprocessors must be positive",
             self.n_multiprocessors,
+        )
+        share = self.exponential_share
+        check(
+            0 <= share < float("inf"), "DeviceSpec.exponential_share must be finite and not negative", share
         )
         for name in EFFICIENCIES:
             if getattr(self, name) is not None:

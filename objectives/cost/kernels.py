@@ -17,6 +17,7 @@ Tiles: NVIDIA, "Matrix multiplication background".
 import numpy as np
 
 from objectives.metrics import Job
+from search_spaces.cluster import DeviceSpec
 from search_spaces.plan import Floats
 from search_spaces.workload import Precision
 
@@ -28,8 +29,6 @@ BLOCK_SCALED = (Precision.MXFP8, Precision.NVFP4)
 CAST_BYTES = 4.0
 TENSOR_CORE_ROW_BYTES = 16
 USUAL_HEAD_DIM = 128  # of the heads that attention's published rates are for
-SCORE_FLOPS = 14.0  # per score and entry of a head: two products forward, five backward
-EXPONENTIALS_PER_S = 3.9e12 / 132  # a multiprocessor's: 16 a clock
 
 
 def activation_precision(precision: Precision) -> Precision:
@@ -81,30 +80,27 @@ def grouped_gemm_s(job: Job, rows: Floats, columns: Floats, depth: Floats | floa
 
 
 def attention_s(job: Job, flops: Floats) -> Floats:
-    """Seconds of fused attention from its FLOPs, with heads as wide as the job's.
+    """Seconds of fused attention with heads as wide as the job's: FLOPs / (peak efficiency) x its factor."""
+    device, attention = job.cluster.device, job.model.attention
+    peak = device.peak(activation_precision(job.workload.precision))
+    seconds = flops / (peak * device.attention_efficiency.value * job.trainer.attention.value)
+    return seconds * width_factor(device, (attention.head_dim + attention.v_head_dim) / 2)
 
-        FLOPs / (peak efficiency) (1 + s USUAL / d) / (1 + s)
 
-    s is the seconds of exponentials over those of products where d, the heads' width, is USUAL.
+def width_factor(device: DeviceSpec, head_dim: float) -> float:
+    """How much longer fused attention takes for its FLOPs than with heads of USUAL_HEAD_DIM entries.
+
+        (1 + s USUAL_HEAD_DIM / d) / (1 + s)      s: the device's `exponential_share`,  d: the heads' width
 
     A score takes 4 d FLOPs forward, 10 d backward and an exponential each way, whatever d: narrow heads keep
-    the special function units busier than the tensor cores.  Efficiencies are those of heads of USUAL
-    entries.
+    the special function units busier than the tensor cores.
 
     Source
     ------
     Shah et al. (2024), arXiv:2407.08608, section 2.2: 989 TFLOP/s of products, 3.9 T exponentials/s on H100.
     """
-    device = job.cluster.device
-    peak = device.peak(activation_precision(job.workload.precision))
-    seconds = flops / (peak * device.attention_efficiency.value * job.trainer.attention.value)
-    if device.is_host:
-        return seconds
-    attention = job.model.attention
-    width = (attention.head_dim + attention.v_head_dim) / 2
-    exponentials = EXPONENTIALS_PER_S * device.n_multiprocessors
-    share = 2 * peak / (SCORE_FLOPS * USUAL_HEAD_DIM * exponentials)
-    return seconds * (1 + share * USUAL_HEAD_DIM / width) / (1 + share)
+    share = device.exponential_share
+    return (1 + share * USUAL_HEAD_DIM / head_dim) / (1 + share)
 
 
 def unfused_attention_s(job: Job, flops: Floats) -> Floats:

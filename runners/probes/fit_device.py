@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from objectives.cost.kernels import width_factor
 from runners.probes.predictions import attention_flops, moved_bytes, product_flops
 from runners.probes.record import Result, scatter
 from search_spaces.cluster import Constant, DeviceSpec, Origin
@@ -148,7 +149,10 @@ def _fit_attention(fit: DeviceFit, results: Sequence[Result]) -> None:
     if Precision(precision) not in fit.device.peak_flops_per_s:
         return
     peak = fit.device.peak(Precision(precision))
-    shares = [attention_flops(each) / (each.median() * peak) for each in same]
+    shares = [
+        attention_flops(each) * width_factor(fit.device, each.number("width")) / (each.median() * peak)
+        for each in same
+    ]
     fit.share("attention_efficiency", float(np.median(shares)), scatter(shares), len(same))
 
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from objectives.cost import collectives
 from objectives.cost.collectives import Line, group_members
-from objectives.cost.kernels import attention_s, gemm_s, memory_bound_s
+from objectives.cost.kernels import attention_s, gemm_s, memory_bound_s, width_factor
 from objectives.cost.layers import ATTENTION_BACKWARD_OVER_FORWARD
 from objectives.metrics import Job
 from runners.probes.cases import MOVED
@@ -164,7 +164,9 @@ def _price_attention(cluster: ClusterSpec, result: Result) -> float | None:
     precision = Precision(result.text("format"))
     if precision not in cluster.device.peak_flops_per_s:
         return None
-    return float(attention_s(_job(cluster.device, precision), np.array([attention_flops(result)]))[0])
+    usual = replace(cluster.device, exponential_share=0.0)
+    seconds = float(attention_s(_job(usual, precision), np.array([attention_flops(result)]))[0])
+    return seconds * width_factor(cluster.device, result.number("width"))
 
 
 def _price_memory(cluster: ClusterSpec, result: Result) -> float:

@@ -7,11 +7,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from benchmarks.accuracy import find, limit_words, markdown, page
+from benchmarks.accuracy import LATER, find, limit_words, markdown, page, read_blind
 from benchmarks.baselines import noise_floor, trivial
 from benchmarks.calibrated import Calibrated
 from benchmarks.rows import DATA, trusted_runs
 from benchmarks.targets import MEASURES, Target, read_table, schedule_order
+from objectives.measurements import read_measurements
 from objectives.validation import Accuracy, Prediction
 from search_spaces.plan import Schedule
 
@@ -146,3 +147,12 @@ def test_figures_after_calibration_are_of_all_rows_held_back():
 def answer(source, n_held, figure):
     """One source and accelerator as a calibration answers it."""
     return SimpleNamespace(source=source, errors=np.full(n_held, -figure))
+
+
+def test_every_blind_prediction_is_of_a_run_found_afterwards():
+    runs = {run.id: run for run in read_measurements(LATER).runs}
+    blind = read_blind()
+    assert len(blind) > 500
+    assert set(blind) <= set(runs)
+    assert all(each.low_s <= each.predicted_s <= each.high_s for each in blind.values())
+    assert not {run.id for run in read_measurements(DATA).runs} & set(runs)

@@ -4,8 +4,10 @@ from dataclasses import replace
 
 import pytest
 
+from objectives.cost.kernels import width_factor
 from objectives.cost.step import estimate
 from search_spaces.cluster import assumed
+from search_spaces.cluster_presets import load_device
 from search_spaces.habits import ASSUMED_HABITS
 from search_spaces.model_presets import load_model
 from search_spaces.plan import Plan, Plans
@@ -90,3 +92,17 @@ def test_the_device_waits_for_the_host_at_every_message():
     assert time_of(job, plan).pp_comm_s[0] == pytest.approx(
         time_of(free, plan).pp_comm_s[0] + n_messages * waits_s
     )
+
+
+@pytest.mark.parametrize(("head_dim", "least", "most"), [(64, 1.1, 1.4), (128, 1.0, 1.0), (256, 0.8, 0.95)])
+def test_narrow_heads_wait_for_exponentials(head_dim, least, most):
+    """FlashAttention-3's figures on H100: heads of 64 reach 0.7 to 0.8 of the rate of 128, those of 256 more."""
+    device = load_device("h100-80")
+    assert least <= width_factor(device, head_dim) <= most
+    assert width_factor(replace(device, exponential_share=0.0), head_dim) == 1
+
+
+def test_faster_tensor_cores_leave_narrow_heads_further_behind():
+    factors = [width_factor(load_device(name), 64) for name in ("v100-32", "a100-80", "h100-80", "gb200")]
+    assert factors == sorted(factors)
+    assert factors[0] < 1.1 < 1.3 < factors[-1]

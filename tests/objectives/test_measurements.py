@@ -72,7 +72,7 @@ def test_every_row_is_a_run_or_rejected_with_a_reason(published):
         (
             "mbridge-0001",
             "pp=2 dp=128 ep=32 vpp=8 zero=1 schedule=interleaved first_layers=32 overlap_dp=true "
-            "overlap_ep=true deduplicate_ep=true",
+            "overlap_pp=true overlap_ep=true deduplicate_ep=true",
         ),
         ("dgxc-0019", "cp=2 dp=4 zero=1 overlap_dp=true"),
     ],

@@ -115,7 +115,7 @@ def test_reasons_are_listed_with_the_plans_they_hold_for(again):
 
 
 def test_peak_memory_asks_for_no_second_opinion(job):
-    space = SpaceSpec.of({"tp": [2], "pp": [2]})
+    space = SpaceSpec.of({"tp": [4], "pp": [2]})
     assert api.rank(job, space, metric="peak_memory", simulate=True).second is None
 
 
