@@ -96,7 +96,7 @@ def test_the_device_waits_for_the_host_at_every_message():
 
 @pytest.mark.parametrize(("head_dim", "least", "most"), [(64, 1.1, 1.4), (128, 1.0, 1.0), (256, 0.8, 0.95)])
 def test_narrow_heads_wait_for_exponentials(head_dim, least, most):
-    """FlashAttention-3's figures on H100: heads of 64 reach 0.7 to 0.8 of the rate of 128, those of 256 more."""
+    """As FlashAttention-3 on H100: heads of 64 reach 0.7 to 0.8 of the rate of 128, those of 256 more."""
     device = load_device("h100-80")
     assert least <= width_factor(device, head_dim) <= most
     assert width_factor(replace(device, exponential_share=0.0), head_dim) == 1
