@@ -114,18 +114,19 @@ def _messages_differ(step: StepInput, found: Estimate) -> bool:
 
 
 def _shares_inside_passes(step: StepInput, found: Estimate) -> bool:
-    inside = step.plan.zero >= 3 or step.plan.reduces_every_pass
-    return inside and found.time.dp_comm_s[0] > _EACH * found.step_s[0]
+    return _travels_every_pass(step) and found.time.dp_comm_s[0] > _EACH * found.step_s[0]
+
+
+def _travels_every_pass(step: StepInput) -> bool:
+    """Whether weights or gradients travel with every micro-batch, and not with the step alone."""
+    return step.plan.zero >= 3 or step.plan.reduces_every_pass
 
 
 def _first_stage_is_not_fullest(step: StepInput, found: Estimate) -> bool:
     shared = hideable(step, in_buckets=False)
     shown_s = float((shared.reduce_shown_s + shared.gather_shown_s)[0] + step.parts.tie_s[0])
-    return (
-        step.plan.zero < 3
-        and not step.plan.reduces_every_pass
-        and abs(shown_s - found.time.dp_comm_s[0]) > _EACH * found.step_s[0]
-    )
+    off_s = abs(shown_s - found.time.dp_comm_s[0])
+    return not _travels_every_pass(step) and off_s > _EACH * found.step_s[0]
 
 
 def _steps_interlock(step: StepInput, found: Estimate) -> bool:
